@@ -1,0 +1,161 @@
+// Gradients of the probability maps and of the boxes. Both are sums over channels, and both follow from the same dot products
+// <features of a pixel, gradient of a bin>, one per tap: the channels are read once, the rest is scalar work. One thread owns a box.
+#include "operators.h"
+#include "prepared_box.h"
+
+namespace shape_roi_align::cpu {
+namespace {
+
+template <typename T, typename coord_t, typename box_t>
+class MapAndBoxGradient {
+ public:
+  using acc_t = accumulate_t<T>;
+
+  MapAndBoxGradient(const Params& params, const PooledMap& grad, void* grad_maps, box_t* grad_rois)
+      : params_(params),
+        tile_(grad, params.options),
+        grad_maps_(grad_maps),
+        grad_rois_(grad_rois),
+        bins_(params.options.pooled_height * params.options.pooled_width) {}
+
+  void compute(const Box<coord_t>& box) {
+    if (!box_.prepare(params_, box)) {
+      return;
+    }
+    dot_taps(box.index);
+    map_ = map_of_box(params_, box.index, converted_map_);
+    map_gradient_.assign(grad_maps_ == nullptr ? 0 : int64_t(params_.map_height) * params_.map_width, coord_t(0));
+    along_y_ = along_x_ = AxisGradient{};
+    for (int32_t ph = 0; ph < params_.options.pooled_height; ++ph) {
+      for (int32_t pw = 0; pw < params_.options.pooled_width; ++pw) {
+        add_bin(ph, pw);
+      }
+    }
+    if (grad_maps_ != nullptr) {
+      store_map_gradient(box.index);
+    }
+    if (grad_rois_ != nullptr) {
+      box_t* grad_roi = grad_rois_ + 5 * box.index;
+      const coord_t scale = static_cast<coord_t>(params_.levels[box.level].spatial_scale);
+      store_axis(box.geometry.x, along_x_, scale, grad_roi + 1, grad_roi + 3);
+      store_axis(box.geometry.y, along_y_, scale, grad_roi + 2, grad_roi + 4);
+    }
+  }
+
+ private:
+  // d(loss)/d(sample coordinate), summed over samples, plain and weighted by their place in the box.
+  struct AxisGradient {
+    coord_t sum = 0;
+    coord_t by_place = 0;
+  };
+
+  const Params& params_;
+  BinTile<T> tile_;
+  void* grad_maps_;
+  box_t* grad_rois_;
+  const int32_t bins_;
+  const Kernels<T>& kernels_ = kernels<T>();
+  PreparedBox<T, coord_t> box_;
+  std::vector<acc_t> dot_;
+  const coord_t* map_ = nullptr;
+  std::vector<coord_t> converted_map_;
+  std::vector<coord_t> map_gradient_;
+  AxisGradient along_y_;
+  AxisGradient along_x_;
+
+  void dot_taps(int64_t k) {
+    const BoxTaps<coord_t, acc_t>& taps = box_.taps;
+    dot_.assign(taps.weight.size(), acc_t(0));
+    const int32_t block =
+        box_.is_native ? channel_block(bins_, kernels_.lanes, 2 * kernels_.planar_block, params_.channels, sizeof(acc_t)) : box_.block;
+    for (int64_t c = 0; c < params_.channels; c += block) {
+      const int32_t channels = static_cast<int32_t>(std::min<int64_t>(block, params_.channels - c));
+      const acc_t* tile = tile_.load(k, c, channels, block);
+      if (box_.is_native) {
+        kernels_.dot_taps(
+            box_.native_features(c), taps.bin_begin.data(), taps.offset.data(), bins_, channels, tile, block, dot_.data());
+      } else {
+        kernels_.dot_taps_packed(
+            box_.pack_features(c, channels), taps.bin_begin.data(), taps.offset.data(), bins_, channels, tile, block, dot_.data());
+      }
+    }
+  }
+
+  void add_bin(int32_t ph, int32_t pw) {
+    const AxisTaps<coord_t>& y = box_.taps.y;
+    const AxisTaps<coord_t>& x = box_.taps.x;
+    const Range<int32_t> rows = y.bin_slots[ph];
+    const Range<int32_t> columns = x.bin_slots[pw];
+    const int64_t num_columns = columns.end - columns.begin;
+    const acc_t* dot = dot_.data() + box_.taps.bin_begin[ph * params_.options.pooled_width + pw];
+    for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
+      const AxisSample<coord_t>& sy = y.samples[iy];
+      const acc_t* low = dot + (sy.low - rows.begin) * num_columns - columns.begin;
+      const acc_t* high = dot + (sy.high - rows.begin) * num_columns - columns.begin;
+      for (int32_t ix = x.sample_begin[pw]; ix < x.sample_begin[pw + 1]; ++ix) {
+        const AxisSample<coord_t>& sx = x.samples[ix];
+        const coord_t at_low = sx.low_weight * coord_t(low[sx.low]) + sx.high_weight * coord_t(low[sx.high]);
+        const coord_t at_high = sx.low_weight * coord_t(high[sx.low]) + sx.high_weight * coord_t(high[sx.high]);
+        if (grad_maps_ != nullptr) {
+          add_to_map(sy.map, sx.map, box_.taps.inverse_count * (sy.low_weight * at_low + sy.high_weight * at_high));
+        }
+        if (grad_rois_ != nullptr) {
+          const coord_t p = map_ == nullptr ? coord_t(1) : sample_map(map_, params_.map_width, sy.map, sx.map);
+          const coord_t weight = p * box_.taps.inverse_count;
+          const coord_t slope_low = coord_t(low[sx.high]) - coord_t(low[sx.low]);
+          const coord_t slope_high = coord_t(high[sx.high]) - coord_t(high[sx.low]);
+          add_to_axis(along_y_, weight * sy.slope * (at_high - at_low), sy.place);
+          add_to_axis(along_x_, weight * sx.slope * (sy.low_weight * slope_low + sy.high_weight * slope_high), sx.place);
+        }
+      }
+    }
+  }
+
+  void add_to_map(const Interpolation<coord_t>& y, const Interpolation<coord_t>& x, coord_t gradient) {
+    coord_t* low = map_gradient_.data() + int64_t(y.low) * params_.map_width;
+    coord_t* high = map_gradient_.data() + int64_t(y.high) * params_.map_width;
+    low[x.low] += gradient * y.low_weight * x.low_weight;
+    low[x.high] += gradient * y.low_weight * x.high_weight;
+    high[x.low] += gradient * y.high_weight * x.low_weight;
+    high[x.high] += gradient * y.high_weight * x.high_weight;
+  }
+
+  static void add_to_axis(AxisGradient& axis, coord_t gradient, coord_t place) {
+    axis.sum += gradient;
+    axis.by_place += gradient * place;
+  }
+
+  // coordinate = edge1 * scale - offset + place * extent, extent = (edge2 - edge1) * scale where it varies.
+  static void store_axis(const Axis<coord_t>& axis, const AxisGradient& gradient, coord_t scale, box_t* edge1, box_t* edge2) {
+    const coord_t of_extent = axis.extent_varies ? gradient.by_place : coord_t(0);
+    *edge1 = static_cast<box_t>(scale * (gradient.sum - of_extent));
+    *edge2 = static_cast<box_t>(scale * of_extent);
+  }
+
+  void store_map_gradient(int64_t k) {
+    dispatch(params_.map_type, [&](auto instance) {
+      using map_t = decltype(instance);
+      map_t* to = static_cast<map_t*>(grad_maps_) + k * static_cast<int64_t>(map_gradient_.size());
+      for (const coord_t value : map_gradient_) {
+        store(static_cast<accumulate_t<map_t>>(value), to++);
+      }
+    });
+  }
+};
+
+}  // namespace
+
+void backward_maps_and_boxes(const Params& params, const PooledMap& grad, void* grad_maps, void* grad_rois) {
+  dispatch(params, [&](auto feature, auto roi) {
+    using T = decltype(feature);
+    using box_t = decltype(roi);
+    using coord_t = coordinate_t<T, box_t>;
+    using Worker = MapAndBoxGradient<T, coord_t, box_t>;
+    const auto boxes = sorted_boxes<coord_t, box_t>(params);
+    parallel_dynamic(
+        static_cast<int64_t>(boxes.size()), [&] { return Worker(params, grad, grad_maps, static_cast<box_t*>(grad_rois)); },
+        [&](Worker& worker, int64_t i) { worker.compute(boxes[i]); });
+  });
+}
+
+}  // namespace shape_roi_align::cpu

@@ -1,0 +1,122 @@
+// What forward and backward do with the boxes of a call: geometry, order, probability map, dynamic scheduling.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "../sa_roi_align.h"
+#include "kernels.h"
+#include "taps.h"
+
+namespace shape_roi_align::cpu {
+
+// Coordinates in double where features or boxes are, else in float.
+template <typename T, typename box_t>
+using coordinate_t = std::conditional_t<std::is_same_v<T, double> || std::is_same_v<box_t, double>, double, float>;
+
+template <typename T>
+struct Box {
+  int64_t index;  // k
+  int32_t level;
+  bool is_sampled;  // false: output and gradients are 0
+  BoxGeometry<T> geometry;
+};
+
+// Calls f(type instance) with the storage type named by `type`.
+template <typename F>
+void dispatch(ScalarType type, F f) {
+  switch (type) {
+    case ScalarType::kDouble:
+      return f(double{});
+    case ScalarType::kFloat:
+      return f(float{});
+    case ScalarType::kHalf:
+      return f(Half{});
+    case ScalarType::kBFloat16:
+      return f(BFloat16{});
+  }
+}
+
+// f(feature type instance, box type instance)
+template <typename F>
+void dispatch(const Params& params, F f) {
+  dispatch(params.feature_type, [&](auto feature) {
+    if (params.roi_type == ScalarType::kDouble) {
+      f(feature, double{});
+    } else {
+      f(feature, float{});
+    }
+  });
+}
+
+// All boxes, sorted by level, image and place so that neighbours share cache. Throws on a batch index or level out of range.
+template <typename T, typename box_t>
+std::vector<Box<T>> sorted_boxes(const Params& params) {
+  const auto* rois = static_cast<const box_t*>(params.rois);
+  std::vector<Box<T>> boxes;
+  boxes.reserve(params.num_rois);
+  for (int64_t k = 0; k < params.num_rois; ++k) {
+    const box_t* roi = rois + 5 * k;
+    const int64_t level = params.roi_levels == nullptr ? 0 : params.roi_levels[k];
+    STD_TORCH_CHECK(level >= 0 && level < params.num_levels, "boxes[", k, "] has level ", level, " of ", params.num_levels);
+    STD_TORCH_CHECK(
+        is_batch_index(roi[0], params.num_images), "boxes[", k, "] has batch index ", roi[0], ", but input holds ", params.num_images,
+        " images");
+    const FeatureMap& map = params.levels[level];
+    const BoxGeometry<T> geometry = make_box_geometry<T>(roi, T(map.spatial_scale), params.num_images, params.options);
+    const bool is_sampled = geometry.valid && geometry.inverse_count > T(0) && map.height > 0 && map.width > 0;
+    boxes.push_back({k, static_cast<int32_t>(level), is_sampled, geometry});
+  }
+  const auto key = [](const Box<T>& box) {
+    const BoxGeometry<T>& g = box.geometry;
+    const T middle = box.is_sampled ? g.y.start + g.y.extent / 2 : T(0);
+    return std::tuple(box.level, g.batch, middle, box.index);
+  };
+  std::sort(boxes.begin(), boxes.end(), [&](const Box<T>& a, const Box<T>& b) { return key(a) < key(b); });
+  return boxes;
+}
+
+// The probability map of box k as T[map_height, map_width]; null without maps. `converted` keeps it alive.
+template <typename T>
+const T* map_of_box(const Params& params, int64_t k, std::vector<T>& converted) {
+  if (params.prob_maps == nullptr) {
+    return nullptr;
+  }
+  const int64_t cells = int64_t(params.map_height) * params.map_width;
+  const T* map = nullptr;
+  dispatch(params.map_type, [&](auto instance) {
+    using map_t = decltype(instance);
+    const map_t* from = static_cast<const map_t*>(params.prob_maps) + k * cells;
+    if constexpr (std::is_same_v<map_t, T>) {
+      map = from;
+    } else {
+      converted.resize(cells);
+      std::transform(from, from + cells, converted.begin(), [](map_t value) { return static_cast<T>(load(value)); });
+      map = converted.data();
+    }
+  });
+  return map;
+}
+
+// f(worker state, i) for i in [0, n), balanced dynamically. Which thread serves i must not matter. make_state() makes one state per thread.
+template <typename MakeState, typename F>
+void parallel_dynamic(int64_t n, MakeState make_state, F f) {
+  const int64_t threads = std::min<int64_t>(n, torch::stable::get_num_threads());
+  std::atomic<int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread) {
+      auto state = make_state();
+      for (int64_t i = next.fetch_add(1); i < n; i = next.fetch_add(1)) {
+        f(state, i);
+      }
+    }
+  });
+}
+
+}  // namespace shape_roi_align::cpu

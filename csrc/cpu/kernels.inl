@@ -1,0 +1,417 @@
+// The one source of the arithmetic. Included by kernels_<capability>.cpp inside a namespace of its own and, on x86-64, inside a region compiled for that
+// instruction set; VECTOR_BYTES, ACCUMULATORS and CAPABILITY are set by the includer. Every function is internal: nothing compiled
+// for a newer processor may be picked by the linker for an older one.
+
+typedef float FloatVector __attribute__((vector_size(VECTOR_BYTES)));
+typedef double DoubleVector __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t BitsVector __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t StorageVector __attribute__((vector_size(VECTOR_BYTES / 2)));
+
+template <typename acc_t>
+struct VectorOf {
+  typedef FloatVector type;
+};
+template <>
+struct VectorOf<double> {
+  typedef DoubleVector type;
+};
+template <typename acc_t>
+using vector_t = typename VectorOf<acc_t>::type;
+
+template <typename acc_t>
+constexpr int32_t kLanes = VECTOR_BYTES / sizeof(acc_t);
+
+#define ALWAYS_INLINE __attribute__((always_inline))
+#define INLINE static inline ALWAYS_INLINE
+
+// body(0), ..., body(N - 1), unrolled.
+template <typename Body, int32_t... I>
+INLINE void repeat_each(Body body, std::integer_sequence<int32_t, I...>) {
+  (body(I), ...);
+}
+template <int32_t N, typename Body>
+INLINE void repeat(Body body) {
+  repeat_each(body, std::make_integer_sequence<int32_t, N>{});
+}
+
+INLINE FloatVector load_vector(const float* from) {
+  FloatVector v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+INLINE DoubleVector load_vector(const double* from) {
+  DoubleVector v;
+  __builtin_memcpy(&v, from, sizeof(v));
+  return v;
+}
+INLINE FloatVector load_vector(const BFloat16* from) {
+  StorageVector half;
+  __builtin_memcpy(&half, from, sizeof(half));
+  return (FloatVector)(__builtin_convertvector(half, BitsVector) << 16);
+}
+INLINE void store_vector(float* to, FloatVector v) { __builtin_memcpy(to, &v, sizeof(v)); }
+INLINE void store_vector(double* to, DoubleVector v) { __builtin_memcpy(to, &v, sizeof(v)); }
+INLINE void store_vector(BFloat16* to, FloatVector v) {
+  const BitsVector bits = (BitsVector)v;
+  const BitsVector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const BitsVector is_nan = (BitsVector)((bits & 0x7fffffffu) > 0x7f800000u);
+  const StorageVector half = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), StorageVector);
+  __builtin_memcpy(to, &half, sizeof(half));
+}
+
+#if VECTOR_BYTES == 64
+INLINE FloatVector load_vector(const Half* from) {
+  return (FloatVector)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+INLINE void store_vector(Half* to, FloatVector v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif VECTOR_BYTES == 32
+INLINE FloatVector load_vector(const Half* from) {
+  return (FloatVector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+INLINE void store_vector(Half* to, FloatVector v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+}
+#else
+INLINE FloatVector load_vector(const Half* from) {
+  float values[kLanes<float>];
+  for (int32_t i = 0; i < kLanes<float>; ++i) {
+    values[i] = load(from[i]);
+  }
+  return load_vector(values);
+}
+INLINE void store_vector(Half* to, FloatVector v) {
+  for (int32_t i = 0; i < kLanes<float>; ++i) {
+    store(v[i], to + i);
+  }
+}
+#endif
+
+// The first n lanes, the others 0.
+template <typename T>
+INLINE auto load_partial(const T* from, int32_t n) {
+  T values[kLanes<accumulate_t<T>>] = {};
+  for (int32_t i = 0; i < n; ++i) {
+    values[i] = from[i];
+  }
+  return load_vector(values);
+}
+template <typename T>
+INLINE void store_partial(T* to, vector_t<accumulate_t<T>> v, int32_t n) {
+  T values[kLanes<accumulate_t<T>>];
+  store_vector(values, v);
+  for (int32_t i = 0; i < n; ++i) {
+    to[i] = values[i];
+  }
+}
+#if VECTOR_BYTES == 64
+INLINE FloatVector load_partial(const float* from, int32_t n) {
+  return (FloatVector)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), from);
+}
+INLINE DoubleVector load_partial(const double* from, int32_t n) {
+  return (DoubleVector)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1u), from);
+}
+INLINE void store_partial(float* to, FloatVector v, int32_t n) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << n) - 1u), (__m512)v);
+}
+INLINE void store_partial(double* to, DoubleVector v, int32_t n) {
+  _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << n) - 1u), (__m512d)v);
+}
+#endif
+
+template <typename V>
+INLINE auto horizontal_sum(V v) {
+  constexpr int32_t lanes = sizeof(V) / sizeof(v[0]);
+  auto sum = v[0] + v[lanes / 2];
+  for (int32_t i = 1; i < lanes / 2; ++i) {
+    sum += v[i] + v[i + lanes / 2];
+  }
+  return sum;
+}
+
+// Swaps the off-diagonal Block x Block quarters of each 2 Block x 2 Block square.
+template <int32_t Block, typename V, int32_t... I>
+INLINE void exchange_blocks(V& low, V& high, std::integer_sequence<int32_t, I...>) {
+  constexpr int32_t lanes = sizeof...(I);
+  const V a = low;
+  const V b = high;
+  low = __builtin_shufflevector(a, b, ((I & Block) == 0 ? I : I - Block + lanes)...);
+  high = __builtin_shufflevector(a, b, ((I & Block) == 0 ? I + Block : I + lanes)...);
+}
+
+template <int32_t Block, int32_t Lanes, typename V>
+INLINE void transpose(V (&m)[Lanes]) {
+  repeat<Lanes>([&](int32_t i) ALWAYS_INLINE {
+    if ((i & Block) == 0) {
+      exchange_blocks<Block>(m[i], m[i + Block], std::make_integer_sequence<int32_t, Lanes>{});
+    }
+  });
+  if constexpr (Block > 1) {
+    transpose<Block / 2>(m);
+  }
+}
+
+// Calls body(first channel, vectors) for blocks of at most ACCUMULATORS vectors, then tail(first channel, channels left).
+template <typename acc_t, typename Body, typename Tail>
+INLINE void for_channel_blocks(int32_t channels, Body body, Tail tail) {
+  constexpr int32_t lanes = kLanes<acc_t>;
+  int32_t c = 0;
+  for (; c + ACCUMULATORS * lanes <= channels; c += ACCUMULATORS * lanes) {
+    body(c, std::integral_constant<int32_t, ACCUMULATORS>{});
+  }
+  if (c + 8 * lanes <= channels) {
+    body(c, std::integral_constant<int32_t, 8>{});
+    c += 8 * lanes;
+  }
+  if (c + 4 * lanes <= channels) {
+    body(c, std::integral_constant<int32_t, 4>{});
+    c += 4 * lanes;
+  }
+  if (c + 2 * lanes <= channels) {
+    body(c, std::integral_constant<int32_t, 2>{});
+    c += 2 * lanes;
+  }
+  if (c + lanes <= channels) {
+    body(c, std::integral_constant<int32_t, 1>{});
+    c += lanes;
+  }
+  if (c < channels) {
+    tail(c, channels - c);
+  }
+}
+
+template <typename T, typename out_t>
+static void gather_bins(
+    const T* features, const int32_t* bin_begin, const int64_t* offset, const accumulate_t<T>* weight, int32_t bins, int32_t channels,
+    out_t* out, int64_t bin_stride) {
+  using acc_t = accumulate_t<T>;
+  constexpr int32_t lanes = kLanes<acc_t>;
+  for_channel_blocks<acc_t>(
+      channels,
+      [&](int32_t c, auto vectors) ALWAYS_INLINE {
+        for (int32_t b = 0; b < bins; ++b) {
+          vector_t<acc_t> sum[vectors] = {};
+          for (int32_t t = bin_begin[b]; t < bin_begin[b + 1]; ++t) {
+            const T* from = features + offset[t] + c;
+            const acc_t w = weight[t];
+            repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
+              sum[v] += w * load_vector(from + v * lanes);
+            });
+          }
+          repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
+            store_vector(out + b * bin_stride + c + v * lanes, sum[v]);
+          });
+        }
+      },
+      [&](int32_t c, int32_t n) ALWAYS_INLINE {
+        for (int32_t b = 0; b < bins; ++b) {
+          vector_t<acc_t> sum = {};
+          for (int32_t t = bin_begin[b]; t < bin_begin[b + 1]; ++t) {
+            sum += weight[t] * load_partial(features + offset[t] + c, n);
+          }
+          store_partial(out + b * bin_stride + c, sum, n);
+        }
+      });
+}
+
+template <typename T>
+static void dot_taps(
+    const T* features, const int32_t* bin_begin, const int64_t* offset, int32_t bins, int32_t channels, const accumulate_t<T>* tile,
+    int64_t bin_stride, accumulate_t<T>* dot) {
+  using acc_t = accumulate_t<T>;
+  constexpr int32_t lanes = kLanes<acc_t>;
+  for_channel_blocks<acc_t>(
+      channels,
+      [&](int32_t c, auto vectors) ALWAYS_INLINE {
+        for (int32_t b = 0; b < bins; ++b) {
+          vector_t<acc_t> of_bin[vectors];
+          repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
+            of_bin[v] = load_vector(tile + b * bin_stride + c + v * lanes);
+          });
+          for (int32_t t = bin_begin[b]; t < bin_begin[b + 1]; ++t) {
+            const T* from = features + offset[t] + c;
+            constexpr int32_t chains = vectors < 4 ? vectors : 4;
+            vector_t<acc_t> sum[chains] = {};
+            repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
+              sum[v % chains] += of_bin[v] * load_vector(from + v * lanes);
+            });
+            for (int32_t v = 1; v < chains; ++v) {
+              sum[0] += sum[v];
+            }
+            dot[t] += horizontal_sum(sum[0]);
+          }
+        }
+      },
+      [&](int32_t c, int32_t n) ALWAYS_INLINE {
+        for (int32_t b = 0; b < bins; ++b) {
+          const vector_t<acc_t> of_bin = load_partial(tile + b * bin_stride + c, n);
+          for (int32_t t = bin_begin[b]; t < bin_begin[b + 1]; ++t) {
+            dot[t] += horizontal_sum(of_bin * load_partial(features + offset[t] + c, n));
+          }
+        }
+      });
+}
+
+template <typename acc_t>
+static void gather_pixels(
+    acc_t* gradient, const int64_t* offset, const int32_t* pixel_begin, const int32_t* bin, const acc_t* weight, int32_t pixels,
+    int32_t channels, const acc_t* tile, int64_t bin_stride) {
+  constexpr int32_t lanes = kLanes<acc_t>;
+  for_channel_blocks<acc_t>(
+      channels,
+      [&](int32_t c, auto vectors) ALWAYS_INLINE {
+        for (int32_t p = 0; p < pixels; ++p) {
+          acc_t* to = gradient + offset[p] + c;
+          vector_t<acc_t> sum[vectors];
+          repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
+            sum[v] = load_vector(to + v * lanes);
+          });
+          for (int32_t e = pixel_begin[p]; e < pixel_begin[p + 1]; ++e) {
+            const acc_t* from = tile + bin[e] * bin_stride + c;
+            const acc_t w = weight[e];
+            repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
+              sum[v] += w * load_vector(from + v * lanes);
+            });
+          }
+          repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
+            store_vector(to + v * lanes, sum[v]);
+          });
+        }
+      },
+      [&](int32_t c, int32_t n) ALWAYS_INLINE {
+        for (int32_t p = 0; p < pixels; ++p) {
+          acc_t* to = gradient + offset[p] + c;
+          vector_t<acc_t> sum = load_partial(to, n);
+          for (int32_t e = pixel_begin[p]; e < pixel_begin[p + 1]; ++e) {
+            sum += weight[e] * load_partial(tile + bin[e] * bin_stride + c, n);
+          }
+          store_partial(to, sum, n);
+        }
+      });
+}
+
+// Whole vectors of channels go through register transposes, the rest element by element.
+template <typename T>
+static void pack(const Planes<const T>& planes, accumulate_t<T>* tile, int64_t stride) {
+  using acc_t = accumulate_t<T>;
+  constexpr int32_t lanes = kLanes<acc_t>;
+  int32_t c = 0;
+  for (; planes.unit_columns && c + lanes <= planes.channels; c += lanes) {
+    acc_t* to = tile + c;
+    for (int32_t row = 0; row < planes.num_rows; ++row) {
+      const T* from = planes.data + c * planes.channel_stride + planes.row_offset[row] + planes.column_offset[0];
+      for (int32_t column = 0; column < planes.num_columns; column += lanes) {
+        const int32_t n = std::min(lanes, planes.num_columns - column);
+        vector_t<acc_t> m[lanes];
+        if (n == lanes) {
+          repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
+            m[i] = load_vector(from + i * planes.channel_stride + column);
+          });
+        } else {
+          repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
+            m[i] = load_partial(from + i * planes.channel_stride + column, n);
+          });
+        }
+        transpose<lanes / 2>(m);
+        repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
+          store_vector(to + (column + i) * stride, m[i]);  // past the last column: the next row overwrites it
+        });
+      }
+      to += planes.num_columns * stride;
+    }
+  }
+  for (; c < planes.channels; ++c) {
+    acc_t* to = tile + c;
+    for (int32_t row = 0; row < planes.num_rows; ++row) {
+      const T* from = planes.data + c * planes.channel_stride + planes.row_offset[row];
+      for (int32_t column = 0; column < planes.num_columns; ++column, to += stride) {
+        *to = load(from[planes.column_offset[column]]);
+      }
+    }
+  }
+}
+
+template <typename T, bool Add>
+static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>& planes) {
+  using acc_t = accumulate_t<T>;
+  constexpr int32_t lanes = kLanes<acc_t>;
+  int32_t c = 0;
+  for (; planes.unit_columns && c + lanes <= planes.channels; c += lanes) {
+    const acc_t* from = tile + c;
+    for (int32_t row = 0; row < planes.num_rows; ++row) {
+      T* to = planes.data + c * planes.channel_stride + planes.row_offset[row] + planes.column_offset[0];
+      for (int32_t column = 0; column < planes.num_columns; column += lanes) {
+        const int32_t n = std::min(lanes, planes.num_columns - column);
+        vector_t<acc_t> m[lanes];
+        repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
+          m[i] = load_vector(from + (column + i) * stride);  // past the last column: read, not used
+        });
+        transpose<lanes / 2>(m);
+        T* first = to + column;
+        if (n == lanes) {
+          repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
+            if constexpr (Add) {
+              m[i] += load_vector(first + i * planes.channel_stride);
+            }
+            store_vector(first + i * planes.channel_stride, m[i]);
+          });
+        } else {
+          repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
+            if constexpr (Add) {
+              m[i] += load_partial(first + i * planes.channel_stride, n);
+            }
+            store_partial(first + i * planes.channel_stride, m[i], n);
+          });
+        }
+      }
+      from += planes.num_columns * stride;
+    }
+  }
+  for (; c < planes.channels; ++c) {
+    const acc_t* from = tile + c;
+    for (int32_t row = 0; row < planes.num_rows; ++row) {
+      T* to = planes.data + c * planes.channel_stride + planes.row_offset[row];
+      for (int32_t column = 0; column < planes.num_columns; ++column, from += stride) {
+        T& element = to[planes.column_offset[column]];
+        store(Add ? acc_t(load(element) + *from) : *from, &element);
+      }
+    }
+  }
+}
+
+template <typename T>
+static void convert(const accumulate_t<T>* from, T* to, int64_t n) {
+  constexpr int32_t lanes = kLanes<accumulate_t<T>>;
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    store_vector(to + i, load_vector(from + i));
+  }
+  for (; i < n; ++i) {
+    store(from[i], to + i);
+  }
+}
+
+template <typename T>
+static const Kernels<T>& table() {
+  using acc_t = accumulate_t<T>;
+  static const Kernels<T> kTable = {
+      CAPABILITY,
+      kLanes<acc_t>,
+      4 * kLanes<acc_t>,
+      gather_bins<T, T>,
+      gather_bins<T, acc_t>,
+      gather_bins<acc_t, acc_t>,
+      dot_taps<T>,
+      dot_taps<acc_t>,
+      gather_pixels<acc_t>,
+      pack<T>,
+      unpack<T, false>,
+      unpack<acc_t, true>,
+      convert<T>,
+  };
+  return kTable;
+}
+
+#undef INLINE
+#undef ALWAYS_INLINE

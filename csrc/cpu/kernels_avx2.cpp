@@ -1,0 +1,44 @@
+// The loops for x86-64 processors with AVX2, FMA and F16C (2013 on).
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "capabilities.h"
+
+// After the includes: only what this file defines may use the instruction set.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+namespace shape_roi_align::cpu {
+namespace avx2 {
+#define VECTOR_BYTES 32
+#define ACCUMULATORS 8
+#define CAPABILITY "avx2"
+#include "kernels.inl"
+}  // namespace avx2
+}  // namespace shape_roi_align::cpu
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace shape_roi_align::cpu {
+template <typename T>
+const Kernels<T>& avx2_kernels() {
+  return avx2::table<T>();
+}
+
+template const Kernels<double>& avx2_kernels<double>();
+template const Kernels<float>& avx2_kernels<float>();
+template const Kernels<Half>& avx2_kernels<Half>();
+template const Kernels<BFloat16>& avx2_kernels<BFloat16>();
+}  // namespace shape_roi_align::cpu
+#endif

@@ -1,0 +1,44 @@
+// The loops for x86-64 processors with AVX-512.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "capabilities.h"
+
+// After the includes: only what this file defines may use the instruction set.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#endif
+
+namespace shape_roi_align::cpu {
+namespace avx512 {
+#define VECTOR_BYTES 64
+#define ACCUMULATORS 16
+#define CAPABILITY "avx512"
+#include "kernels.inl"
+}  // namespace avx512
+}  // namespace shape_roi_align::cpu
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace shape_roi_align::cpu {
+template <typename T>
+const Kernels<T>& avx512_kernels() {
+  return avx512::table<T>();
+}
+
+template const Kernels<double>& avx512_kernels<double>();
+template const Kernels<float>& avx512_kernels<float>();
+template const Kernels<Half>& avx512_kernels<Half>();
+template const Kernels<BFloat16>& avx512_kernels<BFloat16>();
+}  // namespace shape_roi_align::cpu
+#endif

@@ -1,0 +1,24 @@
+// The loops for any processor: what the compiler's baseline offers (SSE2 on x86-64, NEON on Arm).
+#include <algorithm>
+#include <utility>
+
+#include "capabilities.h"
+
+namespace shape_roi_align::cpu {
+namespace portable {
+#define VECTOR_BYTES 16
+#define ACCUMULATORS 8
+#define CAPABILITY "portable"
+#include "kernels.inl"
+}  // namespace portable
+
+template <typename T>
+const Kernels<T>& portable_kernels() {
+  return portable::table<T>();
+}
+
+template const Kernels<double>& portable_kernels<double>();
+template const Kernels<float>& portable_kernels<float>();
+template const Kernels<Half>& portable_kernels<Half>();
+template const Kernels<BFloat16>& portable_kernels<BFloat16>();
+}  // namespace shape_roi_align::cpu

@@ -1,0 +1,52 @@
+"""Loads the compiled operators, or fails with the cause and the command that mends it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).parent
+OPERATORS = _FOLDER / "libshape_roi_align.so"
+CUDA_OPERATORS = _FOLDER / "libshape_roi_align_cuda.so"
+
+_MINIMUM_TORCH = (2, 10)
+
+
+def _torch_version() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _load(library: Path) -> None:
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        raise ImportError(
+            f"shape_roi_align could not load {library.name} under torch {torch.__version__} "
+            f"(CUDA {torch.version.cuda}): {error}\n"
+            "Rebuild it for this environment: "
+            "pip install --force-reinstall --no-deps --no-binary shape-roi-align shape-roi-align"
+        ) from error
+
+
+def load() -> None:
+    """Loads the CPU operators, and the CUDA ones where torch has CUDA and they were built."""
+    if _torch_version() < _MINIMUM_TORCH:
+        raise ImportError(
+            f"shape_roi_align needs torch >= {'.'.join(map(str, _MINIMUM_TORCH))}, found {torch.__version__}. "
+            "Upgrade it: pip install --upgrade torch"
+        )
+    if not OPERATORS.exists():
+        raise ImportError(
+            f"shape_roi_align is not built: {OPERATORS} is missing. "
+            "Build it in the source folder: pip install --no-build-isolation -e ."
+        )
+    _load(OPERATORS)
+    if torch.version.cuda is not None and CUDA_OPERATORS.exists():
+        _load(CUDA_OPERATORS)
+
+
+def has_cuda_operators() -> bool:
+    """Whether the operators have CUDA kernels in this process."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("shape_roi_align::sa_roi_align", "CUDA")

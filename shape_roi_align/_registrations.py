@@ -1,0 +1,167 @@
+"""Every torch.library rule of the operators: fake tensors, autograd, vmap. The C++ side knows schemas and arithmetic only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .reference import output_memory_format
+
+FORWARD = "shape_roi_align::sa_roi_align"
+BACKWARD = "shape_roi_align::_sa_roi_align_backward"
+
+
+class Options(NamedTuple):
+    """The operators' arguments that are not tensors, in the schema's order."""
+
+    spatial_scales: Sequence[float]
+    pooled_height: int
+    pooled_width: int
+    sampling_ratio: int
+    aligned: bool
+    map_aligned: bool
+
+
+def _forward(inputs: Sequence[Tensor], rois: Tensor, levels: Tensor | None, prob_maps: Tensor | None, options: Options):
+    return torch.ops.shape_roi_align.sa_roi_align.default(inputs, rois, levels, prob_maps, *options)
+
+
+def _backward(
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    prob_maps: Tensor | None,
+    options: Options,
+    output_mask: Sequence[bool],
+    deterministic: bool,
+) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
+    """The backward operator, with None for the gradients not asked for."""
+    grad_inputs, grad_maps, grad_rois = torch.ops.shape_roi_align._sa_roi_align_backward.default(
+        grad, inputs, rois, levels, prob_maps, *options, output_mask, deterministic
+    )
+    *of_inputs, of_maps, of_rois = output_mask
+    return (
+        [g if wanted else None for g, wanted in zip(grad_inputs, of_inputs, strict=True)],
+        grad_maps if of_maps else None,
+        grad_rois if of_rois else None,
+    )
+
+
+def _as_list(flags: bool | Sequence[bool]) -> list[bool]:
+    return list(flags) if isinstance(flags, list | tuple) else [flags]
+
+
+# ---- fake tensors ----------------------------------------------------------------------------------------------------
+
+
+def _fake_forward(inputs, rois, levels, prob_maps, scales, pooled_height, pooled_width, sampling_ratio, aligned, map_aligned):
+    size = (rois.shape[0], inputs[0].shape[1], pooled_height, pooled_width)
+    return torch.empty(
+        size, dtype=inputs[0].dtype, device=inputs[0].device, memory_format=output_memory_format(inputs)
+    )
+
+
+def _fake_backward(grad, inputs, rois, levels, prob_maps, scales, ph, pw, ratio, aligned, map_aligned, output_mask, deterministic):
+    *of_inputs, of_maps, of_rois = output_mask
+    grad_inputs = [
+        torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_memory_format([x]))
+        if wanted
+        else x.new_empty(0)
+        for x, wanted in zip(inputs, of_inputs, strict=True)
+    ]
+    grad_maps = (
+        torch.empty(prob_maps.shape, dtype=prob_maps.dtype, device=prob_maps.device)
+        if of_maps and prob_maps is not None
+        else rois.new_empty(0)
+    )
+    grad_rois = torch.empty(rois.shape, dtype=rois.dtype, device=rois.device) if of_rois else rois.new_empty(0)
+    return grad_inputs, grad_maps, grad_rois
+
+
+# ---- autograd --------------------------------------------------------------------------------------------------------
+
+
+def _setup_forward(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    features, rois, levels, prob_maps, *options = inputs
+    ctx.save_for_backward(rois, levels, prob_maps, *features)
+    ctx.options = Options(*options)
+    ctx.set_materialize_grads(False)
+    # Read here, not in the backward: compiled code guards the forward's global state only.
+    ctx.deterministic = torch.are_deterministic_algorithms_enabled()
+
+
+def _autograd_forward(ctx: Any, grad: Tensor | None) -> tuple:
+    unused: tuple[None, ...] = (None,) * len(Options._fields)
+    rois, levels, prob_maps, *features = ctx.saved_tensors
+    of_inputs, of_rois, _, of_maps = ctx.needs_input_grad[:4]
+    of_inputs = _as_list(of_inputs)
+    if grad is None or not any((*of_inputs, of_rois, of_maps)):
+        return ([None] * len(features), None, None, None, *unused)
+    grad_inputs, grad_maps, grad_rois = _backward(
+        grad, features, rois, levels, prob_maps, ctx.options, [*of_inputs, of_maps, of_rois], ctx.deterministic
+    )
+    return (grad_inputs, grad_rois, None, grad_maps, *unused)
+
+
+def _setup_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
+    grad, features, rois, levels, prob_maps, *options, output_mask, deterministic = inputs
+    ctx.save_for_backward(grad, rois, levels, prob_maps, *features)
+    ctx.options = Options(*options)
+    ctx.output_mask = output_mask
+    ctx.deterministic = deterministic
+    ctx.set_materialize_grads(False)
+
+
+def _autograd_backward(ctx: Any, gg_inputs: Sequence[Tensor | None], gg_maps: Tensor | None, gg_rois: Tensor | None) -> tuple:
+    """Double backward. The operator is bilinear in features and maps, so this is the operator family again:
+    with V the features' and Q the maps' incoming gradients, the scalar differentiated is <grad, op(V, P) + op(F, Q)>."""
+    grad, rois, levels, prob_maps, *features = ctx.saved_tensors
+    options = ctx.options
+    if gg_rois is not None and ctx.output_mask[-1]:
+        raise RuntimeError(
+            "sa_roi_align: double backward through the gradient of the boxes is not supported; "
+            "it is for features and prob_maps. Detach boxes or do not use their gradient."
+        )
+    of_grad, of_inputs, of_rois, _, of_maps = ctx.needs_input_grad[:5]
+    of_inputs = _as_list(of_inputs)
+    gg_inputs = list(gg_inputs) if gg_inputs is not None else [None] * len(features)
+    num_features = len(features)
+
+    def accumulate(total: Tensor | None, term: Tensor | None) -> Tensor | None:
+        return term if total is None else total if term is None else total + term
+
+    grad_grad = grad_rois = grad_maps = None
+    grad_inputs: list[Tensor | None] = [None] * num_features
+
+    if any(g is not None and wanted for g, wanted in zip(gg_inputs, ctx.output_mask, strict=False)):
+        v = [torch.zeros_like(x) if g is None else g for g, x in zip(gg_inputs, features, strict=True)]
+        if of_grad:
+            grad_grad = _forward(v, rois, levels, prob_maps, options)
+        if of_maps or of_rois:
+            mask = [False] * num_features + [of_maps, of_rois]
+            _, grad_maps, grad_rois = _backward(
+                grad, v, rois, levels, prob_maps, options, mask, ctx.deterministic
+            )
+    if gg_maps is not None and ctx.output_mask[num_features]:
+        if of_grad:
+            grad_grad = accumulate(grad_grad, _forward(features, rois, levels, gg_maps, options))
+        if any(of_inputs) or of_rois:
+            mask = [*of_inputs, False, of_rois]
+            grad_inputs, _, term = _backward(
+                grad, features, rois, levels, gg_maps, options, mask, ctx.deterministic
+            )
+            grad_rois = accumulate(grad_rois, term)
+    unused = (None,) * (len(Options._fields) + 2)
+    return (grad_grad, grad_inputs, grad_rois, None, grad_maps, *unused)
+
+
+def register() -> None:
+    """Called once, after the libraries are loaded."""
+    torch.library.register_fake(FORWARD, _fake_forward)
+    torch.library.register_fake(BACKWARD, _fake_backward)
+    torch.library.register_autograd(FORWARD, _autograd_forward, setup_context=_setup_forward)
+    torch.library.register_autograd(BACKWARD, _autograd_backward, setup_context=_setup_backward)

@@ -1,0 +1,96 @@
+"""Checks of the caller's arguments: each raises TypeError or ValueError naming the argument, the requirement, and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
+    """``int`` or ``(height, width)`` -> ``(pooled_height, pooled_width)``, both >= 1."""
+    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    if len(size) != 2 or not all(isinstance(s, int | torch.SymInt) for s in size):
+        raise ValueError(f"output_size must be an int or a pair (height, width), got {output_size!r}")
+    if not (size[0] >= 1 and size[1] >= 1):
+        raise ValueError(f"output_size must be at least 1 in both directions, got {output_size!r}")
+    return size
+
+
+def check_sampling_ratio(sampling_ratio: int) -> int:
+    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int):
+        raise TypeError(f"sampling_ratio must be an int, got {type(sampling_ratio).__name__}")
+    if sampling_ratio > 2**15:
+        raise ValueError(f"sampling_ratio must be at most {2**15}, got {sampling_ratio}")
+    return max(sampling_ratio, -1)
+
+
+def check_features(input: Tensor, name: str = "input") -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{name} must be a Tensor[N, C, H, W], got {type(input).__name__}")
+    if input.dim() != 4:
+        raise ValueError(f"{name} must have shape [N, C, H, W], got {list(input.shape)}")
+    if input.dtype not in FEATURE_DTYPES:
+        raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {input.dtype}")
+
+
+def check_rois(rois: Tensor, device: torch.device) -> None:
+    if rois.dim() != 2 or rois.shape[1] != 5:
+        raise ValueError(
+            "boxes must be a Tensor[K, 5] of (batch index, x1, y1, x2, y2) or a list of Tensor[L, 4], "
+            f"got shape {list(rois.shape)}"
+        )
+    if not rois.is_floating_point():
+        raise TypeError(f"boxes must be float64 or float32 (halves are upcast), got {rois.dtype}")
+    if rois.device != device:
+        raise ValueError(f"boxes must be on the device of input, {device}, got {rois.device}")
+
+
+def check_box_list(boxes: Sequence[Tensor], num_images: int) -> None:
+    if len(boxes) != num_images:
+        raise ValueError(f"boxes must hold one Tensor[L, 4] per image, {num_images}, got {len(boxes)}")
+    for i, box in enumerate(boxes):
+        if not isinstance(box, Tensor):
+            raise TypeError(f"boxes[{i}] must be a Tensor[L, 4], got {type(box).__name__}")
+        if box.dim() != 2 or box.shape[1] != 4:
+            raise ValueError(f"boxes[{i}] must have shape [L, 4], got {list(box.shape)}")
+
+
+def check_prob_maps(prob_maps: Tensor, num_rois: int, device: torch.device) -> Tensor:
+    """``[K, Mh, Mw]`` or ``[K, 1, Mh, Mw]`` -> ``[K, Mh, Mw]``."""
+    if not isinstance(prob_maps, Tensor):
+        raise TypeError(f"prob_maps must be a Tensor[K, Mh, Mw] or None, got {type(prob_maps).__name__}")
+    shape = list(prob_maps.shape)
+    if prob_maps.dim() == 4 and prob_maps.shape[1] == 1:
+        prob_maps = prob_maps.squeeze(1)
+    if prob_maps.dim() != 3 or prob_maps.shape[0] != num_rois:
+        raise ValueError(
+            f"prob_maps must have shape [K, Mh, Mw] or [K, 1, Mh, Mw] with K={num_rois} boxes, got {shape}"
+        )
+    if prob_maps.shape[1] < 1 or prob_maps.shape[2] < 1:
+        raise ValueError(f"prob_maps must have at least one cell in both directions, got {shape}")
+    if prob_maps.dtype not in FEATURE_DTYPES:
+        raise TypeError(f"prob_maps must be float64, float32, float16 or bfloat16, got {prob_maps.dtype}")
+    if prob_maps.device != device:
+        raise ValueError(f"prob_maps must be on the device of input, {device}, got {prob_maps.device}")
+    return prob_maps
+
+
+def is_batch_index(index: Tensor, num_images: int) -> Tensor:
+    """Which batch indices are within ``[0, num_images)`` once truncated to integers, as torchvision does. False for NaN."""
+    return (index > -1) & (index < num_images)
+
+
+def batch_index_error(rois: Tensor, num_images: int) -> IndexError | None:
+    """The error for the first batch index out of range. Reads the data, so for CPU tensors only."""
+    index = rois[:, 0]
+    bad = ~is_batch_index(index, num_images)
+    if not bool(bad.any()):
+        return None
+    k = int(bad.nonzero()[0])
+    return IndexError(
+        f"boxes[{k}] has batch index {index[k].item():g}, but input holds {num_images} images"
+    )

@@ -1,0 +1,234 @@
+"""Modules: thin holders of the functions' options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ._boxes import assign_levels, concatenate_boxes
+from ._validation import (
+    check_box_list,
+    check_features,
+    check_output_size,
+    check_prob_maps,
+    check_rois,
+    check_sampling_ratio,
+)
+from .ops import pool, roi_align, sa_roi_align
+
+
+class _RoIAlignBase(nn.Module):
+    def __init__(self, output_size, spatial_scale: float, sampling_ratio: int, aligned: bool = False) -> None:
+        super().__init__()
+        self.output_size = output_size
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+
+    def extra_repr(self) -> str:
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+        )
+
+
+class RoIAlign(_RoIAlignBase):
+    """See :func:`roi_align`."""
+
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
+        return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
+
+
+class SaRoIAlign(_RoIAlignBase):
+    """See :func:`sa_roi_align`."""
+
+    def __init__(
+        self,
+        output_size: int | Sequence[int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        aligned: bool = False,
+        *,
+        map_aligned: bool | None = None,
+    ) -> None:
+        super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
+        self.map_aligned = map_aligned
+
+    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor], prob_maps: Tensor | None) -> Tensor:
+        return sa_roi_align(
+            input,
+            rois,
+            prob_maps,
+            self.output_size,
+            self.spatial_scale,
+            self.sampling_ratio,
+            self.aligned,
+            map_aligned=self.map_aligned,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, map_aligned={self.map_aligned}"
+
+
+class _MultiScaleBase(nn.Module):
+    def __init__(
+        self,
+        featmap_names: Sequence[str],
+        output_size: int | Sequence[int],
+        sampling_ratio: int,
+        *,
+        canonical_scale: int = 224,
+        canonical_level: int = 4,
+        aligned: bool = False,
+    ) -> None:
+        super().__init__()
+        self.featmap_names = list(featmap_names)
+        self.output_size = check_output_size(output_size)
+        self.sampling_ratio = check_sampling_ratio(sampling_ratio)
+        self.canonical_scale = canonical_scale
+        self.canonical_level = canonical_level
+        self.aligned = aligned
+
+    def extra_repr(self) -> str:
+        return (
+            f"featmap_names={self.featmap_names}, output_size={self.output_size}, "
+            f"sampling_ratio={self.sampling_ratio}, canonical_scale={self.canonical_scale}, "
+            f"canonical_level={self.canonical_level}, aligned={self.aligned}"
+        )
+
+    def _pool(
+        self,
+        x: dict[str, Tensor],
+        boxes: list[Tensor],
+        prob_maps: Tensor | Sequence[Tensor] | None,
+        image_shapes: Sequence[tuple[int, int]],
+        map_aligned: bool,
+    ) -> Tensor:
+        features = [v for k, v in x.items() if k in self.featmap_names]
+        if not features:
+            raise ValueError(f"x must hold at least one of the maps {self.featmap_names}, got {list(x)}")
+        for level, feature in enumerate(features):
+            check_features(feature, f"x[{level}]")
+        device = features[0].device
+        check_box_list(boxes, features[0].shape[0])
+        rois = concatenate_boxes(boxes, device)
+        check_rois(rois, device)
+        if isinstance(prob_maps, list | tuple):
+            prob_maps = torch.cat(list(prob_maps)) if prob_maps else rois.new_ones((0, 1, 1))
+        if prob_maps is not None:
+            prob_maps = check_prob_maps(prob_maps, rois.shape[0], device)
+        scales = _infer_scales(features, image_shapes)
+        levels = None
+        if len(features) > 1:
+            finest = -math.log2(scales[0])
+            coarsest = -math.log2(scales[-1])
+            levels = assign_levels(
+                rois, int(coarsest - finest) + 1, int(finest), self.canonical_scale, self.canonical_level
+            )
+        return pool(
+            features, rois, levels, prob_maps, scales, self.output_size, self.sampling_ratio, self.aligned, map_aligned
+        )
+
+
+class MultiScaleRoIAlign(_MultiScaleBase):
+    """RoIAlign over the levels of a feature pyramid, with the signature and the results of
+    ``torchvision.ops.MultiScaleRoIAlign`` and ``aligned`` added. One fused call: no loop over levels, no synchronisation.
+
+    Args:
+        featmap_names (list[str]): the maps of ``x`` to pool from, finest first.
+        output_size (int or (int, int)): height and width of the output in bins.
+        sampling_ratio (int): sampling points per bin and direction; <= 0: adaptive.
+        canonical_scale (int): box size, in image pixels, that is pooled from ``canonical_level``. Default: 224
+        canonical_level (int): its level, log2 of its stride (Feature Pyramid Networks, arXiv:1612.03144, eq. 1). Default: 4
+        aligned (bool): as in :func:`roi_align`. Default: False
+    """
+
+    def forward(
+        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """
+        Args:
+            x (dict[str, Tensor[N, C, H_l, W_l]]): feature maps.
+            boxes (list of N Tensor[L, 4]): (x1, y1, x2, y2) in image pixels.
+            image_shapes (list of (height, width)): image sizes before batching; scales follow from the largest.
+
+        Returns:
+            Tensor[K, C, output_size[0], output_size[1]]
+        """
+        return self._pool(x, boxes, None, image_shapes, self.aligned)
+
+
+class MultiScaleSaRoIAlign(_MultiScaleBase):
+    """Shape-aware RoIAlign over the levels of a feature pyramid: :class:`MultiScaleRoIAlign` with a probability map per
+    box, see :func:`sa_roi_align`.
+
+    Args:
+        map_aligned (bool, optional): as in :func:`sa_roi_align`; None: same as ``aligned``.
+        The others: as in :class:`MultiScaleRoIAlign`.
+    """
+
+    def __init__(
+        self,
+        featmap_names: Sequence[str],
+        output_size: int | Sequence[int],
+        sampling_ratio: int,
+        *,
+        canonical_scale: int = 224,
+        canonical_level: int = 4,
+        aligned: bool = False,
+        map_aligned: bool | None = None,
+    ) -> None:
+        super().__init__(
+            featmap_names,
+            output_size,
+            sampling_ratio,
+            canonical_scale=canonical_scale,
+            canonical_level=canonical_level,
+            aligned=aligned,
+        )
+        self.map_aligned = map_aligned
+
+    def forward(
+        self,
+        x: dict[str, Tensor],
+        boxes: list[Tensor],
+        prob_maps: Tensor | Sequence[Tensor] | None,
+        image_shapes: Sequence[tuple[int, int]],
+    ) -> Tensor:
+        """
+        Args:
+            x (dict[str, Tensor[N, C, H_l, W_l]]): feature maps.
+            boxes (list of N Tensor[L, 4]): (x1, y1, x2, y2) in image pixels.
+            prob_maps (Tensor[K, Mh, Mw] or list of N Tensor[L, Mh, Mw], optional): one map per box, in the boxes' order.
+            image_shapes (list of (height, width)): image sizes before batching; scales follow from the largest.
+
+        Returns:
+            Tensor[K, C, output_size[0], output_size[1]]
+        """
+        map_aligned = self.aligned if self.map_aligned is None else self.map_aligned
+        return self._pool(x, boxes, prob_maps, image_shapes, map_aligned)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, map_aligned={self.map_aligned}"
+
+
+def _infer_scales(features: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]) -> list[float]:
+    """Feature pixels per image pixel of each map, rounded to a power of two as torchvision does."""
+    if not image_shapes:
+        raise ValueError("image_shapes must hold at least one (height, width)")
+    image_size = tuple(max(shape[i] for shape in image_shapes) for i in range(2))
+    scales = []
+    for feature in features:
+        possible = [
+            2.0 ** round(math.log2(s / i)) for s, i in zip(feature.shape[-2:], image_size, strict=True)
+        ]
+        if possible[0] != possible[1]:
+            raise ValueError(
+                "feature maps must be scaled alike in height and width: a map of "
+                f"{list(feature.shape[-2:])} over images of {list(image_size)} is not"
+            )
+        scales.append(possible[0])
+    return scales

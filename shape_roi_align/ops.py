@@ -1,0 +1,129 @@
+"""The functions. Their docstrings are the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._boxes import to_rois
+from ._validation import (
+    batch_index_error,
+    check_features,
+    check_output_size,
+    check_prob_maps,
+    check_sampling_ratio,
+)
+from .reference import pool_levels
+
+_KERNEL_DEVICES = ("cpu", "cuda", "meta")
+
+
+def sa_roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    prob_maps: Tensor | None,
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+    *,
+    map_aligned: bool | None = None,
+) -> Tensor:
+    """Shape-aware RoIAlign: RoIAlign whose bilinear samples are weighted by a probability map per box.
+
+    Each bin of each box averages ``f(a, b) * p(c, d)`` over its sampling points, where ``f`` interpolates the features at
+    the point and ``p`` the box's probability map at the same place in the box (Mask Refining R-CNN, arXiv:1911.11263,
+    eq. 4). The average divides by the number of points, never by the sum of ``p``; a map of ones gives RoIAlign.
+
+    Args:
+        input (Tensor[N, C, H, W]): features, float64, float32, float16 or bfloat16, any memory format.
+        boxes (Tensor[K, 5] or list of N Tensor[L, 4]): (batch index, x1, y1, x2, y2), or (x1, y1, x2, y2) per image, in
+            image pixels; float64 or float32. Halves are upcast.
+        prob_maps (Tensor[K, Mh, Mw] or Tensor[K, 1, Mh, Mw], optional): one map per box, covering that box, any size and
+            floating dtype. None pools as plain RoIAlign.
+        output_size (int or (int, int)): height and width of the output in bins.
+        spatial_scale (float): feature pixels per image pixel. Default: 1.0
+        sampling_ratio (int): sampling points per bin and direction; <= 0: ``ceil(extent of the box / output size)``.
+            Default: -1
+        aligned (bool): shift boxes by -0.5 feature pixels, so that pixel centres are at integers plus one half, and do
+            not enlarge boxes smaller than one pixel. Default: False
+        map_aligned (bool, optional): map cells are pixels with centres at j + 0.5, which is how Mask R-CNN's masks are
+            trained; False is the paper's eq. 5 to the letter. None: same as ``aligned``.
+
+    Returns:
+        Tensor[K, C, output_size[0], output_size[1]]: dtype of ``input``; channels_last when ``input`` is.
+
+    Differentiable with respect to ``input``, ``prob_maps`` and ``boxes`` (adaptive sampling counts are constants), and
+    twice with respect to ``input`` and ``prob_maps``. float16 and bfloat16 accumulate in float32. On the CPU, results
+    are the same bit for bit for any number of threads. A box with a NaN or infinite coordinate yields zeros.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: an argument of the wrong shape, size or device.
+        IndexError: on the CPU, a batch index outside ``[0, N)``. On CUDA such a box yields zeros.
+    """
+    check_features(input)
+    output_size = check_output_size(output_size)
+    rois = to_rois(boxes, input.shape[0], input.device)
+    if prob_maps is not None:
+        prob_maps = check_prob_maps(prob_maps, rois.shape[0], input.device)
+    return pool(
+        [input],
+        rois,
+        None,
+        prob_maps,
+        [float(spatial_scale)],
+        output_size,
+        check_sampling_ratio(sampling_ratio),
+        aligned,
+        aligned if map_aligned is None else map_aligned,
+    )
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """RoIAlign (Mask R-CNN, arXiv:1703.06870) with the signature and the results of ``torchvision.ops.roi_align``.
+
+    The same kernels as :func:`sa_roi_align`, which says what the arguments mean and what is raised, without a map.
+
+    Returns:
+        Tensor[K, C, output_size[0], output_size[1]]
+    """
+    return sa_roi_align(input, boxes, None, output_size, spatial_scale, sampling_ratio, aligned)
+
+
+def pool(
+    inputs: list[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    prob_maps: Tensor | None,
+    spatial_scales: list[float],
+    output_size: tuple[int, int],
+    sampling_ratio: int,
+    aligned: bool,
+    map_aligned: bool,
+) -> Tensor:
+    """The fused operator on checked arguments: box k is pooled from ``inputs[levels[k]]``. ``Tensor[K, C, PH, PW]``."""
+    device = inputs[0].device.type
+    if device not in _KERNEL_DEVICES:
+        return pool_levels(
+            inputs, rois, levels, prob_maps, spatial_scales, output_size, sampling_ratio, aligned, map_aligned
+        )
+    try:
+        return torch.ops.shape_roi_align.sa_roi_align.default(
+            inputs, rois, levels, prob_maps, spatial_scales, *output_size, sampling_ratio, aligned, map_aligned
+        )
+    except RuntimeError:
+        # C++ can raise RuntimeError only, and before torch 2.13 without its text.
+        error = batch_index_error(rois, inputs[0].shape[0]) if device == "cpu" else None
+        if error is not None:
+            raise error from None
+        raise
