@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ._validation import is_batch_index
 from .reference import output_memory_format
 
 FORWARD = "shape_roi_align::sa_roi_align"
@@ -128,8 +129,11 @@ def _autograd_backward(ctx: Any, gg_inputs: Sequence[Tensor | None], gg_maps: Te
         )
     of_grad, of_inputs, of_rois, _, of_maps = ctx.needs_input_grad[:5]
     of_inputs = _as_list(of_inputs)
-    gg_inputs = list(gg_inputs) if gg_inputs is not None else [None] * len(features)
     num_features = len(features)
+    gg_inputs = [
+        g if wanted else None
+        for g, wanted in zip(gg_inputs or [None] * num_features, ctx.output_mask, strict=False)
+    ]
 
     def accumulate(total: Tensor | None, term: Tensor | None) -> Tensor | None:
         return term if total is None else total if term is None else total + term
@@ -137,7 +141,7 @@ def _autograd_backward(ctx: Any, gg_inputs: Sequence[Tensor | None], gg_maps: Te
     grad_grad = grad_rois = grad_maps = None
     grad_inputs: list[Tensor | None] = [None] * num_features
 
-    if any(g is not None and wanted for g, wanted in zip(gg_inputs, ctx.output_mask, strict=False)):
+    if any(g is not None for g in gg_inputs):
         v = [torch.zeros_like(x) if g is None else g for g, x in zip(gg_inputs, features, strict=True)]
         if of_grad:
             grad_grad = _forward(v, rois, levels, prob_maps, options)
@@ -159,9 +163,62 @@ def _autograd_backward(ctx: Any, gg_inputs: Sequence[Tensor | None], gg_maps: Te
     return (grad_grad, grad_inputs, grad_rois, None, grad_maps, *unused)
 
 
+# ---- vmap ------------------------------------------------------------------------------------------------------------
+
+
+def _fold(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:
+    """``[..., B at dim, ...]`` or, where ``dim`` is None, an unbatched tensor -> ``[B * size(0), ...]``."""
+    batched = tensor.unsqueeze(0).expand(batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return batched.flatten(0, 1)
+
+
+def _unfold(tensor: Tensor, batch_size: int) -> Tensor:
+    return tensor.unflatten(0, (batch_size, tensor.shape[0] // batch_size))
+
+
+def _fold_arguments(
+    batch_size: int, in_dims: Sequence, inputs: Sequence[Tensor], rois: Tensor, levels: Tensor | None, prob_maps: Tensor | None
+) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
+    """One call over ``B * N`` images and ``B * K`` boxes in place of ``B`` calls."""
+    input_dims, rois_dim, levels_dim, maps_dim = in_dims
+    input_dims = [None] * len(inputs) if input_dims is None else input_dims
+    folded = [_fold(x, dim, batch_size) for x, dim in zip(inputs, input_dims, strict=True)]
+    num_images = folded[0].shape[0] // batch_size
+    num_rois = rois.shape[0] if rois_dim is None else rois.movedim(rois_dim, 0).shape[1]
+    rois = _fold(rois, rois_dim, batch_size)
+    first_image = torch.arange(batch_size, device=rois.device).repeat_interleave(num_rois) * num_images
+    index = torch.where(is_batch_index(rois[:, 0], num_images), rois[:, 0].trunc() + first_image, -1)
+    return (
+        folded,
+        torch.cat([index[:, None].to(rois.dtype), rois[:, 1:]], dim=1),
+        None if levels is None else _fold(levels, levels_dim, batch_size),
+        None if prob_maps is None else _fold(prob_maps, maps_dim, batch_size),
+    )
+
+
+def _vmap_forward(info, in_dims, inputs, rois, levels, prob_maps, *options):
+    tensors = _fold_arguments(info.batch_size, in_dims[:4], inputs, rois, levels, prob_maps)
+    return _unfold(_forward(*tensors, Options(*options)), info.batch_size), 0
+
+
+def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *options):
+    *options, output_mask, deterministic = options
+    tensors = _fold_arguments(info.batch_size, in_dims[1:5], inputs, rois, levels, prob_maps)
+    grad_inputs, grad_maps, grad_rois = torch.ops.shape_roi_align._sa_roi_align_backward.default(
+        _fold(grad, in_dims[0], info.batch_size), *tensors, *options, output_mask, deterministic
+    )
+    outputs = [*grad_inputs, grad_maps, grad_rois]
+    has = [*output_mask[:-2], output_mask[-2] and prob_maps is not None, output_mask[-1]]
+    values = [_unfold(g, info.batch_size) if h else g for g, h in zip(outputs, has, strict=True)]
+    dims = [0 if h else None for h in has]
+    return (values[:-2], values[-2], values[-1]), (dims[:-2], dims[-2], dims[-1])
+
+
 def register() -> None:
     """Called once, after the libraries are loaded."""
     torch.library.register_fake(FORWARD, _fake_forward)
     torch.library.register_fake(BACKWARD, _fake_backward)
     torch.library.register_autograd(FORWARD, _autograd_forward, setup_context=_setup_forward)
     torch.library.register_autograd(BACKWARD, _autograd_backward, setup_context=_setup_backward)
+    torch.library.register_vmap(FORWARD, _vmap_forward)
+    torch.library.register_vmap(BACKWARD, _vmap_backward)

@@ -123,7 +123,14 @@ def pool(
         )
     except RuntimeError:
         # C++ can raise RuntimeError only, and before torch 2.13 without its text.
-        error = batch_index_error(rois, inputs[0].shape[0]) if device == "cpu" else None
+        error = _explain_failure(rois, inputs[0].shape[0]) if device == "cpu" else None
         if error is not None:
             raise error from None
         raise
+
+
+def _explain_failure(rois: Tensor, num_images: int) -> IndexError | None:
+    try:
+        return batch_index_error(rois, num_images)
+    except RuntimeError:  # inside a transform that cannot read data
+        return None
