@@ -57,10 +57,10 @@ class TapsBuilder {
  public:
   using acc_t = accumulate_t<T>;
 
-  explicit TapsBuilder(const Params& params) : params_(params) {}
+  TapsBuilder(const Params& params, const FeatureMap* gradients) : params_(params), gradients_(gradients) {}
 
   void build(const Box<coord_t>& box, PixelTaps<acc_t>& pixels) {
-    const FeatureMap& map = params_.levels[box.level];
+    const FeatureMap& map = gradients_[box.level];
     const bool has_map = params_.prob_maps != nullptr;
     taps_.build_axes(
         box.geometry, map.height, map.width, has_map ? params_.map_height : 0, has_map ? params_.map_width : 0,
@@ -84,6 +84,7 @@ class TapsBuilder {
 
  private:
   const Params& params_;
+  const FeatureMap* gradients_;
   BoxTaps<coord_t, acc_t> taps_;
   std::vector<coord_t> converted_map_;
   std::vector<int64_t> row_;
@@ -137,7 +138,7 @@ class FeatureGradient {
   void run_chunk(const BoxList& boxes, size_t begin, size_t end) {
     pixels_.resize(std::max(pixels_.size(), end - begin));
     parallel_dynamic(
-        static_cast<int64_t>(end - begin), [&] { return TapsBuilder<T, coord_t>(params_); },
+        static_cast<int64_t>(end - begin), [&] { return TapsBuilder<T, coord_t>(params_, gradients_); },
         [&](TapsBuilder<T, coord_t>& builder, int64_t i) { builder.build(boxes[begin + i], pixels_[i]); });
     const std::vector<Task> tasks = make_tasks(boxes, begin, end);
     parallel_dynamic(
@@ -182,7 +183,7 @@ class FeatureGradient {
     void add(const Box<coord_t>& box, const PixelTaps<acc_t>& pixels, int64_t channel, int64_t channels) {
       const FeatureMap& map = gradients_[box.level];
       const int32_t num_pixels = static_cast<int32_t>(pixels.pixel_begin.size()) - 1;
-      if (num_pixels == 0 || map.data == nullptr) {
+      if (num_pixels == 0) {
         return;
       }
       acc_t* gradient = static_cast<acc_t*>(map.data) + box.geometry.batch * map.image_stride;
@@ -233,7 +234,7 @@ void backward_features(const Params& params, const PooledMap& grad, const Featur
     using T = decltype(feature);
     using coord_t = coordinate_t<T, decltype(roi)>;
     auto boxes = sorted_boxes<coord_t, decltype(roi)>(params);
-    std::erase_if(boxes, [](const Box<coord_t>& box) { return !box.is_sampled; });
+    std::erase_if(boxes, [&](const Box<coord_t>& box) { return !box.is_sampled || gradients[box.level].data == nullptr; });
     if (params.channels > 0) {
       FeatureGradient<T, coord_t>(params, grad, gradients).run(boxes);
     }

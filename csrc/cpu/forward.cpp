@@ -65,6 +65,9 @@ void forward(const Params& params, const PooledMap& output) {
     using T = decltype(feature);
     using coord_t = coordinate_t<T, decltype(roi)>;
     const auto boxes = sorted_boxes<coord_t, decltype(roi)>(params);
+    if (params.channels == 0) {
+      return;
+    }
     parallel_dynamic(
         static_cast<int64_t>(boxes.size()), [&] { return Pooler<T, coord_t>(params, output); },
         [&](Pooler<T, coord_t>& pooler, int64_t i) { pooler.pool(boxes[i]); });
