@@ -1,7 +1,7 @@
-// Checks of the operators' arguments and their translation to Params, shared by forward and backward and by the devices.
-//
-// The Python functions have checked what a user can get wrong and raised typed errors; these checks keep a direct call of the operators
-// (C++, AOTInductor) from reading out of bounds. STD_TORCH_CHECK raises RuntimeError.
+// Checks of the operators' arguments and their translation to Params, shared by forward and
+// backward and by the devices.  The Python functions have checked what a user can get wrong and
+// raised typed errors; these checks keep a direct call of the operators (C++, AOTInductor) from
+// reading out of bounds. STD_TORCH_CHECK raises RuntimeError.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -35,7 +35,8 @@ inline ScalarType to_scalar_type(torch::headeronly::ScalarType type, const char*
   }
 }
 
-// Whether strides are exactly those of a dense tensor whose dimensions, innermost first, are `order`. Dimensions of one element do not count.
+// Whether strides are exactly those of a dense tensor whose dimensions, innermost first, are
+// `order`. Dimensions of one element do not count.
 inline bool has_dense_strides(const Tensor& tensor, const std::array<int64_t, 4>& order) {
   int64_t expected = 1;
   for (const int64_t dim : order) {
@@ -47,7 +48,9 @@ inline bool has_dense_strides(const Tensor& tensor, const std::array<int64_t, 4>
   return true;
 }
 
-inline bool is_contiguous(const Tensor& tensor) { return tensor.numel() == 0 || has_dense_strides(tensor, {3, 2, 1, 0}); }
+inline bool is_contiguous(const Tensor& tensor) {
+  return tensor.numel() == 0 || has_dense_strides(tensor, {3, 2, 1, 0});
+}
 
 // channels_last and not contiguous as well.
 inline bool prefers_channels_last(const Tensor& tensor) {
@@ -67,8 +70,10 @@ inline MemoryFormat output_memory_format(const std::vector<Tensor>& inputs) {
   return MemoryFormat::ChannelsLast;
 }
 
-inline Tensor empty_like_format(const Tensor& like, const std::vector<int64_t>& size, MemoryFormat format) {
-  return torch::stable::empty(size, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+inline Tensor empty_like_format(
+    const Tensor& like, const std::vector<int64_t>& size, MemoryFormat format) {
+  return torch::stable::empty(
+      size, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
 }
 
 inline FeatureMap to_feature_map(const Tensor& tensor, double spatial_scale) {
@@ -85,7 +90,8 @@ inline FeatureMap to_feature_map(const Tensor& tensor, double spatial_scale) {
 }
 
 inline PooledMap to_pooled_map(const Tensor& tensor) {
-  return {tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
+  return {
+      tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
 // Params and the contiguous tensors its pointers lead to.
@@ -97,30 +103,33 @@ struct Call {
 };
 
 inline Call check_call(
-    const std::vector<Tensor>& inputs,           // L x [N, C, H_l, W_l]
-    const Tensor& rois,                          // [K, 5]
-    const std::optional<Tensor>& levels,         // [K]
-    const std::optional<Tensor>& prob_maps,      // [K, Mh, Mw]
-    const std::vector<double>& spatial_scales,   // L
-    int64_t pooled_height,
-    int64_t pooled_width,
-    int64_t sampling_ratio,
-    bool aligned,
+    const std::vector<Tensor>& inputs,          // L x [N, C, H_l, W_l]
+    const Tensor& rois,                         // [K, 5]
+    const std::optional<Tensor>& levels,        // [K]
+    const std::optional<Tensor>& prob_maps,     // [K, Mh, Mw]
+    const std::vector<double>& spatial_scales,  // L
+    int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
     bool map_aligned) {
   constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
   const int64_t num_levels = static_cast<int64_t>(inputs.size());
   STD_TORCH_CHECK(
-      num_levels >= 1 && num_levels <= kMaxLevels, "inputs must hold 1 to ", kMaxLevels, " feature maps, got ", num_levels);
+      num_levels >= 1 && num_levels <= kMaxLevels, "inputs must hold 1 to ", kMaxLevels,
+      " feature maps, got ", num_levels);
   STD_TORCH_CHECK(
-      static_cast<int64_t>(spatial_scales.size()) == num_levels, "spatial_scales must hold one scale per feature map, ", num_levels,
-      ", got ", spatial_scales.size());
+      static_cast<int64_t>(spatial_scales.size()) == num_levels,
+      "spatial_scales must hold one scale per feature map, ", num_levels, ", got ",
+      spatial_scales.size());
   STD_TORCH_CHECK(
       pooled_height >= 1 && pooled_width >= 1 && pooled_height <= kMaxInt32 / pooled_width,
-      "output_size must be at least 1 in both directions, got ", pooled_height, " x ", pooled_width);
-  STD_TORCH_CHECK(sampling_ratio <= (1 << 15), "sampling_ratio must be at most ", 1 << 15, ", got ", sampling_ratio);
+      "output_size must be at least 1 in both directions, got ", pooled_height, " x ",
+      pooled_width);
+  STD_TORCH_CHECK(
+      sampling_ratio <= (1 << 15), "sampling_ratio must be at most ", 1 << 15, ", got ",
+      sampling_ratio);
   STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, "rois must have shape [K, 5]");
   const Tensor& first = inputs[0];
-  STD_TORCH_CHECK(first.dim() == 4, "inputs[0] must have shape [N, C, H, W], got ", first.dim(), " dimensions");
+  STD_TORCH_CHECK(
+      first.dim() == 4, "inputs[0] must have shape [N, C, H, W], got ", first.dim(), " dimensions");
 
   Call call{Params{}, torch::stable::contiguous(rois), std::nullopt, std::nullopt};
   Params& params = call.params;
@@ -131,26 +140,34 @@ inline Call check_call(
   params.feature_type = to_scalar_type(first.scalar_type(), "inputs");
   for (int64_t l = 0; l < num_levels; ++l) {
     const Tensor& input = inputs[l];
-    STD_TORCH_CHECK(input.dim() == 4, "inputs[", l, "] must have shape [N, C, H, W], got ", input.dim(), " dimensions");
     STD_TORCH_CHECK(
-        input.size(0) == params.num_images && input.size(1) == params.channels, "inputs[", l, "] must have ", params.num_images,
-        " images of ", params.channels, " channels like inputs[0], got ", input.size(0), " of ", input.size(1));
+        input.dim() == 4, "inputs[", l, "] must have shape [N, C, H, W], got ", input.dim(),
+        " dimensions");
+    STD_TORCH_CHECK(
+        input.size(0) == params.num_images && input.size(1) == params.channels, "inputs[", l,
+        "] must have ", params.num_images, " images of ", params.channels,
+        " channels like inputs[0], got ", input.size(0), " of ", input.size(1));
     STD_TORCH_CHECK(input.scalar_type() == first.scalar_type(), "inputs must have one dtype");
     STD_TORCH_CHECK(input.device() == first.device(), "inputs must be on one device");
-    STD_TORCH_CHECK(input.size(2) < kMaxInt32 && input.size(3) < kMaxInt32, "inputs[", l, "] is too high or too wide");
+    STD_TORCH_CHECK(
+        input.size(2) < kMaxInt32 && input.size(3) < kMaxInt32, "inputs[", l,
+        "] is too high or too wide");
     params.levels[l] = to_feature_map(input, spatial_scales[l]);
   }
 
   params.roi_type = to_scalar_type(rois.scalar_type(), "rois");
   STD_TORCH_CHECK(
-      params.roi_type == ScalarType::kDouble || params.roi_type == ScalarType::kFloat, "rois must be float64 or float32");
+      params.roi_type == ScalarType::kDouble || params.roi_type == ScalarType::kFloat,
+      "rois must be float64 or float32");
   STD_TORCH_CHECK(rois.device() == first.device(), "rois must be on the device of inputs");
   params.rois = call.rois.data_ptr();
 
   if (levels.has_value()) {
     STD_TORCH_CHECK(
-        levels->dim() == 1 && levels->size(0) == params.num_rois, "levels must have shape [K] with K=", params.num_rois, " boxes");
-    STD_TORCH_CHECK(levels->scalar_type() == torch::headeronly::ScalarType::Long, "levels must be int64");
+        levels->dim() == 1 && levels->size(0) == params.num_rois,
+        "levels must have shape [K] with K=", params.num_rois, " boxes");
+    STD_TORCH_CHECK(
+        levels->scalar_type() == torch::headeronly::ScalarType::Long, "levels must be int64");
     STD_TORCH_CHECK(levels->device() == first.device(), "levels must be on the device of inputs");
     call.levels = torch::stable::contiguous(*levels);
     params.roi_levels = static_cast<const int64_t*>(call.levels->data_ptr());
@@ -160,12 +177,14 @@ inline Call check_call(
 
   if (prob_maps.has_value()) {
     STD_TORCH_CHECK(
-        prob_maps->dim() == 3 && prob_maps->size(0) == params.num_rois, "prob_maps must have shape [K, Mh, Mw] with K=", params.num_rois,
-        " boxes");
+        prob_maps->dim() == 3 && prob_maps->size(0) == params.num_rois,
+        "prob_maps must have shape [K, Mh, Mw] with K=", params.num_rois, " boxes");
     STD_TORCH_CHECK(
-        prob_maps->size(1) >= 1 && prob_maps->size(2) >= 1 && prob_maps->size(1) < kMaxInt32 && prob_maps->size(2) < kMaxInt32,
+        prob_maps->size(1) >= 1 && prob_maps->size(2) >= 1 && prob_maps->size(1) < kMaxInt32 &&
+            prob_maps->size(2) < kMaxInt32,
         "prob_maps must have at least one cell in both directions");
-    STD_TORCH_CHECK(prob_maps->device() == first.device(), "prob_maps must be on the device of inputs");
+    STD_TORCH_CHECK(
+        prob_maps->device() == first.device(), "prob_maps must be on the device of inputs");
     params.map_type = to_scalar_type(prob_maps->scalar_type(), "prob_maps");
     call.prob_maps = torch::stable::contiguous(*prob_maps);
     params.prob_maps = call.prob_maps->data_ptr();
@@ -179,18 +198,21 @@ inline Call check_call(
   return call;
 }
 
-// Of the backward alone: grad is [K, C, PH, PW], output_mask has one entry per feature map, then prob_maps, then rois.
+// Of the backward alone: grad is [K, C, PH, PW], output_mask has one entry per feature map, then
+// prob_maps, then rois.
 inline void check_backward(
-    const Params& params, const Tensor& grad, const Tensor& input, const std::vector<bool>& output_mask) {
+    const Params& params, const Tensor& grad, const Tensor& input,
+    const std::vector<bool>& output_mask) {
   STD_TORCH_CHECK(
       grad.dim() == 4 && grad.size(0) == params.num_rois && grad.size(1) == params.channels &&
-          grad.size(2) == params.options.pooled_height && grad.size(3) == params.options.pooled_width,
+          grad.size(2) == params.options.pooled_height &&
+          grad.size(3) == params.options.pooled_width,
       "grad must have the shape of the output, [K, C, PH, PW]");
   STD_TORCH_CHECK(grad.scalar_type() == input.scalar_type(), "grad must have the dtype of inputs");
   STD_TORCH_CHECK(grad.device() == input.device(), "grad must be on the device of inputs");
   STD_TORCH_CHECK(
-      static_cast<int64_t>(output_mask.size()) == params.num_levels + 2, "output_mask must have ", params.num_levels + 2,
-      " entries, got ", output_mask.size());
+      static_cast<int64_t>(output_mask.size()) == params.num_levels + 2, "output_mask must have ",
+      params.num_levels + 2, " entries, got ", output_mask.size());
 }
 
 }  // namespace shape_roi_align

@@ -1,7 +1,7 @@
-// Box -> samples -> taps: the only copy of the sampling geometry, shared by host and device, forward and backward.
-//
-// Coordinates are those of RoIAlign: pixel j of a feature map sits at coordinate j. T is the coordinate type: float or double.
-// The order of operations is torchvision's, so that both agree on which side of a discontinuity a sample falls.
+// Box -> samples -> taps: the only copy of the sampling geometry, shared by host and device,
+// forward and backward.  Coordinates are those of RoIAlign: pixel j of a feature map sits at
+// coordinate j. T is the coordinate type: float or double. The order of operations is
+// torchvision's, so that both agree on which side of a discontinuity a sample falls.
 #pragma once
 
 #include <cmath>
@@ -25,7 +25,8 @@ struct SamplingOptions {
   bool map_aligned;        // map cells are pixels with centres at j + 0.5
 };
 
-// Adaptive sampling counts above this make a box invalid: its samples would be weighted by less than 1e-9.
+// Adaptive sampling counts above this make a box invalid: its samples would be weighted by less
+// than 1e-9.
 constexpr int32_t kMaxAdaptiveSamples = 1 << 30;
 
 // The samples of one box along one axis, in feature pixels.
@@ -64,7 +65,8 @@ struct Range {
 };
 
 template <typename T>
-SHAPE_ROI_ALIGN_HD Axis<T> make_axis(T edge1, T edge2, T scale, int32_t bins, const SamplingOptions& options) {
+SHAPE_ROI_ALIGN_HD Axis<T> make_axis(
+    T edge1, T edge2, T scale, int32_t bins, const SamplingOptions& options) {
   const T offset = options.aligned ? T(0.5) : T(0);
   Axis<T> axis;
   axis.start = edge1 * scale - offset;
@@ -87,11 +89,12 @@ SHAPE_ROI_ALIGN_HD Axis<T> make_axis(T edge1, T edge2, T scale, int32_t bins, co
 template <typename T>
 SHAPE_ROI_ALIGN_HD bool is_sampled(const Axis<T>& axis) {
   constexpr T kLargest = std::numeric_limits<T>::max();
-  return axis.samples >= 0 && axis.start >= -kLargest && axis.start <= kLargest && axis.extent >= -kLargest &&
-         axis.extent <= kLargest;
+  return axis.samples >= 0 && axis.start >= -kLargest && axis.start <= kLargest &&
+         axis.extent >= -kLargest && axis.extent <= kLargest;
 }
 
-// Indices are truncated to integers, as torchvision does: a finite difference around 0 stays in image 0. False for NaN.
+// Indices are truncated to integers, as torchvision does: a finite difference around 0 stays in
+// image 0. False for NaN.
 template <typename box_t>
 SHAPE_ROI_ALIGN_HD bool is_batch_index(box_t index, int64_t num_images) {
   return index > box_t(-1) && index < static_cast<box_t>(num_images);
@@ -152,8 +155,8 @@ SHAPE_ROI_ALIGN_HD Interpolation<T> interpolate_map(T place, int32_t size, bool 
   return interpolate<T>(place * T(size) - (map_aligned ? T(0.5) : T(0)), size);
 }
 
-// A range [begin, end) of sample indices of a bin that holds every sample inside [-1, size]. It may hold a few more: is_inside decides.
-// Bounds the work of a box far larger than the map.
+// A range [begin, end) of sample indices of a bin that holds every sample inside [-1, size]. It may
+// hold a few more: is_inside decides. Bounds the work of a box far larger than the map.
 template <typename T>
 SHAPE_ROI_ALIGN_HD Range<int32_t> visible_samples(const Axis<T>& axis, int32_t bin, int32_t size) {
   constexpr int32_t kNotWorthTheArithmetic = 8;
@@ -164,7 +167,8 @@ SHAPE_ROI_ALIGN_HD Range<int32_t> visible_samples(const Axis<T>& axis, int32_t b
   const double spacing = bin_size / axis.samples;
   const double bin_start = double(axis.start) + bin * bin_size;
   // Rounding of sample_coordinate, in pixels, then in samples.
-  const double error = 8.0 * double(std::numeric_limits<T>::epsilon()) * (std::fabs(double(axis.start)) + double(axis.extent));
+  const double error = 8.0 * double(std::numeric_limits<T>::epsilon()) *
+                       (std::fabs(double(axis.start)) + double(axis.extent));
   const double first = (-1.0 - error - bin_start) / spacing - 1.5;
   const double last = (double(size) + error - bin_start) / spacing + 1.5;
   const double count = axis.samples;

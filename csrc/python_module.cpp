@@ -1,4 +1,5 @@
-// shape_roi_align._C: what was built, what runs, and the kernels' own sampling geometry as NumPy arrays. No tensor operator, no torch include.
+// shape_roi_align._C: what was built, what runs, and the kernels' own sampling geometry as NumPy
+// arrays. No tensor operator, no torch include.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -21,8 +22,8 @@
 #ifndef SHAPE_ROI_ALIGN_TORCH_VERSION
 #define SHAPE_ROI_ALIGN_TORCH_VERSION ""
 #endif
-#ifndef SHAPE_ROI_ALIGN_CUDA_VERSION
-#define SHAPE_ROI_ALIGN_CUDA_VERSION ""
+#ifndef SHAPE_ROI_ALIGN_CUDA_COMPILER
+#define SHAPE_ROI_ALIGN_CUDA_COMPILER ""
 #endif
 #ifndef SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES
 #define SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES ""
@@ -44,17 +45,20 @@ py::array_t<T> to_array(const std::vector<T>& values) {
 
 py::dict build_info() {
   return py::dict(
-      "version"_a = SHAPE_ROI_ALIGN_VERSION, "torch"_a = SHAPE_ROI_ALIGN_TORCH_VERSION, "cuda"_a = SHAPE_ROI_ALIGN_CUDA_VERSION,
+      "version"_a = SHAPE_ROI_ALIGN_VERSION, "torch"_a = SHAPE_ROI_ALIGN_TORCH_VERSION,
+      "cuda"_a = SHAPE_ROI_ALIGN_CUDA_COMPILER,
       "cuda_architectures"_a = SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES, "compiler"_a = __VERSION__);
 }
 
-BoxGeometry<double> geometry_of(const Box& box, double spatial_scale, const SamplingOptions& options) {
+BoxGeometry<double> geometry_of(
+    const Box& box, double spatial_scale, const SamplingOptions& options) {
   const double roi[5] = {0, box[0], box[1], box[2], box[3]};
   return make_box_geometry<double>(roi, spatial_scale, 1, options);
 }
 
 SamplingOptions check_options(
-    std::pair<int32_t, int32_t> output_size, int32_t height, int32_t width, int32_t sampling_ratio, bool aligned, bool map_aligned) {
+    std::pair<int32_t, int32_t> output_size, int32_t height, int32_t width, int32_t sampling_ratio,
+    bool aligned, bool map_aligned) {
   if (output_size.first < 1 || output_size.second < 1 || height < 1 || width < 1) {
     throw py::value_error("output_size, height and width must be at least 1");
   }
@@ -78,25 +82,29 @@ py::dict axis_samples(const Axis<double>& axis, int32_t size) {
   py::array_t<bool> reads(static_cast<py::ssize_t>(inside.size()));
   std::copy(inside.begin(), inside.end(), reads.mutable_data());
   return py::dict(
-      "bin"_a = to_array(bins), "coordinate"_a = to_array(coordinates), "place"_a = to_array(places), "inside"_a = reads,
-      "samples_per_bin"_a = axis.samples);
+      "bin"_a = to_array(bins), "coordinate"_a = to_array(coordinates),
+      "place"_a = to_array(places), "inside"_a = reads, "samples_per_bin"_a = axis.samples);
 }
 
 py::dict sampling_points(
-    const Box& box, int32_t height, int32_t width, std::pair<int32_t, int32_t> output_size, double spatial_scale,
-    int32_t sampling_ratio, bool aligned) {
-  const SamplingOptions options = check_options(output_size, height, width, sampling_ratio, aligned, aligned);
+    const Box& box, int32_t height, int32_t width, std::pair<int32_t, int32_t> output_size,
+    double spatial_scale, int32_t sampling_ratio, bool aligned) {
+  const SamplingOptions options =
+      check_options(output_size, height, width, sampling_ratio, aligned, aligned);
   const BoxGeometry<double> geometry = geometry_of(box, spatial_scale, options);
   if (!geometry.valid) {
     throw py::value_error("box is not finite or too large");
   }
-  return py::dict("y"_a = axis_samples(geometry.y, height), "x"_a = axis_samples(geometry.x, width));
+  return py::dict(
+      "y"_a = axis_samples(geometry.y, height), "x"_a = axis_samples(geometry.x, width));
 }
 
 py::dict box_taps(
-    const Box& box, int32_t height, int32_t width, std::pair<int32_t, int32_t> output_size, double spatial_scale,
-    int32_t sampling_ratio, bool aligned, std::optional<Map> prob_map, std::optional<bool> map_aligned) {
-  const SamplingOptions options = check_options(output_size, height, width, sampling_ratio, aligned, map_aligned.value_or(aligned));
+    const Box& box, int32_t height, int32_t width, std::pair<int32_t, int32_t> output_size,
+    double spatial_scale, int32_t sampling_ratio, bool aligned, std::optional<Map> prob_map,
+    std::optional<bool> map_aligned) {
+  const SamplingOptions options = check_options(
+      output_size, height, width, sampling_ratio, aligned, map_aligned.value_or(aligned));
   if (prob_map && (prob_map->ndim() != 2 || prob_map->size() == 0)) {
     throw py::value_error("prob_map must have shape [Mh, Mw] with at least one cell");
   }
@@ -113,7 +121,8 @@ py::dict box_taps(
       row_offset.push_back(int64_t(row) * width);
     }
     const std::vector<int64_t> column_offset(taps.x.cells.begin(), taps.x.cells.end());
-    taps.build_taps(prob_map ? prob_map->data() : nullptr, map_width, row_offset.data(), column_offset.data());
+    taps.build_taps(
+        prob_map ? prob_map->data() : nullptr, map_width, row_offset.data(), column_offset.data());
   } else {
     taps.bin_begin.assign(size_t(options.pooled_height) * options.pooled_width + 1, 0);
   }
@@ -122,8 +131,8 @@ py::dict box_taps(
     columns.push_back(static_cast<int32_t>(offset % width));
   }
   return py::dict(
-      "bin_begin"_a = to_array(taps.bin_begin), "row"_a = to_array(rows), "column"_a = to_array(columns),
-      "weight"_a = to_array(taps.weight));
+      "bin_begin"_a = to_array(taps.bin_begin), "row"_a = to_array(rows),
+      "column"_a = to_array(columns), "weight"_a = to_array(taps.weight));
 }
 
 }  // namespace
@@ -134,17 +143,25 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts and the sampling geometry of the shape_roi_align kernels.";
   m.def(
       "build_info", &build_info,
-      "What was built: version, torch headers, CUDA compiler and architectures (empty without CUDA), C++ compiler.");
-  m.def("cpu_capability", &cpu::capability_name, "Instruction set of the CPU kernels in this process: portable, avx2 or avx512.");
+      "What was built: version, torch headers, CUDA compiler and architectures (empty without "
+      "CUDA), C++ compiler.");
   m.def(
-      "sampling_points", &sampling_points, "box"_a, py::kw_only(), "height"_a, "width"_a, "output_size"_a, "spatial_scale"_a = 1.0,
-      "sampling_ratio"_a = -1, "aligned"_a = false,
-      "Samples of a box (x1, y1, x2, y2) on a map of height x width: for 'y' and 'x' a dict of arrays with one entry per sample: "
-      "'bin', 'coordinate' in feature pixels, 'place' inside the box in (0, 1), 'inside' whether it reads the map; and the number "
-      "'samples_per_bin'. Of boxes far larger than the map, samples beyond its border may be left out.");
+      "cpu_capability", &cpu::capability_name,
+      "Instruction set of the CPU kernels in this process: portable, avx2 or avx512.");
   m.def(
-      "box_taps", &box_taps, "box"_a, py::kw_only(), "height"_a, "width"_a, "output_size"_a, "spatial_scale"_a = 1.0,
-      "sampling_ratio"_a = -1, "aligned"_a = false, "prob_map"_a = py::none(), "map_aligned"_a = py::none(),
-      "The merged taps of a box: bin b (row-major over the output) reads the pixels 'row', 'column' with 'weight' in the range "
+      "sampling_points", &sampling_points, "box"_a, py::kw_only(), "height"_a, "width"_a,
+      "output_size"_a, "spatial_scale"_a = 1.0, "sampling_ratio"_a = -1, "aligned"_a = false,
+      "Samples of a box (x1, y1, x2, y2) on a map of height x width: for 'y' and 'x' a dict of "
+      "arrays with one entry per sample: "
+      "'bin', 'coordinate' in feature pixels, 'place' inside the box in (0, 1), 'inside' whether "
+      "it reads the map; and the number "
+      "'samples_per_bin'. Of boxes far larger than the map, samples beyond its border may be left "
+      "out.");
+  m.def(
+      "box_taps", &box_taps, "box"_a, py::kw_only(), "height"_a, "width"_a, "output_size"_a,
+      "spatial_scale"_a = 1.0, "sampling_ratio"_a = -1, "aligned"_a = false,
+      "prob_map"_a = py::none(), "map_aligned"_a = py::none(),
+      "The merged taps of a box: bin b (row-major over the output) reads the pixels 'row', "
+      "'column' with 'weight' in the range "
       "bin_begin[b]:bin_begin[b + 1].");
 }

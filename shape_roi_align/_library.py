@@ -34,8 +34,8 @@ def load() -> None:
     """Loads the CPU operators, and the CUDA ones where torch has CUDA and they were built."""
     if _torch_version() < _MINIMUM_TORCH:
         raise ImportError(
-            f"shape_roi_align needs torch >= {'.'.join(map(str, _MINIMUM_TORCH))}, found {torch.__version__}. "
-            "Upgrade it: pip install --upgrade torch"
+            f"shape_roi_align needs torch >= {'.'.join(map(str, _MINIMUM_TORCH))}, "
+            f"found {torch.__version__}. Upgrade it: pip install --upgrade torch"
         )
     if not OPERATORS.exists():
         raise ImportError(

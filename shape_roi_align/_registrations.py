@@ -1,4 +1,5 @@
-"""Every torch.library rule of the operators: fake tensors, autograd, vmap. The C++ side knows schemas and arithmetic only."""
+"""Every torch.library rule of the operators: fake tensors, autograd, vmap. The C++ side knows
+schemas and arithmetic only."""
 
 from __future__ import annotations
 
@@ -26,7 +27,13 @@ class Options(NamedTuple):
     map_aligned: bool
 
 
-def _forward(inputs: Sequence[Tensor], rois: Tensor, levels: Tensor | None, prob_maps: Tensor | None, options: Options):
+def _forward(
+    inputs: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    prob_maps: Tensor | None,
+    options: Options,
+):
     return torch.ops.shape_roi_align.sa_roi_align.default(inputs, rois, levels, prob_maps, *options)
 
 
@@ -52,24 +59,54 @@ def _backward(
     )
 
 
-def _as_list(flags: bool | Sequence[bool]) -> list[bool]:
-    return list(flags) if isinstance(flags, list | tuple) else [flags]
+def _as_list(flags: bool | list[bool] | tuple[bool, ...]) -> list[bool]:
+    return [flags] if isinstance(flags, bool) else list(flags)
 
 
-# ---- fake tensors ----------------------------------------------------------------------------------------------------
+# ---- fake tensors --------------------------------------------------------------------------------
 
 
-def _fake_forward(inputs, rois, levels, prob_maps, scales, pooled_height, pooled_width, sampling_ratio, aligned, map_aligned):
+def _fake_forward(
+    inputs,
+    rois,
+    levels,
+    prob_maps,
+    scales,
+    pooled_height,
+    pooled_width,
+    sampling_ratio,
+    aligned,
+    map_aligned,
+):
     size = (rois.shape[0], inputs[0].shape[1], pooled_height, pooled_width)
     return torch.empty(
-        size, dtype=inputs[0].dtype, device=inputs[0].device, memory_format=output_memory_format(inputs)
+        size,
+        dtype=inputs[0].dtype,
+        device=inputs[0].device,
+        memory_format=output_memory_format(inputs),
     )
 
 
-def _fake_backward(grad, inputs, rois, levels, prob_maps, scales, ph, pw, ratio, aligned, map_aligned, output_mask, deterministic):
+def _fake_backward(
+    grad,
+    inputs,
+    rois,
+    levels,
+    prob_maps,
+    scales,
+    ph,
+    pw,
+    ratio,
+    aligned,
+    map_aligned,
+    output_mask,
+    deterministic,
+):
     *of_inputs, of_maps, of_rois = output_mask
     grad_inputs = [
-        torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=output_memory_format([x]))
+        torch.empty(
+            x.shape, dtype=x.dtype, device=x.device, memory_format=output_memory_format([x])
+        )
         if wanted
         else x.new_empty(0)
         for x, wanted in zip(inputs, of_inputs, strict=True)
@@ -79,11 +116,15 @@ def _fake_backward(grad, inputs, rois, levels, prob_maps, scales, ph, pw, ratio,
         if of_maps and prob_maps is not None
         else rois.new_empty(0)
     )
-    grad_rois = torch.empty(rois.shape, dtype=rois.dtype, device=rois.device) if of_rois else rois.new_empty(0)
+    grad_rois = (
+        torch.empty(rois.shape, dtype=rois.dtype, device=rois.device)
+        if of_rois
+        else rois.new_empty(0)
+    )
     return grad_inputs, grad_maps, grad_rois
 
 
-# ---- autograd --------------------------------------------------------------------------------------------------------
+# ---- autograd ------------------------------------------------------------------------------------
 
 
 def _setup_forward(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -103,7 +144,14 @@ def _autograd_forward(ctx: Any, grad: Tensor | None) -> tuple:
     if grad is None or not any((*of_inputs, of_rois, of_maps)):
         return ([None] * len(features), None, None, None, *unused)
     grad_inputs, grad_maps, grad_rois = _backward(
-        grad, features, rois, levels, prob_maps, ctx.options, [*of_inputs, of_maps, of_rois], ctx.deterministic
+        grad,
+        features,
+        rois,
+        levels,
+        prob_maps,
+        ctx.options,
+        [*of_inputs, of_maps, of_rois],
+        ctx.deterministic,
     )
     return (grad_inputs, grad_rois, None, grad_maps, *unused)
 
@@ -117,9 +165,12 @@ def _setup_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _autograd_backward(ctx: Any, gg_inputs: Sequence[Tensor | None], gg_maps: Tensor | None, gg_rois: Tensor | None) -> tuple:
-    """Double backward. The operator is bilinear in features and maps, so this is the operator family again:
-    with V the features' and Q the maps' incoming gradients, the scalar differentiated is <grad, op(V, P) + op(F, Q)>."""
+def _autograd_backward(
+    ctx: Any, gg_inputs: Sequence[Tensor | None], gg_maps: Tensor | None, gg_rois: Tensor | None
+) -> tuple:
+    """Double backward. The operator is bilinear in features and maps, so this is the operator
+    family again: with V the features' and Q the maps' incoming gradients, the scalar differentiated
+    is <grad, op(V, P) + op(F, Q)>."""
     grad, rois, levels, prob_maps, *features = ctx.saved_tensors
     options = ctx.options
     if gg_rois is not None and ctx.output_mask[-1]:
@@ -142,7 +193,10 @@ def _autograd_backward(ctx: Any, gg_inputs: Sequence[Tensor | None], gg_maps: Te
     grad_inputs: list[Tensor | None] = [None] * num_features
 
     if any(g is not None for g in gg_inputs):
-        v = [torch.zeros_like(x) if g is None else g for g, x in zip(gg_inputs, features, strict=True)]
+        v = [
+            torch.zeros_like(x) if g is None else g
+            for g, x in zip(gg_inputs, features, strict=True)
+        ]
         if of_grad:
             grad_grad = _forward(v, rois, levels, prob_maps, options)
         if of_maps or of_rois:
@@ -163,12 +217,17 @@ def _autograd_backward(ctx: Any, gg_inputs: Sequence[Tensor | None], gg_maps: Te
     return (grad_grad, grad_inputs, grad_rois, None, grad_maps, *unused)
 
 
-# ---- vmap ------------------------------------------------------------------------------------------------------------
+# ---- vmap ----------------------------------------------------------------------------------------
 
 
 def _fold(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:
-    """``[..., B at dim, ...]`` or, where ``dim`` is None, an unbatched tensor -> ``[B * size(0), ...]``."""
-    batched = tensor.unsqueeze(0).expand(batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    """``[..., B at dim, ...]`` or, where ``dim`` is None, an unbatched tensor -> ``[B * size(0),
+    ...]``."""
+    batched = (
+        tensor.unsqueeze(0).expand(batch_size, *tensor.shape)
+        if dim is None
+        else tensor.movedim(dim, 0)
+    )
     return batched.flatten(0, 1)
 
 
@@ -177,7 +236,12 @@ def _unfold(tensor: Tensor, batch_size: int) -> Tensor:
 
 
 def _fold_arguments(
-    batch_size: int, in_dims: Sequence, inputs: Sequence[Tensor], rois: Tensor, levels: Tensor | None, prob_maps: Tensor | None
+    batch_size: int,
+    in_dims: Sequence,
+    inputs: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    prob_maps: Tensor | None,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
     """One call over ``B * N`` images and ``B * K`` boxes in place of ``B`` calls."""
     input_dims, rois_dim, levels_dim, maps_dim = in_dims
@@ -186,8 +250,12 @@ def _fold_arguments(
     num_images = folded[0].shape[0] // batch_size
     num_rois = rois.shape[0] if rois_dim is None else rois.movedim(rois_dim, 0).shape[1]
     rois = _fold(rois, rois_dim, batch_size)
-    first_image = torch.arange(batch_size, device=rois.device).repeat_interleave(num_rois) * num_images
-    index = torch.where(is_batch_index(rois[:, 0], num_images), rois[:, 0].trunc() + first_image, -1)
+    first_image = (
+        torch.arange(batch_size, device=rois.device).repeat_interleave(num_rois) * num_images
+    )
+    index = torch.where(
+        is_batch_index(rois[:, 0], num_images), rois[:, 0].trunc() + first_image, -1
+    )
     return (
         folded,
         torch.cat([index[:, None].to(rois.dtype), rois[:, 1:]], dim=1),

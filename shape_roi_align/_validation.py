@@ -1,4 +1,5 @@
-"""Checks of the caller's arguments: each raises TypeError or ValueError naming the argument, the requirement, and what came."""
+"""Checks of the caller's arguments: each raises TypeError or ValueError naming the argument, the
+requirement, and what came."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
     """``int`` or ``(height, width)`` -> ``(pooled_height, pooled_width)``, both >= 1."""
     size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     if len(size) != 2 or not all(isinstance(s, int | torch.SymInt) for s in size):
-        raise ValueError(f"output_size must be an int or a pair (height, width), got {output_size!r}")
+        raise ValueError(
+            f"output_size must be an int or a pair (height, width), got {output_size!r}"
+        )
     if not (size[0] >= 1 and size[1] >= 1):
         raise ValueError(f"output_size must be at least 1 in both directions, got {output_size!r}")
     return size
@@ -40,8 +43,8 @@ def check_features(input: Tensor, name: str = "input") -> None:
 def check_rois(rois: Tensor, device: torch.device) -> None:
     if rois.dim() != 2 or rois.shape[1] != 5:
         raise ValueError(
-            "boxes must be a Tensor[K, 5] of (batch index, x1, y1, x2, y2) or a list of Tensor[L, 4], "
-            f"got shape {list(rois.shape)}"
+            "boxes must be a Tensor[K, 5] of (batch index, x1, y1, x2, y2) "
+            f"or a list of Tensor[L, 4], got shape {list(rois.shape)}"
         )
     if not rois.is_floating_point():
         raise TypeError(f"boxes must be float64 or float32 (halves are upcast), got {rois.dtype}")
@@ -51,7 +54,9 @@ def check_rois(rois: Tensor, device: torch.device) -> None:
 
 def check_box_list(boxes: Sequence[Tensor], num_images: int) -> None:
     if len(boxes) != num_images:
-        raise ValueError(f"boxes must hold one Tensor[L, 4] per image, {num_images}, got {len(boxes)}")
+        raise ValueError(
+            f"boxes must hold one Tensor[L, 4] per image, {num_images}, got {len(boxes)}"
+        )
     for i, box in enumerate(boxes):
         if not isinstance(box, Tensor):
             raise TypeError(f"boxes[{i}] must be a Tensor[L, 4], got {type(box).__name__}")
@@ -62,25 +67,33 @@ def check_box_list(boxes: Sequence[Tensor], num_images: int) -> None:
 def check_prob_maps(prob_maps: Tensor, num_rois: int, device: torch.device) -> Tensor:
     """``[K, Mh, Mw]`` or ``[K, 1, Mh, Mw]`` -> ``[K, Mh, Mw]``."""
     if not isinstance(prob_maps, Tensor):
-        raise TypeError(f"prob_maps must be a Tensor[K, Mh, Mw] or None, got {type(prob_maps).__name__}")
+        raise TypeError(
+            f"prob_maps must be a Tensor[K, Mh, Mw] or None, got {type(prob_maps).__name__}"
+        )
     shape = list(prob_maps.shape)
     if prob_maps.dim() == 4 and prob_maps.shape[1] == 1:
         prob_maps = prob_maps.squeeze(1)
     if prob_maps.dim() != 3 or prob_maps.shape[0] != num_rois:
         raise ValueError(
-            f"prob_maps must have shape [K, Mh, Mw] or [K, 1, Mh, Mw] with K={num_rois} boxes, got {shape}"
+            f"prob_maps must have shape [K, Mh, Mw] or [K, 1, Mh, Mw] with K={num_rois} boxes, "
+            f"got {shape}"
         )
     if prob_maps.shape[1] < 1 or prob_maps.shape[2] < 1:
         raise ValueError(f"prob_maps must have at least one cell in both directions, got {shape}")
     if prob_maps.dtype not in FEATURE_DTYPES:
-        raise TypeError(f"prob_maps must be float64, float32, float16 or bfloat16, got {prob_maps.dtype}")
+        raise TypeError(
+            f"prob_maps must be float64, float32, float16 or bfloat16, got {prob_maps.dtype}"
+        )
     if prob_maps.device != device:
-        raise ValueError(f"prob_maps must be on the device of input, {device}, got {prob_maps.device}")
+        raise ValueError(
+            f"prob_maps must be on the device of input, {device}, got {prob_maps.device}"
+        )
     return prob_maps
 
 
 def is_batch_index(index: Tensor, num_images: int) -> Tensor:
-    """Which batch indices are within ``[0, num_images)`` once truncated to integers, as torchvision does. False for NaN."""
+    """Which batch indices are within ``[0, num_images)`` once truncated to integers, as torchvision
+    does. False for NaN."""
     return (index > -1) & (index < num_images)
 
 

@@ -21,7 +21,9 @@ from .ops import pool, roi_align, sa_roi_align
 
 
 class _RoIAlignBase(nn.Module):
-    def __init__(self, output_size, spatial_scale: float, sampling_ratio: int, aligned: bool = False) -> None:
+    def __init__(
+        self, output_size, spatial_scale: float, sampling_ratio: int, aligned: bool = False
+    ) -> None:
         super().__init__()
         self.output_size = output_size
         self.spatial_scale = spatial_scale
@@ -39,7 +41,9 @@ class RoIAlign(_RoIAlignBase):
     """See :func:`roi_align`."""
 
     def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
-        return roi_align(input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned)
+        return roi_align(
+            input, rois, self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
+        )
 
 
 class SaRoIAlign(_RoIAlignBase):
@@ -57,7 +61,9 @@ class SaRoIAlign(_RoIAlignBase):
         super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
         self.map_aligned = map_aligned
 
-    def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor], prob_maps: Tensor | None) -> Tensor:
+    def forward(
+        self, input: Tensor, rois: Tensor | Sequence[Tensor], prob_maps: Tensor | None
+    ) -> Tensor:
         return sa_roi_align(
             input,
             rois,
@@ -109,14 +115,16 @@ class _MultiScaleBase(nn.Module):
     ) -> Tensor:
         features = [v for k, v in x.items() if k in self.featmap_names]
         if not features:
-            raise ValueError(f"x must hold at least one of the maps {self.featmap_names}, got {list(x)}")
+            raise ValueError(
+                f"x must hold at least one of the maps {self.featmap_names}, got {list(x)}"
+            )
         for level, feature in enumerate(features):
             check_features(feature, f"x[{level}]")
         device = features[0].device
         check_box_list(boxes, features[0].shape[0])
         rois = concatenate_boxes(boxes, device)
         check_rois(rois, device)
-        if isinstance(prob_maps, list | tuple):
+        if prob_maps is not None and not isinstance(prob_maps, Tensor):
             prob_maps = torch.cat(list(prob_maps)) if prob_maps else rois.new_ones((0, 1, 1))
         if prob_maps is not None:
             prob_maps = check_prob_maps(prob_maps, rois.shape[0], device)
@@ -126,23 +134,38 @@ class _MultiScaleBase(nn.Module):
             finest = -math.log2(scales[0])
             coarsest = -math.log2(scales[-1])
             levels = assign_levels(
-                rois, int(coarsest - finest) + 1, int(finest), self.canonical_scale, self.canonical_level
+                rois,
+                int(coarsest - finest) + 1,
+                int(finest),
+                self.canonical_scale,
+                self.canonical_level,
             )
         return pool(
-            features, rois, levels, prob_maps, scales, self.output_size, self.sampling_ratio, self.aligned, map_aligned
+            features,
+            rois,
+            levels,
+            prob_maps,
+            scales,
+            self.output_size,
+            self.sampling_ratio,
+            self.aligned,
+            map_aligned,
         )
 
 
 class MultiScaleRoIAlign(_MultiScaleBase):
     """RoIAlign over the levels of a feature pyramid, with the signature and the results of
-    ``torchvision.ops.MultiScaleRoIAlign`` and ``aligned`` added. One fused call: no loop over levels, no synchronisation.
+    ``torchvision.ops.MultiScaleRoIAlign`` and ``aligned`` added. One fused call: no loop over
+    levels, no synchronisation.
 
     Args:
         featmap_names (list[str]): the maps of ``x`` to pool from, finest first.
         output_size (int or (int, int)): height and width of the output in bins.
         sampling_ratio (int): sampling points per bin and direction; <= 0: adaptive.
-        canonical_scale (int): box size, in image pixels, that is pooled from ``canonical_level``. Default: 224
-        canonical_level (int): its level, log2 of its stride (Feature Pyramid Networks, arXiv:1612.03144, eq. 1). Default: 4
+        canonical_scale (int): box size, in image pixels, that is pooled from ``canonical_level``.
+            Default: 224
+        canonical_level (int): its level, log2 of its stride (Feature Pyramid Networks,
+            arXiv:1612.03144, eq. 1). Default: 4
         aligned (bool): as in :func:`roi_align`. Default: False
     """
 
@@ -153,7 +176,8 @@ class MultiScaleRoIAlign(_MultiScaleBase):
         Args:
             x (dict[str, Tensor[N, C, H_l, W_l]]): feature maps.
             boxes (list of N Tensor[L, 4]): (x1, y1, x2, y2) in image pixels.
-            image_shapes (list of (height, width)): image sizes before batching; scales follow from the largest.
+            image_shapes (list of (height, width)): image sizes before batching; scales follow from
+                the largest.
 
         Returns:
             Tensor[K, C, output_size[0], output_size[1]]
@@ -162,8 +186,8 @@ class MultiScaleRoIAlign(_MultiScaleBase):
 
 
 class MultiScaleSaRoIAlign(_MultiScaleBase):
-    """Shape-aware RoIAlign over the levels of a feature pyramid: :class:`MultiScaleRoIAlign` with a probability map per
-    box, see :func:`sa_roi_align`.
+    """Shape-aware RoIAlign over the levels of a feature pyramid: :class:`MultiScaleRoIAlign` with a
+    probability map per box, see :func:`sa_roi_align`.
 
     Args:
         map_aligned (bool, optional): as in :func:`sa_roi_align`; None: same as ``aligned``.
@@ -202,8 +226,10 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
         Args:
             x (dict[str, Tensor[N, C, H_l, W_l]]): feature maps.
             boxes (list of N Tensor[L, 4]): (x1, y1, x2, y2) in image pixels.
-            prob_maps (Tensor[K, Mh, Mw] or list of N Tensor[L, Mh, Mw], optional): one map per box, in the boxes' order.
-            image_shapes (list of (height, width)): image sizes before batching; scales follow from the largest.
+            prob_maps (Tensor[K, Mh, Mw] or list of N Tensor[L, Mh, Mw], optional): one map per box,
+                in the boxes' order.
+            image_shapes (list of (height, width)): image sizes before batching; scales follow from
+                the largest.
 
         Returns:
             Tensor[K, C, output_size[0], output_size[1]]
@@ -215,7 +241,9 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
         return f"{super().extra_repr()}, map_aligned={self.map_aligned}"
 
 
-def _infer_scales(features: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]) -> list[float]:
+def _infer_scales(
+    features: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
+) -> list[float]:
     """Feature pixels per image pixel of each map, rounded to a power of two as torchvision does."""
     if not image_shapes:
         raise ValueError("image_shapes must hold at least one (height, width)")
@@ -223,7 +251,8 @@ def _infer_scales(features: Sequence[Tensor], image_shapes: Sequence[tuple[int, 
     scales = []
     for feature in features:
         possible = [
-            2.0 ** round(math.log2(s / i)) for s, i in zip(feature.shape[-2:], image_size, strict=True)
+            2.0 ** round(math.log2(s / i))
+            for s, i in zip(feature.shape[-2:], image_size, strict=True)
         ]
         if possible[0] != possible[1]:
             raise ValueError(

@@ -31,33 +31,39 @@ def sa_roi_align(
     *,
     map_aligned: bool | None = None,
 ) -> Tensor:
-    """Shape-aware RoIAlign: RoIAlign whose bilinear samples are weighted by a probability map per box.
+    """Shape-aware RoIAlign: RoIAlign whose bilinear samples are weighted by a probability map per
+    box.
 
-    Each bin of each box averages ``f(a, b) * p(c, d)`` over its sampling points, where ``f`` interpolates the features at
-    the point and ``p`` the box's probability map at the same place in the box (Mask Refining R-CNN, arXiv:1911.11263,
-    eq. 4). The average divides by the number of points, never by the sum of ``p``; a map of ones gives RoIAlign.
+    Each bin of each box averages ``f(a, b) * p(c, d)`` over its sampling points, where ``f``
+    interpolates the features at the point and ``p`` the box's probability map at the same place in
+    the box (Mask Refining R-CNN, arXiv:1911.11263, eq. 4). The average divides by the number of
+    points, never by the sum of ``p``; a map of ones gives RoIAlign.
 
     Args:
-        input (Tensor[N, C, H, W]): features, float64, float32, float16 or bfloat16, any memory format.
-        boxes (Tensor[K, 5] or list of N Tensor[L, 4]): (batch index, x1, y1, x2, y2), or (x1, y1, x2, y2) per image, in
-            image pixels; float64 or float32. Halves are upcast.
-        prob_maps (Tensor[K, Mh, Mw] or Tensor[K, 1, Mh, Mw], optional): one map per box, covering that box, any size and
-            floating dtype. None pools as plain RoIAlign.
+        input (Tensor[N, C, H, W]): features, float64, float32, float16 or bfloat16, any memory
+            format.
+        boxes (Tensor[K, 5] or list of N Tensor[L, 4]): (batch index, x1, y1, x2, y2), or (x1, y1,
+            x2, y2) per image, in image pixels; float64 or float32. Halves are upcast.
+        prob_maps (Tensor[K, Mh, Mw] or Tensor[K, 1, Mh, Mw], optional): one map per box, covering
+            that box, any size and floating dtype. None pools as plain RoIAlign.
         output_size (int or (int, int)): height and width of the output in bins.
         spatial_scale (float): feature pixels per image pixel. Default: 1.0
-        sampling_ratio (int): sampling points per bin and direction; <= 0: ``ceil(extent of the box / output size)``.
-            Default: -1
-        aligned (bool): shift boxes by -0.5 feature pixels, so that pixel centres are at integers plus one half, and do
-            not enlarge boxes smaller than one pixel. Default: False
-        map_aligned (bool, optional): map cells are pixels with centres at j + 0.5, which is how Mask R-CNN's masks are
-            trained; False is the paper's eq. 5 to the letter. None: same as ``aligned``.
+        sampling_ratio (int): sampling points per bin and direction; <= 0: ``ceil(extent of the box
+            / output size)``. Default: -1
+        aligned (bool): shift boxes by -0.5 feature pixels, so that pixel centres are at integers
+            plus one half, and do not enlarge boxes smaller than one pixel. Default: False
+        map_aligned (bool, optional): map cells are pixels with centres at j + 0.5, which is how
+            Mask R-CNN's masks are trained; False is the paper's eq. 5 to the letter. None: same as
+            ``aligned``.
 
     Returns:
-        Tensor[K, C, output_size[0], output_size[1]]: dtype of ``input``; channels_last when ``input`` is.
+        Tensor[K, C, output_size[0], output_size[1]]: dtype of ``input``; channels_last when
+        ``input`` is.
 
-    Differentiable with respect to ``input``, ``prob_maps`` and ``boxes`` (adaptive sampling counts are constants), and
-    twice with respect to ``input`` and ``prob_maps``. float16 and bfloat16 accumulate in float32. On the CPU, results
-    are the same bit for bit for any number of threads. A box with a NaN or infinite coordinate yields zeros.
+    Differentiable with respect to ``input``, ``prob_maps`` and ``boxes`` (adaptive sampling counts
+    are constants), and twice with respect to ``input`` and ``prob_maps``. float16 and bfloat16
+    accumulate in float32. On the CPU, results are the same bit for bit for any number of threads. A
+    box with a NaN or infinite coordinate yields zeros.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -90,9 +96,11 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """RoIAlign (Mask R-CNN, arXiv:1703.06870) with the signature and the results of ``torchvision.ops.roi_align``.
+    """RoIAlign (Mask R-CNN, arXiv:1703.06870) with the signature and the results of
+    ``torchvision.ops.roi_align``.
 
-    The same kernels as :func:`sa_roi_align`, which says what the arguments mean and what is raised, without a map.
+    The same kernels as :func:`sa_roi_align`, which says what the arguments mean and what is raised,
+    without a map.
 
     Returns:
         Tensor[K, C, output_size[0], output_size[1]]
@@ -111,15 +119,32 @@ def pool(
     aligned: bool,
     map_aligned: bool,
 ) -> Tensor:
-    """The fused operator on checked arguments: box k is pooled from ``inputs[levels[k]]``. ``Tensor[K, C, PH, PW]``."""
+    """The fused operator on checked arguments: box k is pooled from ``inputs[levels[k]]``.
+    ``Tensor[K, C, PH, PW]``."""
     device = inputs[0].device.type
     if device not in _KERNEL_DEVICES:
         return pool_levels(
-            inputs, rois, levels, prob_maps, spatial_scales, output_size, sampling_ratio, aligned, map_aligned
+            inputs,
+            rois,
+            levels,
+            prob_maps,
+            spatial_scales,
+            output_size,
+            sampling_ratio,
+            aligned,
+            map_aligned,
         )
     try:
         return torch.ops.shape_roi_align.sa_roi_align.default(
-            inputs, rois, levels, prob_maps, spatial_scales, *output_size, sampling_ratio, aligned, map_aligned
+            inputs,
+            rois,
+            levels,
+            prob_maps,
+            spatial_scales,
+            *output_size,
+            sampling_ratio,
+            aligned,
+            map_aligned,
         )
     except RuntimeError:
         # C++ can raise RuntimeError only, and before torch 2.13 without its text.

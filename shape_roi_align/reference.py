@@ -1,4 +1,5 @@
-"""The operator in plain PyTorch: the readable definition, for any device, and the fallback where no kernel exists."""
+"""The operator in plain PyTorch: the readable definition, for any device, and the fallback where no
+kernel exists."""
 
 from __future__ import annotations
 
@@ -42,9 +43,9 @@ def sa_roi_align_reference(
 ) -> Tensor:
     """Shape-aware RoIAlign, vectorised over boxes in plain PyTorch.
 
-    Arguments, result and errors are those of :func:`shape_roi_align.sa_roi_align`. Differentiable any number of times
-    by autograd. Holds all samples of all boxes at once, ``O(K * C * PH * Sy * PW * Sx)`` elements.
-    """
+    Arguments, result and errors are those of :func:`shape_roi_align.sa_roi_align`. Differentiable
+    any number of times by autograd. Holds all samples of all boxes at once, ``O(K * C * PH * Sy *
+    PW * Sx)`` elements."""
     check_features(input)
     size = check_output_size(output_size)
     rois = to_rois(boxes, input.shape[0], input.device)
@@ -54,7 +55,16 @@ def sa_roi_align_reference(
     if error is not None:
         raise error
     map_aligned = aligned if map_aligned is None else map_aligned
-    return pool(input, rois, prob_maps, size, spatial_scale, check_sampling_ratio(sampling_ratio), aligned, map_aligned)
+    return pool(
+        input,
+        rois,
+        prob_maps,
+        size,
+        spatial_scale,
+        check_sampling_ratio(sampling_ratio),
+        aligned,
+        map_aligned,
+    )
 
 
 def pool_levels(
@@ -98,7 +108,9 @@ def pool(
     if input.numel() == 0 or num_rois == 0:
         connected = input.sum() + rois.sum() + (0 if prob_maps is None else prob_maps.sum())
         out = input.new_zeros(num_rois, channels, pooled_height, pooled_width)
-        return (out + 0 * connected.nan_to_num().to(out.dtype)).contiguous(memory_format=memory_format)
+        return (out + 0 * connected.nan_to_num().to(out.dtype)).contiguous(
+            memory_format=memory_format
+        )
 
     accumulate = torch.promote_types(input.dtype, torch.float32)
     rois = rois.to(torch.promote_types(rois.dtype, accumulate))
@@ -109,23 +121,37 @@ def pool(
     if not aligned:
         extents = extents.clamp(min=1)
     bins = extents.new_tensor([pooled_width, pooled_height])
-    counts = torch.ceil(extents.detach() / bins) if sampling_ratio <= 0 else torch.full_like(extents, sampling_ratio)
-    valid = valid & torch.isfinite(torch.cat([edges, extents], 1)).all(1) & (counts <= MAX_ADAPTIVE_SAMPLES).all(1)
+    counts = (
+        torch.ceil(extents.detach() / bins)
+        if sampling_ratio <= 0
+        else torch.full_like(extents, sampling_ratio)
+    )
+    valid = (
+        valid
+        & torch.isfinite(torch.cat([edges, extents], 1)).all(1)
+        & (counts <= MAX_ADAPTIVE_SAMPLES).all(1)
+    )
     rows = valid[:, None]
-    starts, extents, counts = (torch.where(rows, t, torch.ones_like(t)) for t in (edges[:, :2], extents, counts))
+    starts, extents, counts = (
+        torch.where(rows, t, torch.ones_like(t)) for t in (edges[:, :2], extents, counts)
+    )
 
     x = _sample_axis(starts[:, 0], extents[:, 0], counts[:, 0], pooled_width, width)
     y = _sample_axis(starts[:, 1], extents[:, 1], counts[:, 1], pooled_height, height)
     batch = torch.where(valid, rois[:, 0], torch.zeros_like(rois[:, 0])).long()
     channels_last = input.permute(0, 2, 3, 1)
-    values = _bilinear(channels_last, batch, y.coordinate, x.coordinate, accumulate)  # [K, PH*Sy, PW*Sx, C]
+    values = _bilinear(
+        channels_last, batch, y.coordinate, x.coordinate, accumulate
+    )  # [K, PH*Sy, PW*Sx, C]
     weights = y.weight[:, :, None] * x.weight[:, None, :]
     if prob_maps is not None:
         q = 0.5 if map_aligned else 0.0
         map_y = y.place * prob_maps.shape[1] - q
         map_x = x.place * prob_maps.shape[2] - q
         each = torch.arange(num_rois, device=rois.device)
-        weights = weights * _bilinear(prob_maps[..., None], each, map_y, map_x, weights.dtype)[..., 0]
+        weights = (
+            weights * _bilinear(prob_maps[..., None], each, map_y, map_x, weights.dtype)[..., 0]
+        )
     weights = torch.where(valid[:, None, None], weights, torch.zeros_like(weights))
     # A sample outside the map contributes nothing, whatever the map holds at its border.
     terms = torch.where(_reads(y, x), values * weights[..., None].to(accumulate), 0.0)
@@ -147,30 +173,42 @@ def _reads(y: _Samples, x: _Samples) -> Tensor:
 
 
 def _sample_axis(start: Tensor, extent: Tensor, count: Tensor, bins: int, size: int) -> _Samples:
-    """Samples along one axis of boxes with ``start[K]``, ``extent[K]`` and ``count[K]`` samples per bin."""
+    """Samples along one axis of boxes with ``start[K]``, ``extent[K]`` and ``count[K]`` samples per
+    bin."""
     bin_size = (extent / bins)[:, None, None]
     p = torch.arange(bins, device=start.device, dtype=start.dtype)[None, :, None]
     count = count[:, None, None]
     slots = int(count.max())
     first = torch.zeros_like(bin_size)
-    visible = 2 * size + 16  # adaptive samples are more than half a pixel apart once there are several
+    visible = (
+        2 * size + 16
+    )  # adaptive samples are more than half a pixel apart once there are several
     if slots > visible:
         bin_start = start.detach()[:, None, None] + p * bin_size.detach()
         spacing = bin_size.detach() / count
-        first = torch.where(count > visible, torch.floor((-1 - bin_start) / spacing - 6).clamp(min=0), first)
+        first = torch.where(
+            count > visible, torch.floor((-1 - bin_start) / spacing - 6).clamp(min=0), first
+        )
         slots = visible
     index = first + torch.arange(max(slots, 0), device=start.device, dtype=start.dtype)
     divisor = count.clamp(min=1)
-    coordinate = (start[:, None, None] + p * bin_size + (index + 0.5) * bin_size / divisor).flatten(1)
+    coordinate = (start[:, None, None] + p * bin_size + (index + 0.5) * bin_size / divisor).flatten(
+        1
+    )
     place = ((p + (index + 0.5) / divisor) / bins).expand(start.shape[0], -1, -1).flatten(1)
     exists = (index < count).expand(-1, bins, -1).flatten(1)
     reads = exists & (coordinate >= -1) & (coordinate <= size)
-    weight = torch.where(reads, (1 / divisor).expand(-1, bins, max(slots, 0)).flatten(1), torch.zeros_like(coordinate))
+    weight = torch.where(
+        reads,
+        (1 / divisor).expand(-1, bins, max(slots, 0)).flatten(1),
+        torch.zeros_like(coordinate),
+    )
     return _Samples(coordinate, place, weight.detach())
 
 
 def _bilinear(image: Tensor, index: Tensor, y: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``image[N, H, W, C]`` at the grid ``y[K, I] x x[K, J]`` of image ``index[K]``, clamped to the border: ``[K, I, J, C]``."""
+    """``image[N, H, W, C]`` at the grid ``y[K, I] x x[K, J]`` of image ``index[K]``, clamped to the
+    border: ``[K, I, J, C]``."""
     n = index[:, None, None]
     (y0, y1, ly), (x0, x1, lx) = _neighbours(y, image.shape[1]), _neighbours(x, image.shape[2])
     y0, y1, ly = y0[:, :, None], y1[:, :, None], ly[:, :, None, None].to(dtype)

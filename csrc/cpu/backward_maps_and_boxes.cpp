@@ -1,5 +1,6 @@
-// Gradients of the probability maps and of the boxes. Both are sums over channels, and both follow from the same dot products
-// <features of a pixel, gradient of a bin>, one per tap: the channels are read once, the rest is scalar work. One thread owns a box.
+// Gradients of the probability maps and of the boxes. Both are sums over channels, and both follow
+// from the same dot products <features of a pixel, gradient of a bin>, one per tap: the channels
+// are read once, the rest is scalar work. One thread owns a box.
 #include "operators.h"
 #include "prepared_box.h"
 
@@ -24,7 +25,8 @@ class MapAndBoxGradient {
     }
     dot_taps(box.index);
     map_ = map_of_box(params_, box.index, converted_map_);
-    map_gradient_.assign(grad_maps_ == nullptr ? 0 : int64_t(params_.map_height) * params_.map_width, coord_t(0));
+    map_gradient_.assign(
+        grad_maps_ == nullptr ? 0 : int64_t(params_.map_height) * params_.map_width, coord_t(0));
     along_y_ = along_x_ = AxisGradient{};
     for (int32_t ph = 0; ph < params_.options.pooled_height; ++ph) {
       for (int32_t pw = 0; pw < params_.options.pooled_width; ++pw) {
@@ -43,7 +45,8 @@ class MapAndBoxGradient {
   }
 
  private:
-  // d(loss)/d(sample coordinate), summed over samples, plain and weighted by their place in the box.
+  // d(loss)/d(sample coordinate), summed over samples, plain and weighted by their place in the
+  // box.
   struct AxisGradient {
     coord_t sum = 0;
     coord_t by_place = 0;
@@ -66,17 +69,21 @@ class MapAndBoxGradient {
   void dot_taps(int64_t k) {
     const BoxTaps<coord_t, acc_t>& taps = box_.taps;
     dot_.assign(taps.weight.size(), acc_t(0));
-    const int32_t block =
-        box_.is_native ? channel_block(bins_, kernels_.lanes, 2 * kernels_.planar_block, params_.channels, sizeof(acc_t)) : box_.block;
+    const int32_t block = box_.is_native ? channel_block(
+                                               bins_, kernels_.lanes, 2 * kernels_.planar_block,
+                                               params_.channels, sizeof(acc_t))
+                                         : box_.block;
     for (int64_t c = 0; c < params_.channels; c += block) {
       const int32_t channels = static_cast<int32_t>(std::min<int64_t>(block, params_.channels - c));
       const acc_t* tile = tile_.load(k, c, channels, block);
       if (box_.is_native) {
         kernels_.dot_taps(
-            box_.native_features(c), taps.bin_begin.data(), taps.offset.data(), bins_, channels, tile, block, dot_.data());
+            box_.native_features(c), taps.bin_begin.data(), taps.offset.data(), bins_, channels,
+            tile, block, dot_.data());
       } else {
         kernels_.dot_taps_packed(
-            box_.pack_features(c, channels), taps.bin_begin.data(), taps.offset.data(), bins_, channels, tile, block, dot_.data());
+            box_.pack_features(c, channels), taps.bin_begin.data(), taps.offset.data(), bins_,
+            channels, tile, block, dot_.data());
       }
     }
   }
@@ -94,24 +101,33 @@ class MapAndBoxGradient {
       const acc_t* high = dot + (sy.high - rows.begin) * num_columns - columns.begin;
       for (int32_t ix = x.sample_begin[pw]; ix < x.sample_begin[pw + 1]; ++ix) {
         const AxisSample<coord_t>& sx = x.samples[ix];
-        const coord_t at_low = sx.low_weight * coord_t(low[sx.low]) + sx.high_weight * coord_t(low[sx.high]);
-        const coord_t at_high = sx.low_weight * coord_t(high[sx.low]) + sx.high_weight * coord_t(high[sx.high]);
+        const coord_t at_low =
+            sx.low_weight * coord_t(low[sx.low]) + sx.high_weight * coord_t(low[sx.high]);
+        const coord_t at_high =
+            sx.low_weight * coord_t(high[sx.low]) + sx.high_weight * coord_t(high[sx.high]);
         if (grad_maps_ != nullptr) {
-          add_to_map(sy.map, sx.map, box_.taps.inverse_count * (sy.low_weight * at_low + sy.high_weight * at_high));
+          add_to_map(
+              sy.map, sx.map,
+              box_.taps.inverse_count * (sy.low_weight * at_low + sy.high_weight * at_high));
         }
         if (grad_rois_ != nullptr) {
-          const coord_t p = map_ == nullptr ? coord_t(1) : sample_map(map_, params_.map_width, sy.map, sx.map);
+          const coord_t p =
+              map_ == nullptr ? coord_t(1) : sample_map(map_, params_.map_width, sy.map, sx.map);
           const coord_t weight = p * box_.taps.inverse_count;
           const coord_t slope_low = coord_t(low[sx.high]) - coord_t(low[sx.low]);
           const coord_t slope_high = coord_t(high[sx.high]) - coord_t(high[sx.low]);
           add_to_axis(along_y_, weight * sy.slope * (at_high - at_low), sy.place);
-          add_to_axis(along_x_, weight * sx.slope * (sy.low_weight * slope_low + sy.high_weight * slope_high), sx.place);
+          add_to_axis(
+              along_x_,
+              weight * sx.slope * (sy.low_weight * slope_low + sy.high_weight * slope_high),
+              sx.place);
         }
       }
     }
   }
 
-  void add_to_map(const Interpolation<coord_t>& y, const Interpolation<coord_t>& x, coord_t gradient) {
+  void add_to_map(
+      const Interpolation<coord_t>& y, const Interpolation<coord_t>& x, coord_t gradient) {
     coord_t* low = map_gradient_.data() + int64_t(y.low) * params_.map_width;
     coord_t* high = map_gradient_.data() + int64_t(y.high) * params_.map_width;
     low[x.low] += gradient * y.low_weight * x.low_weight;
@@ -125,8 +141,11 @@ class MapAndBoxGradient {
     axis.by_place += gradient * place;
   }
 
-  // coordinate = edge1 * scale - offset + place * extent, extent = (edge2 - edge1) * scale where it varies.
-  static void store_axis(const Axis<coord_t>& axis, const AxisGradient& gradient, coord_t scale, box_t* edge1, box_t* edge2) {
+  // coordinate = edge1 * scale - offset + place * extent, extent = (edge2 - edge1) * scale where it
+  // varies.
+  static void store_axis(
+      const Axis<coord_t>& axis, const AxisGradient& gradient, coord_t scale, box_t* edge1,
+      box_t* edge2) {
     const coord_t of_extent = axis.extent_varies ? gradient.by_place : coord_t(0);
     *edge1 = static_cast<box_t>(scale * (gradient.sum - of_extent));
     *edge2 = static_cast<box_t>(scale * of_extent);
@@ -145,7 +164,8 @@ class MapAndBoxGradient {
 
 }  // namespace
 
-void backward_maps_and_boxes(const Params& params, const PooledMap& grad, void* grad_maps, void* grad_rois) {
+void backward_maps_and_boxes(
+    const Params& params, const PooledMap& grad, void* grad_maps, void* grad_rois) {
   dispatch(params, [&](auto feature, auto roi) {
     using T = decltype(feature);
     using box_t = decltype(roi);
@@ -153,7 +173,8 @@ void backward_maps_and_boxes(const Params& params, const PooledMap& grad, void* 
     using Worker = MapAndBoxGradient<T, coord_t, box_t>;
     const auto boxes = sorted_boxes<coord_t, box_t>(params);
     parallel_dynamic(
-        static_cast<int64_t>(boxes.size()), [&] { return Worker(params, grad, grad_maps, static_cast<box_t*>(grad_rois)); },
+        static_cast<int64_t>(boxes.size()),
+        [&] { return Worker(params, grad, grad_maps, static_cast<box_t*>(grad_rois)); },
         [&](Worker& worker, int64_t i) { worker.compute(boxes[i]); });
   });
 }

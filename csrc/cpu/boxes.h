@@ -1,4 +1,5 @@
-// What forward and backward do with the boxes of a call: geometry, order, probability map, dynamic scheduling.
+// What forward and backward do with the boxes of a call: geometry, order, probability map, dynamic
+// scheduling.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -18,7 +19,8 @@ namespace shape_roi_align::cpu {
 
 // Coordinates in double where features or boxes are, else in float.
 template <typename T, typename box_t>
-using coordinate_t = std::conditional_t<std::is_same_v<T, double> || std::is_same_v<box_t, double>, double, float>;
+using coordinate_t =
+    std::conditional_t<std::is_same_v<T, double> || std::is_same_v<box_t, double>, double, float>;
 
 template <typename T>
 struct Box {
@@ -55,7 +57,8 @@ void dispatch(const Params& params, F f) {
   });
 }
 
-// All boxes, sorted by level, image and place so that neighbours share cache. Throws on a batch index or level out of range.
+// All boxes, sorted by level, image and place so that neighbours share cache. Throws on a batch
+// index or level out of range.
 template <typename T, typename box_t>
 std::vector<Box<T>> sorted_boxes(const Params& params) {
   const auto* rois = static_cast<const box_t*>(params.rois);
@@ -64,13 +67,17 @@ std::vector<Box<T>> sorted_boxes(const Params& params) {
   for (int64_t k = 0; k < params.num_rois; ++k) {
     const box_t* roi = rois + 5 * k;
     const int64_t level = params.roi_levels == nullptr ? 0 : params.roi_levels[k];
-    STD_TORCH_CHECK(level >= 0 && level < params.num_levels, "boxes[", k, "] has level ", level, " of ", params.num_levels);
     STD_TORCH_CHECK(
-        is_batch_index(roi[0], params.num_images), "boxes[", k, "] has batch index ", roi[0], ", but input holds ", params.num_images,
-        " images");
+        level >= 0 && level < params.num_levels, "boxes[", k, "] has level ", level, " of ",
+        params.num_levels);
+    STD_TORCH_CHECK(
+        is_batch_index(roi[0], params.num_images), "boxes[", k, "] has batch index ", roi[0],
+        ", but input holds ", params.num_images, " images");
     const FeatureMap& map = params.levels[level];
-    const BoxGeometry<T> geometry = make_box_geometry<T>(roi, T(map.spatial_scale), params.num_images, params.options);
-    const bool is_sampled = geometry.valid && geometry.inverse_count > T(0) && map.height > 0 && map.width > 0;
+    const BoxGeometry<T> geometry =
+        make_box_geometry<T>(roi, T(map.spatial_scale), params.num_images, params.options);
+    const bool is_sampled =
+        geometry.valid && geometry.inverse_count > T(0) && map.height > 0 && map.width > 0;
     boxes.push_back({k, static_cast<int32_t>(level), is_sampled, geometry});
   }
   const auto key = [](const Box<T>& box) {
@@ -78,11 +85,14 @@ std::vector<Box<T>> sorted_boxes(const Params& params) {
     const T middle = box.is_sampled ? g.y.start + g.y.extent / 2 : T(0);
     return std::tuple(box.level, g.batch, middle, box.index);
   };
-  std::sort(boxes.begin(), boxes.end(), [&](const Box<T>& a, const Box<T>& b) { return key(a) < key(b); });
+  std::sort(boxes.begin(), boxes.end(), [&](const Box<T>& a, const Box<T>& b) {
+    return key(a) < key(b);
+  });
   return boxes;
 }
 
-// The probability map of box k as T[map_height, map_width]; null without maps. `converted` keeps it alive.
+// The probability map of box k as T[map_height, map_width]; null without maps. `converted` keeps it
+// alive.
 template <typename T>
 const T* map_of_box(const Params& params, int64_t k, std::vector<T>& converted) {
   if (params.prob_maps == nullptr) {
@@ -97,14 +107,17 @@ const T* map_of_box(const Params& params, int64_t k, std::vector<T>& converted) 
       map = from;
     } else {
       converted.resize(cells);
-      std::transform(from, from + cells, converted.begin(), [](map_t value) { return static_cast<T>(load(value)); });
+      std::transform(from, from + cells, converted.begin(), [](map_t value) {
+        return static_cast<T>(load(value));
+      });
       map = converted.data();
     }
   });
   return map;
 }
 
-// f(worker state, i) for i in [0, n), balanced dynamically. Which thread serves i must not matter. make_state() makes one state per thread.
+// f(worker state, i) for i in [0, n), balanced dynamically. Which thread serves i must not matter.
+// make_state() makes one state per thread.
 template <typename MakeState, typename F>
 void parallel_dynamic(int64_t n, MakeState make_state, F f) {
   const int64_t threads = std::min<int64_t>(n, torch::stable::get_num_threads());

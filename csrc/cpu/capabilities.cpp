@@ -12,9 +12,11 @@ constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
 Capability best_of_processor() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
   return avx512 ? Capability::kAvx512 : avx2 ? Capability::kAvx2 : Capability::kPortable;
 #else
   return Capability::kPortable;
@@ -40,6 +42,8 @@ Capability capability() {
   return kChosen;
 }
 
-const char* capability_name() { return kNames[static_cast<int>(capability())]; }
+const char* capability_name() {
+  return kNames[static_cast<int>(capability())];
+}
 
 }  // namespace shape_roi_align::cpu

@@ -1,4 +1,5 @@
-// Forward: each box is pooled by one thread. Its taps are built once; then channels stream through registers.
+// Forward: each box is pooled by one thread. Its taps are built once; then channels stream through
+// registers.
 #include "operators.h"
 #include "prepared_box.h"
 
@@ -25,26 +26,29 @@ class Pooler {
     const BoxTaps<coord_t, acc_t>& taps = box_.taps;
     if (box_.is_native && output_.channel_stride == 1) {
       kernels_.gather_bins(
-          box_.native_features(0), taps.bin_begin.data(), taps.offset.data(), taps.weight.data(), bins_,
-          static_cast<int32_t>(params_.channels), out, output_.column_stride);
+          box_.native_features(0), taps.bin_begin.data(), taps.offset.data(), taps.weight.data(),
+          bins_, static_cast<int32_t>(params_.channels), out, output_.column_stride);
       return;
     }
-    const int32_t block = box_.is_native
-                              ? channel_block(bins_, kernels_.lanes, kernels_.planar_block, params_.channels, sizeof(acc_t))
-                              : box_.block;
+    const int32_t block = box_.is_native ? channel_block(
+                                               bins_, kernels_.lanes, kernels_.planar_block,
+                                               params_.channels, sizeof(acc_t))
+                                         : box_.block;
     tile_.resize(size_t(bins_ + kernels_.lanes) * block);
     for (int64_t c = 0; c < params_.channels; c += block) {
       const int32_t channels = static_cast<int32_t>(std::min<int64_t>(block, params_.channels - c));
       if (box_.is_native) {
         kernels_.gather_bins_to_tile(
-            box_.native_features(c), taps.bin_begin.data(), taps.offset.data(), taps.weight.data(), bins_, channels, tile_.data(),
-            block);
+            box_.native_features(c), taps.bin_begin.data(), taps.offset.data(), taps.weight.data(),
+            bins_, channels, tile_.data(), block);
       } else {
         kernels_.gather_bins_packed(
-            box_.pack_features(c, channels), taps.bin_begin.data(), taps.offset.data(), taps.weight.data(), bins_, channels,
-            tile_.data(), block);
+            box_.pack_features(c, channels), taps.bin_begin.data(), taps.offset.data(),
+            taps.weight.data(), bins_, channels, tile_.data(), block);
       }
-      kernels_.unpack(tile_.data(), block, grid_.planes(out + c * output_.channel_stride, output_.channel_stride, channels));
+      kernels_.unpack(
+          tile_.data(), block,
+          grid_.planes(out + c * output_.channel_stride, output_.channel_stride, channels));
     }
   }
 

@@ -1,6 +1,7 @@
 // The vectorised inner loops of the CPU operators, one table per instruction set and feature type.
 //
-// A tile holds bins (or pixels) x channels in the accumulate type, channels innermost, its stride a multiple of `lanes`.
+// A tile holds bins (or pixels) x channels in the accumulate type, channels innermost, its stride a
+// multiple of `lanes`.
 #pragma once
 
 #include <cstdint>
@@ -32,29 +33,31 @@ struct Kernels {
 
   // out[b * bin_stride + c] = sum of weight[t] * features[offset[t] + c] over the taps of bin b
   void (*gather_bins)(
-      const T* features, const int32_t* bin_begin, const int64_t* offset, const acc_t* weight, int32_t bins, int32_t channels,
-      T* out, int64_t bin_stride);
+      const T* features, const int32_t* bin_begin, const int64_t* offset, const acc_t* weight,
+      int32_t bins, int32_t channels, T* out, int64_t bin_stride);
   void (*gather_bins_to_tile)(
-      const T* features, const int32_t* bin_begin, const int64_t* offset, const acc_t* weight, int32_t bins, int32_t channels,
-      acc_t* tile, int64_t bin_stride);
+      const T* features, const int32_t* bin_begin, const int64_t* offset, const acc_t* weight,
+      int32_t bins, int32_t channels, acc_t* tile, int64_t bin_stride);
   void (*gather_bins_packed)(
-      const acc_t* features, const int32_t* bin_begin, const int64_t* offset, const acc_t* weight, int32_t bins, int32_t channels,
-      acc_t* tile, int64_t bin_stride);
+      const acc_t* features, const int32_t* bin_begin, const int64_t* offset, const acc_t* weight,
+      int32_t bins, int32_t channels, acc_t* tile, int64_t bin_stride);
 
   // dot[t] += sum over c of features[offset[t] + c] * tile[b * bin_stride + c], b the bin of tap t
   void (*dot_taps)(
-      const T* features, const int32_t* bin_begin, const int64_t* offset, int32_t bins, int32_t channels, const acc_t* tile,
-      int64_t bin_stride, acc_t* dot);
+      const T* features, const int32_t* bin_begin, const int64_t* offset, int32_t bins,
+      int32_t channels, const acc_t* tile, int64_t bin_stride, acc_t* dot);
   void (*dot_taps_packed)(
-      const acc_t* features, const int32_t* bin_begin, const int64_t* offset, int32_t bins, int32_t channels, const acc_t* tile,
-      int64_t bin_stride, acc_t* dot);
+      const acc_t* features, const int32_t* bin_begin, const int64_t* offset, int32_t bins,
+      int32_t channels, const acc_t* tile, int64_t bin_stride, acc_t* dot);
 
-  // gradient[offset[p] + c] += sum of weight[e] * tile[bin[e] * bin_stride + c] over the entries of pixel p
+  // gradient[offset[p] + c] += sum of weight[e] * tile[bin[e] * bin_stride + c] over the entries of
+  // pixel p
   void (*gather_pixels)(
-      acc_t* gradient, const int64_t* offset, const int32_t* pixel_begin, const int32_t* bin, const acc_t* weight, int32_t pixels,
-      int32_t channels, const acc_t* tile, int64_t bin_stride);
+      acc_t* gradient, const int64_t* offset, const int32_t* pixel_begin, const int32_t* bin,
+      const acc_t* weight, int32_t pixels, int32_t channels, const acc_t* tile, int64_t bin_stride);
 
-  // tile[(row * num_columns + column) * stride + c] = planes; writes up to `lanes` rows of the tile past its end
+  // tile[(row * num_columns + column) * stride + c] = planes; writes up to `lanes` rows of the tile
+  // past its end
   void (*pack)(const Planes<const T>& planes, acc_t* tile, int64_t stride);
   // planes = tile
   void (*unpack)(const acc_t* tile, int64_t stride, const Planes<T>& planes);
@@ -64,7 +67,8 @@ struct Kernels {
   void (*convert)(const acc_t* from, T* to, int64_t n);
 };
 
-// The table of the best instruction set of this processor, or of the one named by SHAPE_ROI_ALIGN_CPU_CAPABILITY.
+// The table of the best instruction set of this processor, or of the one named by
+// SHAPE_ROI_ALIGN_CPU_CAPABILITY.
 template <typename T>
 const Kernels<T>& kernels();
 

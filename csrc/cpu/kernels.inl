@@ -1,6 +1,7 @@
-// The one source of the arithmetic. Included by kernels_<capability>.cpp inside a namespace of its own and, on x86-64, inside a region compiled for that
-// instruction set; VECTOR_BYTES, ACCUMULATORS and CAPABILITY are set by the includer. Every function is internal: nothing compiled
-// for a newer processor may be picked by the linker for an older one.
+// The one source of the arithmetic. Included by kernels_<capability>.cpp inside a namespace of its
+// own and, on x86-64, inside a region compiled for that instruction set; VECTOR_BYTES, ACCUMULATORS
+// and CAPABILITY are set by the includer. Every function is internal: nothing compiled for a newer
+// processor may be picked by the linker for an older one.
 
 typedef float FloatVector __attribute__((vector_size(VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(VECTOR_BYTES)));
@@ -49,29 +50,38 @@ INLINE FloatVector load_vector(const BFloat16* from) {
   __builtin_memcpy(&half, from, sizeof(half));
   return (FloatVector)(__builtin_convertvector(half, BitsVector) << 16);
 }
-INLINE void store_vector(float* to, FloatVector v) { __builtin_memcpy(to, &v, sizeof(v)); }
-INLINE void store_vector(double* to, DoubleVector v) { __builtin_memcpy(to, &v, sizeof(v)); }
+INLINE void store_vector(float* to, FloatVector v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
+INLINE void store_vector(double* to, DoubleVector v) {
+  __builtin_memcpy(to, &v, sizeof(v));
+}
 INLINE void store_vector(BFloat16* to, FloatVector v) {
   const BitsVector bits = (BitsVector)v;
   const BitsVector rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const BitsVector is_nan = (BitsVector)((bits & 0x7fffffffu) > 0x7f800000u);
-  const StorageVector half = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), StorageVector);
+  const StorageVector half =
+      __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0u), StorageVector);
   __builtin_memcpy(to, &half, sizeof(half));
 }
 
 #if VECTOR_BYTES == 64
 INLINE FloatVector load_vector(const Half* from) {
-  return (FloatVector)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return (FloatVector)_mm512_maskz_cvtph_ps(
+      0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 INLINE void store_vector(Half* to, FloatVector v) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  _mm256_storeu_si256(
+      reinterpret_cast<__m256i*>(to),
+      _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 #elif VECTOR_BYTES == 32
 INLINE FloatVector load_vector(const Half* from) {
   return (FloatVector)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 INLINE void store_vector(Half* to, FloatVector v) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
 INLINE FloatVector load_vector(const Half* from) {
@@ -152,7 +162,8 @@ INLINE void transpose(V (&m)[Lanes]) {
   }
 }
 
-// Calls body(first channel, vectors) for blocks of at most ACCUMULATORS vectors, then tail(first channel, channels left).
+// Calls body(first channel, vectors) for blocks of at most ACCUMULATORS vectors, then tail(first
+// channel, channels left).
 template <typename acc_t, typename Body, typename Tail>
 INLINE void for_channel_blocks(int32_t channels, Body body, Tail tail) {
   constexpr int32_t lanes = kLanes<acc_t>;
@@ -183,8 +194,8 @@ INLINE void for_channel_blocks(int32_t channels, Body body, Tail tail) {
 
 template <typename T, typename out_t>
 static void gather_bins(
-    const T* features, const int32_t* bin_begin, const int64_t* offset, const accumulate_t<T>* weight, int32_t bins, int32_t channels,
-    out_t* out, int64_t bin_stride) {
+    const T* features, const int32_t* bin_begin, const int64_t* offset,
+    const accumulate_t<T>* weight, int32_t bins, int32_t channels, out_t* out, int64_t bin_stride) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
   for_channel_blocks<acc_t>(
@@ -195,9 +206,8 @@ static void gather_bins(
           for (int32_t t = bin_begin[b]; t < bin_begin[b + 1]; ++t) {
             const T* from = features + offset[t] + c;
             const acc_t w = weight[t];
-            repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
-              sum[v] += w * load_vector(from + v * lanes);
-            });
+            repeat<vectors>([&](int32_t v)
+                                ALWAYS_INLINE { sum[v] += w * load_vector(from + v * lanes); });
           }
           repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
             store_vector(out + b * bin_stride + c + v * lanes, sum[v]);
@@ -217,8 +227,8 @@ static void gather_bins(
 
 template <typename T>
 static void dot_taps(
-    const T* features, const int32_t* bin_begin, const int64_t* offset, int32_t bins, int32_t channels, const accumulate_t<T>* tile,
-    int64_t bin_stride, accumulate_t<T>* dot) {
+    const T* features, const int32_t* bin_begin, const int64_t* offset, int32_t bins,
+    int32_t channels, const accumulate_t<T>* tile, int64_t bin_stride, accumulate_t<T>* dot) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
   for_channel_blocks<acc_t>(
@@ -255,8 +265,8 @@ static void dot_taps(
 
 template <typename acc_t>
 static void gather_pixels(
-    acc_t* gradient, const int64_t* offset, const int32_t* pixel_begin, const int32_t* bin, const acc_t* weight, int32_t pixels,
-    int32_t channels, const acc_t* tile, int64_t bin_stride) {
+    acc_t* gradient, const int64_t* offset, const int32_t* pixel_begin, const int32_t* bin,
+    const acc_t* weight, int32_t pixels, int32_t channels, const acc_t* tile, int64_t bin_stride) {
   constexpr int32_t lanes = kLanes<acc_t>;
   for_channel_blocks<acc_t>(
       channels,
@@ -264,19 +274,14 @@ static void gather_pixels(
         for (int32_t p = 0; p < pixels; ++p) {
           acc_t* to = gradient + offset[p] + c;
           vector_t<acc_t> sum[vectors];
-          repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
-            sum[v] = load_vector(to + v * lanes);
-          });
+          repeat<vectors>([&](int32_t v) ALWAYS_INLINE { sum[v] = load_vector(to + v * lanes); });
           for (int32_t e = pixel_begin[p]; e < pixel_begin[p + 1]; ++e) {
             const acc_t* from = tile + bin[e] * bin_stride + c;
             const acc_t w = weight[e];
-            repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
-              sum[v] += w * load_vector(from + v * lanes);
-            });
+            repeat<vectors>([&](int32_t v)
+                                ALWAYS_INLINE { sum[v] += w * load_vector(from + v * lanes); });
           }
-          repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
-            store_vector(to + v * lanes, sum[v]);
-          });
+          repeat<vectors>([&](int32_t v) ALWAYS_INLINE { store_vector(to + v * lanes, sum[v]); });
         }
       },
       [&](int32_t c, int32_t n) ALWAYS_INLINE {
@@ -300,7 +305,8 @@ static void pack(const Planes<const T>& planes, accumulate_t<T>* tile, int64_t s
   for (; planes.unit_columns && c + lanes <= planes.channels; c += lanes) {
     acc_t* to = tile + c;
     for (int32_t row = 0; row < planes.num_rows; ++row) {
-      const T* from = planes.data + c * planes.channel_stride + planes.row_offset[row] + planes.column_offset[0];
+      const T* from = planes.data + c * planes.channel_stride + planes.row_offset[row] +
+                      planes.column_offset[0];
       for (int32_t column = 0; column < planes.num_columns; column += lanes) {
         const int32_t n = std::min(lanes, planes.num_columns - column);
         vector_t<acc_t> m[lanes];
@@ -315,7 +321,9 @@ static void pack(const Planes<const T>& planes, accumulate_t<T>* tile, int64_t s
         }
         transpose<lanes / 2>(m);
         repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
-          store_vector(to + (column + i) * stride, m[i]);  // past the last column: the next row overwrites it
+          store_vector(
+              to + (column + i) * stride,
+              m[i]);  // past the last column: the next row overwrites it
         });
       }
       to += planes.num_columns * stride;
@@ -340,7 +348,8 @@ static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>&
   for (; planes.unit_columns && c + lanes <= planes.channels; c += lanes) {
     const acc_t* from = tile + c;
     for (int32_t row = 0; row < planes.num_rows; ++row) {
-      T* to = planes.data + c * planes.channel_stride + planes.row_offset[row] + planes.column_offset[0];
+      T* to = planes.data + c * planes.channel_stride + planes.row_offset[row] +
+              planes.column_offset[0];
       for (int32_t column = 0; column < planes.num_columns; column += lanes) {
         const int32_t n = std::min(lanes, planes.num_columns - column);
         vector_t<acc_t> m[lanes];
@@ -396,18 +405,10 @@ template <typename T>
 static const Kernels<T>& table() {
   using acc_t = accumulate_t<T>;
   static const Kernels<T> kTable = {
-      CAPABILITY,
-      kLanes<acc_t>,
-      4 * kLanes<acc_t>,
-      gather_bins<T, T>,
-      gather_bins<T, acc_t>,
-      gather_bins<acc_t, acc_t>,
-      dot_taps<T>,
-      dot_taps<acc_t>,
-      gather_pixels<acc_t>,
-      pack<T>,
-      unpack<T, false>,
-      unpack<acc_t, true>,
+      CAPABILITY,        kLanes<acc_t>,         4 * kLanes<acc_t>,
+      gather_bins<T, T>, gather_bins<T, acc_t>, gather_bins<acc_t, acc_t>,
+      dot_taps<T>,       dot_taps<acc_t>,       gather_pixels<acc_t>,
+      pack<T>,           unpack<T, false>,      unpack<acc_t, true>,
       convert<T>,
   };
   return kTable;

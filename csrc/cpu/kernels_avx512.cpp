@@ -9,11 +9,12 @@
 
 // After the includes: only what this file defines may use the instruction set.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
-#endif
+#pragma clang attribute
+#push(              \
+    __attribute__(( \
+        target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512"))),
+#apply_to = function) else pragma GCC push_options pragma GCC
+#target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512") endif
 
 namespace shape_roi_align::cpu {
 namespace avx512 {

@@ -1,17 +1,21 @@
 // A box made ready for the inner loops: its taps, and how its pixels are reached.
 //
-// Where channels are innermost, pixels are read in place ("native"). Else the box's footprint is transposed, a block of channels at a time,
-// into a tile that stays in cache: converting the whole map would move every pixel, this moves those under boxes.
+// Where channels are innermost, pixels are read in place ("native"). Else the box's footprint is
+// transposed, a block of channels at a time, into a tile that stays in cache: converting the whole
+// map would move every pixel, this moves those under boxes.
 #pragma once
 
 #include "boxes.h"
 
 namespace shape_roi_align::cpu {
 
-inline bool is_channels_innermost(const FeatureMap& map, int64_t channels) { return map.channel_stride == 1 || channels == 1; }
+inline bool is_channels_innermost(const FeatureMap& map, int64_t channels) {
+  return map.channel_stride == 1 || channels == 1;
+}
 
-// The rows and columns of a feature map that a box touches, as planes to pack or unpack, and where each slot lies in the packed tile.
-// Columns are packed without gaps where that costs less than twice the cells: whole vectors then move at once.
+// The rows and columns of a feature map that a box touches, as planes to pack or unpack, and where
+// each slot lies in the packed tile. Columns are packed without gaps where that costs less than
+// twice the cells: whole vectors then move at once.
 struct Footprint {
   std::vector<int64_t> row_offset;
   std::vector<int64_t> column_offset;
@@ -19,7 +23,9 @@ struct Footprint {
   std::vector<int64_t> packed_column;  // per column slot: tile row relative to it
   bool unit_columns = false;
 
-  void build(const FeatureMap& map, const std::vector<int32_t>& rows, const std::vector<int32_t>& columns) {
+  void build(
+      const FeatureMap& map, const std::vector<int32_t>& rows,
+      const std::vector<int32_t>& columns) {
     const int64_t span = columns.back() - columns.front() + 1;
     unit_columns = map.column_stride == 1 && span < 2 * static_cast<int64_t>(columns.size());
     column_offset.clear();
@@ -45,7 +51,9 @@ struct Footprint {
     }
   }
 
-  int64_t num_pixels() const { return static_cast<int64_t>(row_offset.size() * column_offset.size()); }
+  int64_t num_pixels() const {
+    return static_cast<int64_t>(row_offset.size() * column_offset.size());
+  }
 
   template <typename T>
   Planes<T> planes(T* data, int64_t channel_stride, int32_t channels) const {
@@ -70,7 +78,8 @@ struct BinGrid {
   BinGrid(const PooledMap& pooled, const SamplingOptions& options) {
     const bool flat = pooled.column_stride == 1 && pooled.row_stride == options.pooled_width;
     const int32_t rows = flat ? 1 : options.pooled_height;
-    const int32_t columns = flat ? options.pooled_height * options.pooled_width : options.pooled_width;
+    const int32_t columns =
+        flat ? options.pooled_height * options.pooled_width : options.pooled_width;
     for (int32_t row = 0; row < rows; ++row) {
       row_offset.push_back(row * pooled.row_stride);
     }
@@ -94,12 +103,16 @@ struct BinGrid {
   }
 };
 
-// How many channels to move at a time: a tile that stays in the second-level cache, at least one vector.
-inline int32_t channel_block(int64_t tile_rows, int32_t lanes, int32_t wanted, int64_t channels, int64_t element_size) {
+// How many channels to move at a time: a tile that stays in the second-level cache, at least one
+// vector.
+inline int32_t channel_block(
+    int64_t tile_rows, int32_t lanes, int32_t wanted, int64_t channels, int64_t element_size) {
   constexpr int64_t kTileBytes = 512 << 10;
-  const int64_t fitting = kTileBytes / std::max<int64_t>(tile_rows * element_size, 1) / lanes * lanes;
+  const int64_t fitting =
+      kTileBytes / std::max<int64_t>(tile_rows * element_size, 1) / lanes * lanes;
   const int64_t whole = (channels + lanes - 1) / lanes * lanes;
-  return static_cast<int32_t>(std::min<int64_t>(whole, std::clamp<int64_t>(fitting, lanes, wanted)));
+  return static_cast<int32_t>(
+      std::min<int64_t>(whole, std::clamp<int64_t>(fitting, lanes, wanted)));
 }
 
 template <typename T, typename coord_t>
@@ -120,12 +133,14 @@ class PreparedBox {
     const FeatureMap& map = params.levels[box.level];
     const bool has_map = params.prob_maps != nullptr;
     taps.build_axes(
-        box.geometry, map.height, map.width, has_map ? params.map_height : 0, has_map ? params.map_width : 0,
-        params.options.map_aligned);
+        box.geometry, map.height, map.width, has_map ? params.map_height : 0,
+        has_map ? params.map_width : 0, params.options.map_aligned);
     if (taps.num_pixels() == 0) {
       return false;
     }
-    STD_TORCH_CHECK(taps.num_pixels() <= std::numeric_limits<int32_t>::max(), "boxes[", box.index, "] touches too many pixels");
+    STD_TORCH_CHECK(
+        taps.num_pixels() <= std::numeric_limits<int32_t>::max(), "boxes[", box.index,
+        "] touches too many pixels");
     map_ = &map;
     features_ = static_cast<const T*>(map.data) + box.geometry.batch * map.image_stride;
     is_native = is_channels_innermost(map, params.channels);
@@ -137,20 +152,28 @@ class PreparedBox {
         column_.push_back(column * map.column_stride);
       }
     } else {
-      block = channel_block(footprint.num_pixels(), kernels_.lanes, kernels_.planar_block, params.channels, sizeof(acc_t));
+      block = channel_block(
+          footprint.num_pixels(), kernels_.lanes, kernels_.planar_block, params.channels,
+          sizeof(acc_t));
       scale(footprint.packed_row, row_);
       scale(footprint.packed_column, column_);
     }
-    taps.build_taps(map_of_box(params, box.index, converted_map_), params.map_width, row_.data(), column_.data());
+    taps.build_taps(
+        map_of_box(params, box.index, converted_map_), params.map_width, row_.data(),
+        column_.data());
     return true;
   }
 
   // The address that taps' offsets are relative to, for channels from c on.
-  const T* native_features(int64_t c) const { return features_ + c * map_->channel_stride; }
+  const T* native_features(int64_t c) const {
+    return features_ + c * map_->channel_stride;
+  }
 
   const acc_t* pack_features(int64_t c, int32_t channels) {
     packed_.resize(size_t(footprint.num_pixels() + kernels_.lanes) * block);
-    kernels_.pack(footprint.planes(native_features(c), map_->channel_stride, channels), packed_.data(), block);
+    kernels_.pack(
+        footprint.planes(native_features(c), map_->channel_stride, channels), packed_.data(),
+        block);
     return packed_.data();
   }
 
@@ -165,7 +188,8 @@ class PreparedBox {
 
   void scale(const std::vector<int64_t>& from, std::vector<int64_t>& to) const {
     to.resize(from.size());
-    std::transform(from.begin(), from.end(), to.begin(), [this](int64_t value) { return value * block; });
+    std::transform(
+        from.begin(), from.end(), to.begin(), [this](int64_t value) { return value * block; });
   }
 };
 
@@ -176,10 +200,14 @@ class BinTile {
   using acc_t = accumulate_t<T>;
 
   BinTile(const PooledMap& pooled, const SamplingOptions& options)
-      : pooled_(pooled), grid_(pooled, options), bins_(options.pooled_height * options.pooled_width) {
+      : pooled_(pooled),
+        grid_(pooled, options),
+        bins_(options.pooled_height * options.pooled_width) {
     for (int32_t bin = 0; bin < bins_; ++bin) {
       bin_begin_.push_back(bin);
-      bin_offset_.push_back(bin / options.pooled_width * pooled.row_stride + bin % options.pooled_width * pooled.column_stride);
+      bin_offset_.push_back(
+          bin / options.pooled_width * pooled.row_stride +
+          bin % options.pooled_width * pooled.column_stride);
     }
     bin_begin_.push_back(bins_);
     ones_.assign(bins_, acc_t(1));
@@ -188,10 +216,12 @@ class BinTile {
   // Channels [c, c + channels) of box k, `stride` elements from bin to bin.
   const acc_t* load(int64_t k, int64_t c, int32_t channels, int32_t stride) {
     tile_.resize(size_t(bins_ + kernels_.lanes) * stride);
-    const T* from = static_cast<const T*>(pooled_.data) + k * pooled_.box_stride + c * pooled_.channel_stride;
+    const T* from =
+        static_cast<const T*>(pooled_.data) + k * pooled_.box_stride + c * pooled_.channel_stride;
     if (pooled_.channel_stride == 1) {
       kernels_.gather_bins_to_tile(
-          from, bin_begin_.data(), bin_offset_.data(), ones_.data(), bins_, channels, tile_.data(), stride);
+          from, bin_begin_.data(), bin_offset_.data(), ones_.data(), bins_, channels, tile_.data(),
+          stride);
     } else {
       kernels_.pack(grid_.planes(from, pooled_.channel_stride, channels), tile_.data(), stride);
     }

@@ -10,27 +10,26 @@ namespace shape_roi_align {
 namespace {
 
 Tensor sa_roi_align_forward_cpu(
-    const std::vector<Tensor>& inputs,
-    const Tensor& rois,
-    const std::optional<Tensor>& levels,
-    const std::optional<Tensor>& prob_maps,
-    const std::vector<double>& spatial_scales,
-    int64_t pooled_height,
-    int64_t pooled_width,
-    int64_t sampling_ratio,
-    bool aligned,
+    const std::vector<Tensor>& inputs, const Tensor& rois, const std::optional<Tensor>& levels,
+    const std::optional<Tensor>& prob_maps, const std::vector<double>& spatial_scales,
+    int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
     bool map_aligned) {
   const Call call = check_call(
-      inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned, map_aligned);
+      inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
+      aligned, map_aligned);
   const Params& params = call.params;
-  Tensor output =
-      empty_like_format(inputs[0], {params.num_rois, params.channels, pooled_height, pooled_width}, output_memory_format(inputs));
+  Tensor output = empty_like_format(
+      inputs[0], {params.num_rois, params.channels, pooled_height, pooled_width},
+      output_memory_format(inputs));
   cpu::forward(params, to_pooled_map(output));
   return output;
 }
 
-Tensor zeros(const std::vector<int64_t>& size, torch::headeronly::ScalarType type, const Tensor& like, MemoryFormat format) {
-  Tensor tensor = torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt, format);
+Tensor zeros(
+    const std::vector<int64_t>& size, torch::headeronly::ScalarType type, const Tensor& like,
+    MemoryFormat format) {
+  Tensor tensor =
+      torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt, format);
   torch::stable::zero_(tensor);
   return tensor;
 }
@@ -41,27 +40,21 @@ std::vector<int64_t> size_of(const Tensor& tensor) {
 }
 
 std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
-    const Tensor& grad,
-    const std::vector<Tensor>& inputs,
-    const Tensor& rois,
-    const std::optional<Tensor>& levels,
-    const std::optional<Tensor>& prob_maps,
-    const std::vector<double>& spatial_scales,
-    int64_t pooled_height,
-    int64_t pooled_width,
-    int64_t sampling_ratio,
-    bool aligned,
-    bool map_aligned,
-    const std::vector<bool>& output_mask,
+    const Tensor& grad, const std::vector<Tensor>& inputs, const Tensor& rois,
+    const std::optional<Tensor>& levels, const std::optional<Tensor>& prob_maps,
+    const std::vector<double>& spatial_scales, int64_t pooled_height, int64_t pooled_width,
+    int64_t sampling_ratio, bool aligned, bool map_aligned, const std::vector<bool>& output_mask,
     bool /*deterministic: always*/) {
   const Call call = check_call(
-      inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio, aligned, map_aligned);
+      inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
+      aligned, map_aligned);
   const Params& params = call.params;
   check_backward(params, grad, inputs[0], output_mask);
   const PooledMap pooled = to_pooled_map(grad);
   const size_t num_levels = inputs.size();
   const auto contiguous = MemoryFormat::Contiguous;
-  const bool is_half = params.feature_type == ScalarType::kHalf || params.feature_type == ScalarType::kBFloat16;
+  const bool is_half =
+      params.feature_type == ScalarType::kHalf || params.feature_type == ScalarType::kBFloat16;
 
   std::vector<Tensor> grad_inputs;
   std::vector<Tensor> accumulated;
@@ -78,7 +71,8 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
     const MemoryFormat format = memory_format_of(input);
     const auto acc_type = is_half ? torch::headeronly::ScalarType::Float : input.scalar_type();
     accumulated.push_back(zeros(size_of(input), acc_type, input, format));
-    grad_inputs.push_back(is_half ? empty_like_format(input, size_of(input), format) : accumulated.back());
+    grad_inputs.push_back(
+        is_half ? empty_like_format(input, size_of(input), format) : accumulated.back());
     maps[l] = to_feature_map(accumulated.back(), spatial_scales[l]);
   }
   if (any) {
@@ -87,19 +81,22 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
   for (size_t l = 0; is_half && l < num_levels; ++l) {
     if (output_mask[l]) {
       cpu::convert_gradient(
-          params.feature_type, static_cast<const float*>(accumulated[l].data_ptr()), grad_inputs[l].data_ptr(), inputs[l].numel());
+          params.feature_type, static_cast<const float*>(accumulated[l].data_ptr()),
+          grad_inputs[l].data_ptr(), inputs[l].numel());
     }
   }
 
   const bool wants_maps = output_mask[num_levels] && prob_maps.has_value();
   const bool wants_rois = output_mask[num_levels + 1];
-  Tensor grad_maps = wants_maps ? zeros(size_of(*prob_maps), prob_maps->scalar_type(), rois, contiguous)
+  Tensor grad_maps = wants_maps
+                         ? zeros(size_of(*prob_maps), prob_maps->scalar_type(), rois, contiguous)
+                         : empty_like_format(rois, {0}, contiguous);
+  Tensor grad_rois = wants_rois ? zeros(size_of(rois), rois.scalar_type(), rois, contiguous)
                                 : empty_like_format(rois, {0}, contiguous);
-  Tensor grad_rois =
-      wants_rois ? zeros(size_of(rois), rois.scalar_type(), rois, contiguous) : empty_like_format(rois, {0}, contiguous);
   if (wants_maps || wants_rois) {
     cpu::backward_maps_and_boxes(
-        params, pooled, wants_maps ? grad_maps.data_ptr() : nullptr, wants_rois ? grad_rois.data_ptr() : nullptr);
+        params, pooled, wants_maps ? grad_maps.data_ptr() : nullptr,
+        wants_rois ? grad_rois.data_ptr() : nullptr);
   }
   return {grad_inputs, grad_maps, grad_rois};
 }

@@ -38,9 +38,15 @@ inline uint32_t bits_of(float value) {
   return bits;
 }
 
-inline double load(double value) { return value; }
-inline float load(float value) { return value; }
-inline float load(BFloat16 value) { return float_of(uint32_t(value.bits) << 16); }
+inline double load(double value) {
+  return value;
+}
+inline float load(float value) {
+  return value;
+}
+inline float load(BFloat16 value) {
+  return float_of(uint32_t(value.bits) << 16);
+}
 inline float load(Half value) {
   const uint32_t sign = uint32_t(value.bits & 0x8000u) << 16;
   const uint32_t magnitude = uint32_t(value.bits & 0x7fffu) << 13;
@@ -51,8 +57,12 @@ inline float load(Half value) {
   return float_of(sign | bits_of(float_of(magnitude) * 0x1p112f));
 }
 
-inline void store(double value, double* to) { *to = value; }
-inline void store(float value, float* to) { *to = value; }
+inline void store(double value, double* to) {
+  *to = value;
+}
+inline void store(float value, float* to) {
+  *to = value;
+}
 inline void store(float value, BFloat16* to) {
   const uint32_t bits = bits_of(value);
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
@@ -66,10 +76,12 @@ inline void store(float value, Half* to) {
     to->bits = sign | 0x7e00;
   } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or above
     to->bits = sign | 0x7c00;
-  } else if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 aligns the last bit of a float with that of a half
+  } else if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 aligns the last bit of a float
+                                         // with that of a half
     to->bits = static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u));
   } else {
-    to->bits = static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13));
+    to->bits = static_cast<uint16_t>(
+        sign | ((magnitude - 0x38000000u + 0x0fffu + ((magnitude >> 13) & 1u)) >> 13));
   }
 }
 

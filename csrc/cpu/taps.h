@@ -1,7 +1,7 @@
-// One box's samples merged into taps: the sparse matrix that maps the feature pixels under a box to its bins.
-//
-// Neighbouring samples read the same pixels. Their weights are added up once per box, so that each channel pays for pixels, not samples.
-// T is the coordinate type. No torch include: the Python module shows the same taps as NumPy arrays.
+// One box's samples merged into taps: the sparse matrix that maps the feature pixels under a box to
+// its bins.  Neighbouring samples read the same pixels. Their weights are added up once per box, so
+// that each channel pays for pixels, not samples. T is the coordinate type. No torch include: the
+// Python module shows the same taps as NumPy arrays.
 #pragma once
 
 #include <algorithm>
@@ -27,12 +27,13 @@ struct AxisSample {
 // The samples of one box along one axis and the feature rows (or columns) they touch.
 template <typename T>
 struct AxisTaps {
-  std::vector<int32_t> cells;            // touched rows or columns, ascending
-  std::vector<AxisSample<T>> samples;    // of all bins, those outside the map left out
-  std::vector<int32_t> sample_begin;     // [bins + 1]
-  std::vector<Range<int32_t>> bin_slots; // [bins]: the span of slots each bin touches
+  std::vector<int32_t> cells;             // touched rows or columns, ascending
+  std::vector<AxisSample<T>> samples;     // of all bins, those outside the map left out
+  std::vector<int32_t> sample_begin;      // [bins + 1]
+  std::vector<Range<int32_t>> bin_slots;  // [bins]: the span of slots each bin touches
 
-  // size: height or width of the feature map. map_size: cells of the probability map along this axis, 0 without a map.
+  // size: height or width of the feature map. map_size: cells of the probability map along this
+  // axis, 0 without a map.
   void build(const Axis<T>& axis, int32_t size, int32_t map_size, bool map_aligned) {
     samples.clear();
     sample_begin.assign(1, 0);
@@ -48,7 +49,8 @@ struct AxisTaps {
         }
         const Interpolation<T> f = interpolate(coordinate, size);
         const T place = sample_place(axis, bin, i);
-        const Interpolation<T> p = map_size > 0 ? interpolate_map(place, map_size, map_aligned) : Interpolation<T>{};
+        const Interpolation<T> p =
+            map_size > 0 ? interpolate_map(place, map_size, map_aligned) : Interpolation<T>{};
         samples.push_back({f.low, f.high, f.low_weight, f.high_weight, f.slope, place, p});
         first = std::min(first, f.low);
         last = std::max(last, f.high);
@@ -96,7 +98,8 @@ T sample_map(const T* map, int32_t width, const Interpolation<T>& y, const Inter
          y.high_weight * (x.low_weight * high[x.low] + x.high_weight * high[x.high]);
 }
 
-// The taps of bin b are [bin_begin[b], bin_begin[b + 1]): a dense grid over the bin's row slots x column slots, rows first.
+// The taps of bin b are [bin_begin[b], bin_begin[b + 1]): a dense grid over the bin's row slots x
+// column slots, rows first.
 template <typename T, typename weight_t>
 struct BoxTaps {
   AxisTaps<T> y;
@@ -108,15 +111,19 @@ struct BoxTaps {
 
   // map: [map_height, map_width] of this box, or null.
   void build_axes(
-      const BoxGeometry<T>& geometry, int32_t height, int32_t width, int32_t map_height, int32_t map_width, bool map_aligned) {
+      const BoxGeometry<T>& geometry, int32_t height, int32_t width, int32_t map_height,
+      int32_t map_width, bool map_aligned) {
     inverse_count = geometry.inverse_count;
     y.build(geometry.y, height, map_height, map_aligned);
     x.build(geometry.x, width, map_width, map_aligned);
   }
 
-  int64_t num_pixels() const { return int64_t(y.cells.size()) * int64_t(x.cells.size()); }
+  int64_t num_pixels() const {
+    return int64_t(y.cells.size()) * int64_t(x.cells.size());
+  }
 
-  void build_taps(const T* map, int32_t map_width, const int64_t* row_offset, const int64_t* column_offset) {
+  void build_taps(
+      const T* map, int32_t map_width, const int64_t* row_offset, const int64_t* column_offset) {
     bin_begin.assign(1, 0);
     offset.clear();
     weight.clear();
@@ -132,7 +139,8 @@ struct BoxTaps {
           T* high = grid_.data() + int64_t(sy.high - rows.begin) * num_columns - columns.begin;
           for (int32_t ix = x.sample_begin[pw]; ix < x.sample_begin[pw + 1]; ++ix) {
             const AxisSample<T>& sx = x.samples[ix];
-            const T w = map == nullptr ? inverse_count : inverse_count * sample_map(map, map_width, sy.map, sx.map);
+            const T w = map == nullptr ? inverse_count
+                                       : inverse_count * sample_map(map, map_width, sy.map, sx.map);
             low[sx.low] += w * sy.low_weight * sx.low_weight;
             low[sx.high] += w * sy.low_weight * sx.high_weight;
             high[sx.low] += w * sy.high_weight * sx.low_weight;

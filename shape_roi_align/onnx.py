@@ -1,0 +1,96 @@
+"""Translation of the operator to standard ONNX operators, for ``torch.onnx.export(...,
+dynamo=True)``.
+
+With a fixed ``sampling_ratio`` r, RoiAlign at ``output_size * r`` with one sample per cell returns
+the samples themselves; times the interpolated probability map, averaged r x r, they are the
+operator, up to rounding (ONNX RoiAlign-16 has its border rule). It holds r * r times the output,
+runs in any ONNX runtime, and needs onnxscript, which ``torch.onnx.export`` needs too::
+
+    torch.onnx.export(model, args, "model.onnx", dynamo=True,
+    custom_translation_table=shape_roi_align.onnx.translation_table())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def translation_table() -> dict[Callable, Callable]:
+    """``custom_translation_table`` for ``torch.onnx.export``."""
+    return {torch.ops.shape_roi_align.sa_roi_align.default: _translate}
+
+
+def interpolation_matrix(samples: int, cells: int, map_aligned: bool) -> np.ndarray:
+    """``float32[samples, cells]``: what each of ``samples`` equally spaced points takes from each
+    map cell (SPEC of :func:`shape_roi_align.sa_roi_align`, paper eq. 5), clamped to the border."""
+    coordinate = (np.arange(samples) + 0.5) / samples * cells - (0.5 if map_aligned else 0.0)
+    return np.maximum(
+        0, 1 - np.abs(coordinate.clip(0, cells - 1)[:, None] - np.arange(cells))
+    ).astype(np.float32)
+
+
+def _translate(
+    inputs: Sequence[Any],
+    rois: Any,
+    levels: Any,
+    prob_maps: Any,
+    spatial_scales: Sequence[float],
+    pooled_height: int,
+    pooled_width: int,
+    sampling_ratio: int,
+    aligned: bool,
+    map_aligned: bool,
+) -> Any:
+    import onnxscript
+
+    op: Any = onnxscript.opset18  # its stubs do not know that literals become constants
+
+    if sampling_ratio <= 0:
+        raise ValueError(
+            "ONNX export needs a fixed sampling_ratio >= 1 (adaptive sampling differs from box to "
+            f"box), got sampling_ratio={sampling_ratio}"
+        )
+    height, width = pooled_height * sampling_ratio, pooled_width * sampling_ratio
+    boxes = op.Slice(rois, [1], [5], [1])
+    batch_index = op.Cast(op.Squeeze(op.Slice(rois, [0], [1], [1]), [1]), to=7)  # int64
+
+    def sample(feature: Any, scale: float) -> Any:
+        return op.RoiAlign(
+            feature,
+            boxes,
+            batch_index,
+            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
+            mode="avg",
+            output_height=height,
+            output_width=width,
+            sampling_ratio=1,
+            spatial_scale=scale,
+        )
+
+    samples = sample(inputs[0], spatial_scales[0])
+    for level in range(1, len(inputs)):
+        here = op.Unsqueeze(op.Equal(levels, op.Constant(value_int=level)), [1, 2, 3])
+        samples = op.Where(here, sample(inputs[level], spatial_scales[level]), samples)
+    if prob_maps is not None:
+        map_height, map_width = prob_maps.shape[1:]
+        if not (isinstance(map_height, int) and isinstance(map_width, int)):
+            raise ValueError(f"ONNX export needs prob_maps of a fixed size, got {prob_maps.shape}")
+        rows = interpolation_matrix(height, map_height, map_aligned)
+        columns = interpolation_matrix(width, map_width, map_aligned).T.copy()
+        weights = op.MatMul(op.MatMul(_constant(op, rows), prob_maps), _constant(op, columns))
+        samples = op.Mul(samples, op.Unsqueeze(weights, [1]))
+    return op.AveragePool(
+        samples,
+        kernel_shape=[sampling_ratio, sampling_ratio],
+        strides=[sampling_ratio, sampling_ratio],
+    )
+
+
+def _constant(op: Any, values: np.ndarray) -> Any:
+    import onnx
+
+    return op.Constant(value=onnx.numpy_helper.from_array(values))
