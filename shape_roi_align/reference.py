@@ -119,7 +119,7 @@ def pool(
     edges = rois[:, 1:] * spatial_scale - offset
     extents = edges[:, 2:] - edges[:, :2]
     if not aligned:
-        extents = extents.clamp(min=1)
+        extents = torch.where(extents >= 1, extents, torch.ones_like(extents))
     bins = extents.new_tensor([pooled_width, pooled_height])
     counts = (
         torch.ceil(extents.detach() / bins)
@@ -219,7 +219,9 @@ def _bilinear(image: Tensor, index: Tensor, y: Tensor, x: Tensor, dtype: torch.d
 
 
 def _neighbours(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    clamped = coordinate.clamp(0, size - 1)
+    # Not clamp: its gradient at the bounds has changed between releases of torch.
+    inside = (coordinate >= 0) & (coordinate <= size - 1)
+    clamped = torch.where(inside, coordinate, coordinate.detach().clamp(0, size - 1))
     low = clamped.detach().floor()
     low_index = low.long()
     return low_index, (low_index + 1).clamp(max=size - 1), clamped - low

@@ -8,12 +8,14 @@
 #include "capabilities.h"
 
 // After the includes: only what this file defines may use the instruction set.
+// clang-format off
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
 #endif
+// clang-format on
 
 namespace shape_roi_align::cpu {
 namespace avx2 {
