@@ -1,0 +1,74 @@
+# Every target works from a fresh clone and installs what it needs into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+export MAX_JOBS ?= 2
+
+BIN := $(VENV)/bin
+BASE_PYTHON := $(shell command -v $(PYTHON))
+# For the ninja and cmake installed there.
+export PATH := $(abspath $(BIN)):$(PATH)
+SOURCES := setup.py shape_roi_align/_version.py $(shell find csrc -type f)
+CPP_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
+
+# One architecture, that of the GPU here if there is one, is quick to compile.
+HERE := import torch; print(*torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0), sep=".")
+ONE_ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c '$(HERE)')}"
+
+.PHONY: help demo test lint format bench gpu-check wheel clean
+
+help:
+	@echo "make demo       train Mask R-CNN and MR R-CNN on generated data: a table and pictures"
+	@echo "make test       all tests; ARGS='-k name' for some"
+	@echo "make lint       ruff, mypy and clang-format; make format lets them rewrite"
+	@echo "make bench      a short benchmark; its rows go to benchmarks/results/"
+	@echo "make gpu-check  build, test, sanitize and measure on a GPU; the report goes to gpu-check/"
+	@echo "make wheel      a wheel for all CUDA architectures, in dist/"
+	@echo "make clean      remove what these made"
+	@echo "PYTHON=python3.12 and VENV=folder choose the interpreter and the virtual environment."
+
+$(VENV)/dependencies: pyproject.toml
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(BIN)/pip install "setuptools>=77" "pybind11>=2.13" ninja numpy "torch>=2.10"
+	$(ONE_ARCHITECTURE) $(BIN)/pip install --no-build-isolation --editable ".[dev]"
+	touch $@
+
+$(VENV)/built: $(VENV)/dependencies $(SOURCES)
+	$(ONE_ARCHITECTURE) $(BIN)/python setup.py build_ext --inplace
+	touch $@
+
+demo: $(VENV)/built
+	$(BIN)/python examples/train_mrrcnn.py $(ARGS)
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dependencies
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+
+format: $(VENV)/dependencies
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+bench: $(VENV)/built
+	$(BIN)/python benchmarks/bench_roi_align.py --quick $(ARGS)
+	$(BIN)/python benchmarks/bench_multiscale.py --quick $(ARGS)
+
+# Machines with GPUs often have no network: a PYTHON that has torch with CUDA is used as it is.
+gpu-check:
+	@if $(BASE_PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null; then \
+	  scripts/gpu_check.sh $(BASE_PYTHON) gpu-check; \
+	else \
+	  $(MAKE) $(VENV)/dependencies && scripts/gpu_check.sh $(BIN)/python gpu-check; \
+	fi
+
+wheel: $(VENV)/dependencies
+	SHAPE_ROI_ALIGN_CUDA=$${SHAPE_ROI_ALIGN_CUDA-1} $(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf $(VENV) build dist gpu-check *.egg-info shape_roi_align/*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

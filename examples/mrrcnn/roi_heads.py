@@ -1,0 +1,369 @@
+"""RoI heads of MR R-CNN: torchvision's, followed by the refining module.
+
+Notation of the paper: R proposals, B the boxes that Mask R-CNN predicts, P their probability maps,
+F^- its mask head's features of B, B^r the refined boxes, S^b and S^r the class logits of the two
+box heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection.roi_heads import (
+    RoIHeads,
+    fastrcnn_loss,
+    maskrcnn_inference,
+    maskrcnn_loss,
+)
+from torchvision.ops import box_iou
+
+from .boxes import (
+    Detections,
+    ImageShapes,
+    batch_rows,
+    decode_boxes,
+    large_enough,
+    pick_class,
+    select_detections,
+    take,
+)
+from .refine import COPIED_HEADS, Features, RefineConfig, RefiningModule, recrop
+
+Losses = dict[str, Tensor]
+Targets = list[dict[str, Tensor]]
+
+MIN_BOX_SIZE = 1.0  # pixels; the encoding relative to a smaller box is not finite or of no use
+
+
+class TrainingBoxes(NamedTuple):
+    """Boxes B of a batch and what they were matched to, one entry per image."""
+
+    boxes: list[Tensor]  # [L, 4]
+    guides: list[Tensor]  # [L] class whose map guides the box
+    labels: list[Tensor]  # [L] 0 is background
+    matched: list[Tensor]  # [L] index of the ground truth
+
+
+class MaskRefiningRoIHeads(RoIHeads):
+    """With ``refine_enabled`` False this is torchvision's ``RoIHeads``, bit for bit."""
+
+    def __init__(self, config: RefineConfig, **roi_heads_arguments: Any):
+        super().__init__(**roi_heads_arguments)
+        self.config = config
+        self.refine_enabled = True
+        self.refine = RefiningModule.from_base(self, config)
+        self.refine_coder = BoxCoder(config.bbox_reg_weights or self.box_coder.weights)
+        self.refine_matcher = Matcher(
+            config.fg_iou_thresh, config.fg_iou_thresh, allow_low_quality_matches=False
+        )
+
+    @classmethod
+    def from_roi_heads(cls, base: RoIHeads, config: RefineConfig) -> MaskRefiningRoIHeads:
+        """Build upon ``base``, whose modules are taken over, not copied."""
+        if not base.has_mask():
+            raise ValueError("base must have a mask head: its masks guide the refining box head")
+        return cls(
+            config,
+            box_roi_pool=base.box_roi_pool,
+            box_head=base.box_head,
+            box_predictor=base.box_predictor,
+            fg_iou_thresh=base.proposal_matcher.high_threshold,
+            bg_iou_thresh=base.proposal_matcher.low_threshold,
+            batch_size_per_image=base.fg_bg_sampler.batch_size_per_image,
+            positive_fraction=base.fg_bg_sampler.positive_fraction,
+            bbox_reg_weights=base.box_coder.weights,
+            score_thresh=base.score_thresh,
+            nms_thresh=base.nms_thresh,
+            detections_per_img=base.detections_per_img,
+            mask_roi_pool=base.mask_roi_pool,
+            mask_head=base.mask_head,
+            mask_predictor=base.mask_predictor,
+        )
+
+    def train(self, mode: bool = True) -> MaskRefiningRoIHeads:
+        super().train(mode)
+        if self.config.freeze_base:
+            for name in COPIED_HEADS:
+                getattr(self, name).eval()
+        return self
+
+    def forward(
+        self,
+        features: Features,
+        proposals: list[Tensor],
+        image_shapes: ImageShapes,
+        targets: Targets | None = None,
+    ) -> tuple[list[dict[str, Tensor]], Losses]:
+        """As torchvision's; in training also ``loss_refine_{classifier,box_reg,mask}``."""
+        if not self.refine_enabled:
+            return super().forward(features, proposals, image_shapes, targets)
+        if self.training:
+            return [], self._losses(features, proposals, image_shapes, targets)
+        return self._detect(features, proposals, image_shapes), {}
+
+    def _losses(
+        self,
+        features: Features,
+        proposals: list[Tensor],
+        image_shapes: ImageShapes,
+        targets: Targets | None,
+    ) -> Losses:
+        rois, matched, labels, deltas = self.select_training_samples(list(proposals), targets)
+        assert targets is not None  # select_training_samples has raised otherwise
+        logits, regression = self._base_box(features, rois, image_shapes)
+        losses: Losses = {}
+        if not self.config.freeze_base:
+            classifier, box_reg = fastrcnn_loss(logits, regression, labels, deltas)
+            losses |= {"loss_classifier": classifier, "loss_box_reg": box_reg}
+            positive = [torch.where(label > 0)[0] for label in labels]
+            masked = take(rois, positive)
+            mask_logits = self.mask_predictor(self._mask_features(features, masked, image_shapes))
+            losses["loss_mask"] = _mask_loss(mask_logits, masked, take(matched, positive), targets)
+        predicted = self._predict_training_boxes(
+            logits, regression, TrainingBoxes(rois, labels, labels, matched), image_shapes, targets
+        )
+        refine_losses = self._refine_losses(features, predicted, image_shapes, targets)
+        return losses | {k: v * self.config.loss_weight for k, v in refine_losses.items()}
+
+    @torch.no_grad()
+    def _predict_training_boxes(
+        self,
+        logits: Tensor,
+        regression: Tensor,
+        rois: TrainingBoxes,
+        image_shapes: ImageShapes,
+        targets: Targets,
+    ) -> TrainingBoxes:
+        """Decode B from the sampled proposals and match it to the ground truth.
+
+        A background proposal is guided by a pseudo label: its best foreground class.
+        """
+        labels = torch.cat(rois.labels)
+        pseudo_labels = logits[:, 1:].argmax(dim=1) + 1
+        use_gt = (labels > 0) & (self.config.guide_label == "gt")
+        guides = torch.where(use_gt, labels, pseudo_labels)
+        boxes = decode_boxes(self.box_coder, regression, rois.boxes, guides, image_shapes)
+        predicted = rois._replace(boxes=boxes, guides=list(guides.split([len(b) for b in boxes])))
+
+        keep = large_enough(boxes, MIN_BOX_SIZE)
+        predicted = TrainingBoxes(*(take(x, keep) for x in predicted))
+        if self.config.rematch:
+            predicted = self._rematch(predicted, targets)
+        if self.config.batch_size_per_image is not None:
+            sampler = BalancedPositiveNegativeSampler(
+                self.config.batch_size_per_image, self.fg_bg_sampler.positive_fraction
+            )
+            sampled = zip(*sampler(predicted.labels), strict=True)
+            chosen = [torch.where((positive + negative) > 0)[0] for positive, negative in sampled]
+            predicted = TrainingBoxes(*(take(x, chosen) for x in predicted))
+        return predicted
+
+    def _rematch(self, predicted: TrainingBoxes, targets: Targets) -> TrainingBoxes:
+        matched, labels = [], []
+        for boxes, target in zip(predicted.boxes, targets, strict=True):
+            if len(target["boxes"]) and len(boxes):
+                found = self.refine_matcher(box_iou(target["boxes"].to(boxes.dtype), boxes))
+                index = found.clamp(min=0)
+                label = torch.where(found >= 0, target["labels"][index], 0)
+            else:  # Matcher refuses an image without objects or without boxes
+                index = label = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+            matched.append(index)
+            labels.append(label)
+        return predicted._replace(labels=labels, matched=matched)
+
+    def _refine_losses(
+        self,
+        features: Features,
+        predicted: TrainingBoxes,
+        image_shapes: ImageShapes,
+        targets: Targets,
+    ) -> Losses:
+        boxes, guides, labels, matched = predicted
+        positive = [torch.where(label > 0)[0] for label in labels]
+        rows = batch_rows(positive, boxes)
+        maps, previous = self._training_maps(features, boxes, guides, positive, image_shapes)
+        logits, regression = self.refine.box(features, boxes, maps, image_shapes)
+        losses: Losses = {}
+        if len(logits):
+            classifier, box_reg = fastrcnn_loss(
+                logits, regression, labels, self._encode(predicted, targets)
+            )
+        else:  # the mean over no boxes is not a number
+            classifier, box_reg = logits.sum() * 0, regression.sum() * 0
+        if self.config.refine_cls:
+            losses["loss_refine_classifier"] = classifier
+        if self.config.refine_reg:
+            losses["loss_refine_box_reg"] = box_reg
+
+        before = take(boxes, positive)
+        after = before
+        if self.config.refine_reg:
+            classes = torch.cat(labels)[rows]
+            after = decode_boxes(self.refine_coder, regression[rows], before, classes, image_shapes)
+        keep = large_enough(after, MIN_BOX_SIZE)
+        if previous is not None:
+            previous = previous[batch_rows(keep, after)]
+        before, after = take(before, keep), take(after, keep)
+        mask_logits = self._refined_masks(features, before, after, previous, image_shapes)
+        targets_of = take(take(matched, positive), keep)
+        losses["loss_refine_mask"] = _mask_loss(mask_logits, after, targets_of, targets)
+        return losses
+
+    def _training_maps(
+        self,
+        features: Features,
+        boxes: list[Tensor],
+        guides: list[Tensor],
+        positive: list[Tensor],
+        image_shapes: ImageShapes,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Guidance of all boxes and F^- of the positive ones, each None where it is not used."""
+        maps: Tensor | None = None
+        previous: Tensor | None = None
+        guided = self.config.guide != "none"
+        if guided and not self.config.detach_mask:
+            mask_features = self._mask_features(features, boxes, image_shapes)
+            maps = self._guidance(mask_features, torch.cat(guides))
+            rows = batch_rows(positive, boxes)
+            return maps, mask_features[rows] if self._needs_previous else None
+        # F^- wants a graph through the mask head for the positive boxes only, a quarter of them.
+        if guided:
+            with torch.no_grad():
+                maps = self._guidance(
+                    self._mask_features(features, boxes, image_shapes), torch.cat(guides)
+                )
+        if self._needs_previous:
+            previous = self._mask_features(features, take(boxes, positive), image_shapes)
+        return maps, previous
+
+    def _encode(self, predicted: TrainingBoxes, targets: Targets) -> tuple[Tensor, ...]:
+        """Regression targets [L, 4] per image, relative to B; of use for positive boxes only."""
+        ground_truth = [
+            target["boxes"].to(boxes.dtype)[matched] if len(target["boxes"]) else boxes
+            for target, boxes, matched in zip(
+                targets, predicted.boxes, predicted.matched, strict=True
+            )
+        ]
+        return self.refine_coder.encode(ground_truth, predicted.boxes)
+
+    def _detect(
+        self, features: Features, proposals: list[Tensor], image_shapes: ImageShapes
+    ) -> list[dict[str, Tensor]]:
+        """Boxes, labels, scores and masks [D, 1, 2M, 2M] (on the boxes) of each image."""
+        config = self.config
+        logits, regression = self._base_box(features, proposals, image_shapes)
+        boxes, labels, rows = self._boxes_to_refine(logits, regression, proposals, image_shapes)
+        maps = mask_features = None
+        if config.guide != "none" or self._needs_previous:
+            mask_features = self._mask_features(features, boxes, image_shapes)
+            if config.guide != "none":
+                maps = self._guidance(mask_features, torch.cat(labels))
+        refined_logits, refined_regression = self.refine.box(features, boxes, maps, image_shapes)
+
+        fused = logits[rows].float()
+        if config.refine_cls:
+            fused = (fused + config.alpha * refined_logits.float()) / (1 + config.alpha)
+        if not config.refine_reg:
+            refined_regression = torch.zeros_like(refined_regression)
+        final = self._select(fused, refined_regression, boxes, image_shapes, self.refine_coder)
+
+        kept, refined = [d.rows for d in final], [d.boxes for d in final]
+        previous = None
+        if self._needs_previous and mask_features is not None:
+            previous = mask_features[batch_rows(kept, boxes)]
+        mask_logits = self._refined_masks(
+            features, take(boxes, kept), refined, previous, image_shapes
+        )
+        masks = maskrcnn_inference(mask_logits.float(), [d.labels for d in final])
+        return [
+            {"boxes": d.boxes, "labels": d.labels, "scores": d.scores, "masks": mask}
+            for d, mask in zip(final, masks, strict=True)
+        ]
+
+    def _boxes_to_refine(
+        self,
+        logits: Tensor,
+        regression: Tensor,
+        proposals: list[Tensor],
+        image_shapes: ImageShapes,
+    ) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """B, its labels, and the row of ``logits`` that each came from."""
+        if self.config.inference == "post_nms":
+            found = self._select(logits, regression, proposals, image_shapes, self.box_coder)
+            rows = batch_rows([d.rows for d in found], proposals)
+            return [d.boxes for d in found], [d.labels for d in found], rows
+        guides = logits[:, 1:].argmax(dim=1) + 1
+        boxes = decode_boxes(self.box_coder, regression, proposals, guides, image_shapes)
+        keep = large_enough(boxes, MIN_BOX_SIZE)
+        labels = guides.split([len(b) for b in boxes])
+        return take(boxes, keep), take(labels, keep), batch_rows(keep, boxes)
+
+    def _select(
+        self,
+        logits: Tensor,
+        regression: Tensor,
+        boxes: list[Tensor],
+        image_shapes: ImageShapes,
+        coder: BoxCoder,
+    ) -> list[Detections]:
+        return select_detections(
+            logits,
+            regression,
+            boxes,
+            image_shapes,
+            coder=coder,
+            score_thresh=self.score_thresh,
+            nms_thresh=self.nms_thresh,
+            detections_per_img=self.detections_per_img,
+        )
+
+    @property
+    def _needs_previous(self) -> bool:
+        return self.config.mask_flow in ("direct", "recrop")
+
+    def _base_box(
+        self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes
+    ) -> tuple[Tensor, Tensor]:
+        pooled = self.box_roi_pool(features, boxes, image_shapes)
+        return self.box_predictor(self.box_head(pooled))
+
+    def _mask_features(
+        self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes
+    ) -> Tensor:
+        """F^- [K, Cm, M, M]: the base mask head's features of the boxes."""
+        return self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
+
+    def _guidance(self, mask_features: Tensor, guides: Tensor) -> Tensor:
+        """Probability maps [K, 2M, 2M] from the base mask predictor."""
+        logits = self.mask_predictor(mask_features)
+        if self.config.class_agnostic_guide:
+            probability = logits[:, 1:].amax(dim=1).sigmoid()
+        else:
+            probability = pick_class(logits, guides).sigmoid()
+        return probability + 1 if self.config.guide == "p+1" else probability
+
+    def _refined_masks(
+        self,
+        features: Features,
+        before: list[Tensor],
+        after: list[Tensor],
+        previous: Tensor | None,
+        image_shapes: ImageShapes,
+    ) -> Tensor:
+        """Mask logits of the boxes ``after``; ``previous`` are F^- of the boxes ``before``."""
+        if self.config.mask_flow == "recompute":
+            previous = self._mask_features(features, after, image_shapes)
+        elif self.config.mask_flow == "recrop" and previous is not None:
+            previous = recrop(previous, torch.cat(before), torch.cat(after))
+        return self.refine.mask(features, after, previous, image_shapes)
+
+
+def _mask_loss(
+    mask_logits: Tensor, boxes: list[Tensor], matched: list[Tensor], targets: Targets
+) -> Tensor:
+    return maskrcnn_loss(
+        mask_logits, boxes, [t["masks"] for t in targets], [t["labels"] for t in targets], matched
+    )

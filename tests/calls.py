@@ -1,0 +1,136 @@
+"""A named case as tensors, and the ways to pool it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from cases import Case
+from shape_roi_align.reference import pool_levels
+from torch import Tensor
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+# (relative, absolute) error per dtype of a result. Inputs are exact in every dtype, so what remains is:
+TOLERANCES = {
+    torch.float64: (1e-12, 1e-12),  # a few hundred roundings
+    # coordinates up to 300 pixels, known to 2^-24 of that, times slopes up to 4 per pixel, over a sum
+    torch.float32: (1e-5, 5e-5),
+    # float32 throughout, rounded once: half a unit in the last place of 11 and of 8 bits
+    torch.float16: (2**-11, 5e-5),
+    torch.bfloat16: (2**-8, 5e-5),
+}
+
+
+@dataclass
+class Call:
+    """The operator's arguments, shapes as in the schema."""
+
+    inputs: list[Tensor]
+    rois: Tensor
+    levels: Tensor | None
+    prob_maps: Tensor | None
+    spatial_scales: list[float]
+    output_size: tuple[int, int]
+    sampling_ratio: int
+    aligned: bool
+    map_aligned: bool
+
+    def args(self) -> tuple[Any, ...]:
+        return (
+            self.inputs,
+            self.rois,
+            self.levels,
+            self.prob_maps,
+            self.spatial_scales,
+            *self.output_size,
+            self.sampling_ratio,
+            self.aligned,
+            self.map_aligned,
+        )
+
+    def op(self) -> Tensor:
+        return torch.ops.shape_roi_align.sa_roi_align(*self.args())
+
+    def reference(self) -> Tensor:
+        return pool_levels(
+            self.inputs,
+            self.rois,
+            self.levels,
+            self.prob_maps,
+            self.spatial_scales,
+            self.output_size,
+            self.sampling_ratio,
+            self.aligned,
+            self.map_aligned,
+        )
+
+    def leaves(self) -> list[Tensor]:
+        """What gradients exist for: the features of every level, the maps if there are any, the boxes."""
+        return [*self.inputs, *([] if self.prob_maps is None else [self.prob_maps]), self.rois]
+
+    def requires_grad(self) -> Call:
+        for leaf in self.leaves():
+            leaf.requires_grad_()
+        return self
+
+    def with_inputs(self, change: Callable[[Tensor], Tensor]) -> Call:
+        return replace(self, inputs=[change(x) for x in self.inputs])
+
+
+def to_call(
+    case: Case,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+    *,
+    map_dtype: torch.dtype | None = None,
+    box_dtype: torch.dtype | None = None,
+) -> Call:
+    """Maps take the features' dtype unless told otherwise; boxes float64 with float64 features, else float32."""
+    if box_dtype is None:
+        box_dtype = dtype if dtype == torch.float64 else torch.float32
+
+    def tensor(array: np.ndarray, as_dtype: torch.dtype) -> Tensor:
+        return torch.tensor(array, dtype=as_dtype, device=device)
+
+    options = case.options
+    return Call(
+        inputs=[tensor(x, dtype) for x in case.features],
+        rois=tensor(case.rois, box_dtype),
+        levels=None if case.levels is None else tensor(case.levels, torch.int64),
+        prob_maps=None if case.prob_maps is None else tensor(case.prob_maps, map_dtype or dtype),
+        spatial_scales=list(options.spatial_scales),
+        output_size=options.output_size,
+        sampling_ratio=options.sampling_ratio,
+        aligned=options.aligned,
+        map_aligned=options.map_aligned,
+    )
+
+
+def gradients(call: Call, pooled: Tensor, grad: np.ndarray) -> list[Tensor | None]:
+    """In the order of ``call.leaves()``; None where the graph does not reach."""
+    upstream = torch.tensor(grad, dtype=pooled.dtype, device=pooled.device)
+    return list(torch.autograd.grad(pooled, call.leaves(), upstream, allow_unused=True))
+
+
+def assert_matches(
+    actual: Tensor | None,
+    expected: np.ndarray,
+    dtype: torch.dtype,
+    *,
+    magnitude: float = 1.0,
+    what: str = "",
+) -> None:
+    """``dtype`` is that of the least precise arithmetic involved; ``magnitude`` scales its absolute tolerance."""
+    assert actual is not None, f"{what}: no tensor"
+    relative, absolute = TOLERANCES[dtype]
+    torch.testing.assert_close(
+        actual.detach().cpu().double(),
+        torch.from_numpy(np.asarray(expected)),
+        rtol=relative,
+        atol=absolute * magnitude,
+        msg=lambda text: f"{what}: {text}" if what else text,
+    )

@@ -1,0 +1,36 @@
+"""Devices and hypothesis profiles."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+from shape_roi_align._library import has_cuda_operators
+
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=150)
+settings.register_profile("thorough", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cuda: runs on a CUDA device")
+
+
+def missing_for_cuda() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if not has_cuda_operators():
+        return "shape_roi_align was built without CUDA"
+    return None
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device. CUDA may be missing, unless SHAPE_ROI_ALIGN_REQUIRE_CUDA=1."""
+    if request.param == "cuda" and (missing := missing_for_cuda()):
+        if os.environ.get("SHAPE_ROI_ALIGN_REQUIRE_CUDA") == "1":
+            pytest.fail(f"SHAPE_ROI_ALIGN_REQUIRE_CUDA=1, but {missing}")
+        pytest.skip(missing)
+    return torch.device(request.param)

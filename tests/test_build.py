@@ -1,0 +1,189 @@
+"""The build: what it decides, what the libraries import, and their use from C++."""
+
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import shape_roi_align
+from shape_roi_align import _C, _library
+
+ROOT = Path(__file__).resolve().parents[1]
+CPP_PROGRAMS = Path(__file__).with_name("cpp")
+PACKAGE = Path(shape_roi_align.__file__).parent
+OPERATOR_LIBRARIES = sorted(PACKAGE.glob("libshape_roi_align*.so"))
+MANGLED_TORCH_NAMESPACES = re.compile(r" _Z\w*?(2at|3c10|5torch|6caffe2)\d")
+
+each_operator_library = pytest.mark.parametrize(
+    "library", OPERATOR_LIBRARIES, ids=lambda path: path.name
+)
+
+
+def run(*command: str | Path, **options) -> str:
+    """The output of a command that must succeed."""
+    result = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def dynamic_symbols(library: Path, *selection: str) -> list[str]:
+    return run("nm", "--dynamic", *selection, library).splitlines()
+
+
+def test_the_cpu_operator_library_is_there():
+    assert "libshape_roi_align.so" in [path.name for path in OPERATOR_LIBRARIES]
+
+
+@each_operator_library
+def test_torch_is_imported_through_its_stable_c_interface_only(library):
+    imported = dynamic_symbols(library, "--undefined-only")
+    assert any("aoti_torch_" in symbol for symbol in imported)
+    assert [symbol for symbol in imported if MANGLED_TORCH_NAMESPACES.search(symbol)] == []
+
+
+def test_a_symbol_of_libtorch_is_recognised_as_unstable():
+    libc10 = Path(torch.__file__).parent / "lib" / "libc10.so"
+    defined = dynamic_symbols(libc10, "--defined-only")
+    assert any(MANGLED_TORCH_NAMESPACES.search(symbol) for symbol in defined)
+
+
+@each_operator_library
+def test_no_symbol_of_cudart_is_exported(library):
+    exported = dynamic_symbols(library, "--defined-only")
+    assert [symbol for symbol in exported if re.search(r" _*cuda[A-Z]", symbol)] == []
+
+
+@each_operator_library
+def test_no_path_of_the_building_machine_stays_in_the_library(library):
+    dynamic_section = run("readelf", "--dynamic", library)
+    assert "libtorch_cpu.so" in dynamic_section
+    assert not re.search(r"\(R(UN)?PATH\)", dynamic_section)
+    assert "libcudart" not in dynamic_section
+    assert "libpython" not in dynamic_section
+
+
+def read_decisions(
+    monkeypatch, *, cuda: str | None, compiler: Path, torch_cuda: str | None = torch.version.cuda
+) -> dict:
+    """The names of setup.py as it is read where `compiler` is the nvcc in CUDA_HOME."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    monkeypatch.setenv("CUDA_HOME", str(compiler.parents[1]))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    if cuda is None:
+        monkeypatch.delenv("SHAPE_ROI_ALIGN_CUDA", raising=False)
+    else:
+        monkeypatch.setenv("SHAPE_ROI_ALIGN_CUDA", cuda)
+    return runpy.run_path("setup.py", run_name="setup")
+
+
+@pytest.fixture
+def fake_compiler(tmp_path):
+    """Writes an nvcc that lives in tmp_path/toolkit, and a wrapper in tmp_path/wrapper/bin."""
+
+    def write(version: str = "13.0") -> Path:
+        script = (
+            "#!/bin/sh\n"
+            'case "$1" in\n'
+            f'--dryrun) echo "#\\$ TOP={tmp_path}/toolkit/bin/.." >&2 ;;\n'
+            f'--version) echo "Cuda compilation tools, release {version}, V{version}.1" ;;\n'
+            '--list-gpu-code) echo "sm_80 sm_90" ;;\n'
+            "esac\n"
+        )
+        for home in "toolkit", "wrapper":
+            nvcc = tmp_path / home / "bin" / "nvcc"
+            nvcc.parent.mkdir(parents=True)
+            nvcc.write_text(script)
+            nvcc.chmod(0o755)
+        return nvcc
+
+    return write
+
+
+def test_the_oldest_torch_is_the_same_for_the_build_the_package_and_its_import(
+    monkeypatch, fake_compiler
+):
+    names = read_decisions(monkeypatch, cuda="0", compiler=fake_compiler())
+    required = re.findall(r"torch>=(\d+)\.(\d+)", (ROOT / "pyproject.toml").read_text())
+    assert {(int(major), int(minor)) for major, minor in required} == {names["OLDEST_TORCH"]}
+    assert names["OLDEST_TORCH"] == _library._MINIMUM_TORCH
+
+
+def test_the_python_module_knows_the_version_of_the_package():
+    assert _C.build_info()["version"] == shape_roi_align.__version__
+
+
+def test_the_toolkit_behind_a_wrapper_script_is_found(monkeypatch, fake_compiler, tmp_path):
+    names = read_decisions(
+        monkeypatch, cuda=None, compiler=fake_compiler("13.0"), torch_cuda="13.2"
+    )
+    assert names["TOOLKIT"] == (tmp_path / "toolkit", "13.0")
+    assert os.environ["CUDA_HOME"] == str(tmp_path / "toolkit")
+
+
+def test_default_architectures_are_those_the_compiler_knows(monkeypatch, fake_compiler):
+    names = read_decisions(monkeypatch, cuda="1", compiler=fake_compiler("12.4"), torch_cuda="12.8")
+    assert names["ARCHITECTURES"] == "8.0;9.0+PTX"
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "reason"), [("99.1", "built for 99.1"), (None, "built without CUDA")]
+)
+def test_cuda_that_torch_cannot_use_is_skipped_unless_demanded(
+    monkeypatch, fake_compiler, torch_cuda, reason
+):
+    compiler = fake_compiler()
+    names = read_decisions(monkeypatch, cuda=None, compiler=compiler, torch_cuda=torch_cuda)
+    assert names["TOOLKIT"] is None
+    assert "skipped" in names["CUDA_DECISION"]
+    assert reason in names["CUDA_DECISION"]
+    with pytest.raises(SystemExit, match=reason):
+        read_decisions(monkeypatch, cuda="1", compiler=compiler, torch_cuda=torch_cuda)
+
+
+def test_cuda_can_be_switched_off(monkeypatch, fake_compiler):
+    names = read_decisions(monkeypatch, cuda="0", compiler=fake_compiler(), torch_cuda="13.2")
+    assert names["TOOLKIT"] is None
+    assert "SHAPE_ROI_ALIGN_CUDA=0" in names["CUDA_DECISION"]
+
+
+def test_an_unknown_value_of_the_cuda_knob_is_an_error(monkeypatch, fake_compiler):
+    with pytest.raises(SystemExit, match="must be 0, 1 or unset, got 'yes'"):
+        read_decisions(monkeypatch, cuda="yes", compiler=fake_compiler())
+
+
+@pytest.fixture(scope="module")
+def cpp_programs(tmp_path_factory) -> Path:
+    """The folder of the C++ programs, built against the operator library that CMake installed."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    folder = tmp_path_factory.mktemp("cmake")
+    common = ["-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
+    library = ["-DSHAPE_ROI_ALIGN_CUDA=OFF", f"-DCMAKE_INSTALL_PREFIX={folder / 'installed'}"]
+    run("cmake", "-S", ROOT, "-B", folder / "library", *common, *library)
+    run("cmake", "--build", folder / "library", "--target", "install")
+    installed = f"-DCMAKE_PREFIX_PATH={folder / 'installed'}"
+    run("cmake", "-S", CPP_PROGRAMS, "-B", folder / "programs", *common, installed)
+    run("cmake", "--build", folder / "programs")
+    return folder / "programs"
+
+
+@pytest.mark.slow
+def test_a_cpp_program_calls_the_operator_through_the_dispatcher(cpp_programs):
+    assert "expected 7.4125" in run(cpp_programs / "call_operator")
+
+
+@pytest.mark.slow
+def test_a_cpp_program_runs_an_aotinductor_package(cpp_programs, tmp_path):
+    package = tmp_path / "sa_roi_align.pt2"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run(sys.executable, CPP_PROGRAMS / "export_package.py", package, env=environment)
+    assert "expected 7.4125" in run(cpp_programs / "run_package", package)

@@ -1,0 +1,81 @@
+"""Results are the same bit for bit: for any number of threads on the CPU, from run to run, and on CUDA when asked for."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from shape_roi_align import sa_roi_align
+from torch import Tensor
+
+NUM_THREADS = (1, 2, 3, 5)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def inputs(dtype: torch.dtype, device: torch.device, channels: int, channels_last: bool) -> list[Tensor]:
+    """400 boxes on 3 images, crowded so that many add to the same pixels."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(3, channels, 31, 43, generator=generator).to(device, dtype)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    corners = torch.rand(400, 2, generator=generator) * torch.tensor([40.0, 28.0]) - 2
+    sizes = torch.rand(400, 2, generator=generator) * 20
+    images = torch.randint(3, (400, 1), generator=generator)
+    rois = torch.cat([images, corners, corners + sizes], 1).to(device)
+    maps = torch.rand(400, 9, 8, generator=generator).to(device, dtype)
+    return [x, rois, maps]
+
+
+def run(tensors: list[Tensor], sampling_ratio: int) -> list[Tensor]:
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    out = sa_roi_align(*leaves, (7, 6), 1.0, sampling_ratio, True)
+    weights = torch.linspace(-1, 1, out.numel(), device=out.device, dtype=out.dtype).view_as(out)
+    return [out, *torch.autograd.grad(out, leaves, weights)]
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("channels", [3, 37])
+@pytest.mark.parametrize("sampling_ratio", [2, -1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_results_do_not_depend_on_the_number_of_threads(
+    dtype: torch.dtype, sampling_ratio: int, channels: int, channels_last: bool
+) -> None:
+    tensors = inputs(dtype, torch.device("cpu"), channels, channels_last)
+    results = []
+    for num_threads in (*NUM_THREADS, *reversed(NUM_THREADS)):
+        torch.set_num_threads(num_threads)
+        assert torch.get_num_threads() == num_threads
+        results.append(run(tensors, sampling_ratio))
+    for other in results[1:]:
+        for name, a, b in zip(("output", "features", "boxes", "maps"), results[0], other, strict=True):
+            assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_deterministic_algorithms_give_the_same_bits_every_time(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    tensors = inputs(dtype, device, 16, False)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first = run(tensors, 2)
+        for _ in range(4):
+            for a, b in zip(first, run(tensors, 2), strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_box_does_not_depend_on_its_company(device: torch.device) -> None:
+    """Pooling a box alone, or among others, or in another order, gives the same bits."""
+    x, rois, maps = inputs(torch.float32, device, 16, False)
+    together = sa_roi_align(x, rois, maps, 7, sampling_ratio=2)
+    order = torch.randperm(len(rois), generator=torch.Generator().manual_seed(1)).to(device)
+    assert torch.equal(together[order], sa_roi_align(x, rois[order], maps[order], 7, sampling_ratio=2))
+    assert torch.equal(together[5:6], sa_roi_align(x, rois[5:6], maps[5:6], 7, sampling_ratio=2))
