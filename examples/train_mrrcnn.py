@@ -17,7 +17,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torchvision
@@ -28,7 +28,14 @@ import shape_roi_align
 from mrrcnn.backbones import BUILDERS, build_mask_rcnn
 from mrrcnn.data import CocoInstances, make_loader, make_transforms
 from mrrcnn.engine import Schedule, save_weights, train
-from mrrcnn.evaluate import Scores, average_precisions, detect, format_table, instance_splits
+from mrrcnn.evaluate import (
+    IOU_TYPES,
+    Scores,
+    average_precisions,
+    detect,
+    format_table,
+    instance_splits,
+)
 from mrrcnn.huddle import HuddleConfig, write_huddle
 from mrrcnn.model import MRRCNN, RefineConfig
 from mrrcnn.visualize import compare
@@ -36,6 +43,8 @@ from mrrcnn.visualize import compare
 BASE, RM, SARA = "Mask R-CNN", "RM + RoIAlign", "RM + SaRoIAlign"
 GUIDES = {RM: "none", SARA: "p"}
 PICTURED_IMAGES = 6
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -46,7 +55,7 @@ class Preset:
     image_size: int  # pixels, shorter side
     batch_size: int
     vertical_flip: bool
-    freeze_base: bool
+    config: RefineConfig
     base: Schedule
     refine: Schedule
 
@@ -56,16 +65,18 @@ DEMO = Preset(
     image_size=128,
     batch_size=8,
     vertical_flip=True,
-    freeze_base=True,
-    base=Schedule(iterations=700, lr=2e-3),
-    refine=Schedule(iterations=300, lr=1e-3, warmup=20),
+    # 32 boxes per image train the refining module four times as fast as the 64 sampled ones: in
+    # them a quarter are positive, of all predicted boxes more than half.
+    config=RefineConfig(freeze_base=True, batch_size_per_image=32),
+    base=Schedule(iterations=800, lr=2e-3),
+    refine=Schedule(iterations=600, lr=2e-3, warmup=20),
 )
 PAPER = Preset(
     backbone="resnet50",
     image_size=800,
     batch_size=16,
     vertical_flip=False,
-    freeze_base=False,
+    config=RefineConfig(),
     base=Schedule(90_000, 0.02, "sgd", warmup=1000, milestones=((2 / 3, 0.1), (8 / 9, 0.01))),
     refine=Schedule(9_000, 0.002, "sgd", warmup=0, milestones=((2 / 3, 0.1),)),
 )
@@ -120,8 +131,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--alpha",
         type=float,
-        default=1.0,
-        help="weight of the refined class scores; default %(default)s",
+        help="weight of the refined class scores; both presets: 1",
     )
 
     schedule = parser.add_argument_group("schedule")
@@ -156,27 +166,31 @@ def choose_preset(args: argparse.Namespace) -> Preset:
             base=replace(preset.base, iterations=12, warmup=4),
             refine=replace(preset.refine, iterations=3, warmup=1),
         )
-    overrides = {
-        name: getattr(args, name)
-        for name in ("backbone", "image_size", "batch_size", "freeze_base")
-        if getattr(args, name) is not None
-    }
-    return replace(
+    return replace_given(
         preset,
-        **overrides,
-        base=_override(preset.base, args.iterations, args.lr, args.optimizer),
-        refine=_override(preset.refine, args.refine_iterations, args.refine_lr, args.optimizer),
+        backbone=args.backbone,
+        image_size=args.image_size,
+        batch_size=args.batch_size,
+        config=replace_given(preset.config, alpha=args.alpha, freeze_base=args.freeze_base),
+        base=replace_given(
+            preset.base, iterations=args.iterations, lr=args.lr, optimizer=args.optimizer
+        ),
+        refine=replace_given(
+            preset.refine,
+            iterations=args.refine_iterations,
+            lr=args.refine_lr,
+            optimizer=args.optimizer,
+        ),
     )
 
 
-def _override(
-    schedule: Schedule, iterations: int | None, lr: float | None, optimizer: str | None
-) -> Schedule:
-    given: dict[str, Any] = {"iterations": iterations, "lr": lr, "optimizer": optimizer}
-    return replace(schedule, **{k: v for k, v in given.items() if v is not None})
+def replace_given(settings: T, **values: Any) -> T:
+    """``dataclasses.replace`` for the values that are not None."""
+    return replace(settings, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
 
 
 def prepare_data(args: argparse.Namespace) -> Path:
+    """The given folder, or a generated one."""
     if args.data_path:
         return args.data_path
     config = HuddleConfig(
@@ -230,10 +244,7 @@ class Experiment:
         """All refinements start from the same weights and see the same images in the same order."""
         seed = self.args.seed + 1
         torch.manual_seed(seed)
-        config = RefineConfig(
-            guide=GUIDES[name], alpha=self.args.alpha, freeze_base=self.preset.freeze_base
-        )
-        model = MRRCNN.from_mask_rcnn(base, config)
+        model = MRRCNN.from_mask_rcnn(base, replace(self.preset.config, guide=GUIDES[name]))
         self._train(model, self.preset.refine, name, seed)
         return model
 
@@ -255,6 +266,8 @@ class Experiment:
         results = detect(model, self.val_loader, f"evaluating {name}")
         self.scores[name] = average_precisions(self.val_data.coco, results, self.splits)
         self.seconds[f"evaluate {name}"] = time.perf_counter() - start
+        box, mask = (self.scores[name]["all"][iou_type]["AP"] for iou_type in IOU_TYPES)
+        print(f"{name}: box AP {box:.1f}, mask AP {mask:.1f}", flush=True)
 
     def picture(self, base: nn.Module, refined: nn.Module) -> Path:
         """The first validation images that hold a huddled instance."""

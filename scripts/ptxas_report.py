@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Registers, spills and shared memory of every CUDA kernel, from the output of `nvcc -Xptxas -v` on standard input.
+"""Registers, spills and shared memory of every CUDA kernel, from what `nvcc -Xptxas -v` prints.
 
     nvcc -Xptxas -v ... 2>&1 | python scripts/ptxas_report.py
 

@@ -127,33 +127,69 @@ def _fake_backward(
 # ---- autograd ------------------------------------------------------------------------------------
 
 
-def _setup_forward(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    features, rois, levels, prob_maps, *options = inputs
-    ctx.save_for_backward(rois, levels, prob_maps, *features)
-    ctx.options = Options(*options)
-    ctx.set_materialize_grads(False)
-    # Read here, not in the backward: compiled code guards the forward's global state only.
-    ctx.deterministic = torch.are_deterministic_algorithms_enabled()
+class _SaRoIAlign(torch.autograd.Function):
+    """Derivative of the forward operator. Written out because ``torch.library.register_autograd``
+    flattens and rebuilds every list of tensors, which costs more than a small call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        keyset: torch._C.DispatchKeySet,
+        options: Options,
+        rois: Tensor,
+        levels: Tensor | None,
+        prob_maps: Tensor | None,
+        *inputs: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(rois, levels, prob_maps, *inputs)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        # Read here, not in the backward: compiled code guards the forward's global state only.
+        ctx.deterministic = torch.are_deterministic_algorithms_enabled()
+        return _below_autograd(keyset, inputs, rois, levels, prob_maps, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple:  # type: ignore[override]
+        rois, levels, prob_maps, *inputs = ctx.saved_tensors
+        _, _, of_rois, _, of_maps, *of_inputs = ctx.needs_input_grad
+        if grad is None:
+            return (None,) * (5 + len(inputs))
+        grad_inputs, grad_maps, grad_rois = _backward(
+            grad,
+            inputs,
+            rois,
+            levels,
+            prob_maps,
+            ctx.options,
+            [*of_inputs, of_maps, of_rois],
+            ctx.deterministic,
+        )
+        return (None, None, grad_rois, None, grad_maps, *grad_inputs)
 
 
-def _autograd_forward(ctx: Any, grad: Tensor | None) -> tuple:
-    unused: tuple[None, ...] = (None,) * len(Options._fields)
-    rois, levels, prob_maps, *features = ctx.saved_tensors
-    of_inputs, of_rois, _, of_maps = ctx.needs_input_grad[:4]
-    of_inputs = _as_list(of_inputs)
-    if grad is None or not any((*of_inputs, of_rois, of_maps)):
-        return ([None] * len(features), None, None, None, *unused)
-    grad_inputs, grad_maps, grad_rois = _backward(
-        grad,
-        features,
-        rois,
-        levels,
-        prob_maps,
-        ctx.options,
-        [*of_inputs, of_maps, of_rois],
-        ctx.deterministic,
+def _below_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.shape_roi_align.sa_roi_align.default.redispatch(
+            keyset & torch._C._after_autograd_keyset, *arguments
+        )
+
+
+def _autograd_forward(
+    keyset: torch._C.DispatchKeySet,
+    inputs: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    prob_maps: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    needs_grad = torch.is_grad_enabled() and (
+        rois.requires_grad
+        or (prob_maps is not None and prob_maps.requires_grad)
+        or any(x.requires_grad for x in inputs)
     )
-    return (grad_inputs, grad_rois, None, grad_maps, *unused)
+    if not needs_grad:
+        return _below_autograd(keyset, inputs, rois, levels, prob_maps, *options)
+    return _SaRoIAlign.apply(keyset, Options(*options), rois, levels, prob_maps, *inputs)
 
 
 def _setup_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -282,11 +318,14 @@ def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *option
     return (values[:-2], values[-2], values[-1]), (dims[:-2], dims[-2], dims[-1])
 
 
+_library = torch.library.Library("shape_roi_align", "FRAGMENT")  # keeps what is registered on it
+
+
 def register() -> None:
     """Called once, after the libraries are loaded."""
     torch.library.register_fake(FORWARD, _fake_forward)
     torch.library.register_fake(BACKWARD, _fake_backward)
-    torch.library.register_autograd(FORWARD, _autograd_forward, setup_context=_setup_forward)
+    _library.impl("sa_roi_align", _autograd_forward, "Autograd", with_keyset=True)
     torch.library.register_autograd(BACKWARD, _autograd_backward, setup_context=_setup_backward)
     torch.library.register_vmap(FORWARD, _vmap_forward)
     torch.library.register_vmap(BACKWARD, _vmap_backward)

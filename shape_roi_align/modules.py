@@ -19,6 +19,11 @@ from ._validation import (
 )
 from .ops import pool, roi_align, sa_roi_align
 
+# To torch.fx these are one node each: they look at the data they are given.
+torch.fx.wrap("roi_align")
+torch.fx.wrap("sa_roi_align")
+torch.fx.wrap("_pool_pyramid")
+
 
 class _RoIAlignBase(nn.Module):
     def __init__(
@@ -113,44 +118,50 @@ class _MultiScaleBase(nn.Module):
         image_shapes: Sequence[tuple[int, int]],
         map_aligned: bool,
     ) -> Tensor:
-        features = [v for k, v in x.items() if k in self.featmap_names]
-        if not features:
-            raise ValueError(
-                f"x must hold at least one of the maps {self.featmap_names}, got {list(x)}"
-            )
-        for level, feature in enumerate(features):
-            check_features(feature, f"x[{level}]")
-        device = features[0].device
-        check_box_list(boxes, features[0].shape[0])
-        rois = concatenate_boxes(boxes, device)
-        check_rois(rois, device)
-        if prob_maps is not None and not isinstance(prob_maps, Tensor):
-            prob_maps = torch.cat(list(prob_maps)) if prob_maps else rois.new_ones((0, 1, 1))
-        if prob_maps is not None:
-            prob_maps = check_prob_maps(prob_maps, rois.shape[0], device)
-        scales = _infer_scales(features, image_shapes)
-        levels = None
-        if len(features) > 1:
-            finest = -math.log2(scales[0])
-            coarsest = -math.log2(scales[-1])
-            levels = assign_levels(
-                rois,
-                int(coarsest - finest) + 1,
-                int(finest),
-                self.canonical_scale,
-                self.canonical_level,
-            )
-        return pool(
-            features,
-            rois,
-            levels,
+        return _pool_pyramid(
+            x,
+            boxes,
             prob_maps,
-            scales,
-            self.output_size,
-            self.sampling_ratio,
-            self.aligned,
-            map_aligned,
+            image_shapes,
+            self.featmap_names,
+            self.canonical_scale,
+            self.canonical_level,
+            (self.output_size, self.sampling_ratio, self.aligned, map_aligned),
         )
+
+
+def _pool_pyramid(
+    x: dict[str, Tensor],
+    boxes: list[Tensor],
+    prob_maps: Tensor | Sequence[Tensor] | None,
+    image_shapes: Sequence[tuple[int, int]],
+    featmap_names: Sequence[str],
+    canonical_scale: float,
+    canonical_level: float,
+    sampling: tuple[tuple[int, int], int, bool, bool],
+) -> Tensor:
+    features = [v for k, v in x.items() if k in featmap_names]
+    if not features:
+        raise ValueError(f"x must hold at least one of the maps {featmap_names}, got {list(x)}")
+    for level, feature in enumerate(features):
+        check_features(feature, f"x[{level}]")
+    device = features[0].device
+    check_box_list(boxes, features[0].shape[0])
+    rois = concatenate_boxes(boxes, device)
+    check_rois(rois, device)
+    if prob_maps is not None and not isinstance(prob_maps, Tensor):
+        prob_maps = torch.cat(list(prob_maps)) if prob_maps else rois.new_ones((0, 1, 1))
+    if prob_maps is not None:
+        prob_maps = check_prob_maps(prob_maps, rois.shape[0], device)
+    scales = _infer_scales(features, image_shapes)
+    levels = None
+    if len(features) > 1:
+        finest, coarsest = -math.log2(scales[0]), -math.log2(scales[-1])
+        # Where the maps skip an octave, torchvision counts it and leaves the boxes beyond its last map
+        # at zero; here they are pooled from that map.
+        num_levels = min(int(coarsest - finest) + 1, len(features))
+        levels = assign_levels(rois, num_levels, int(finest), canonical_scale, canonical_level)
+    return pool(features, rois, levels, prob_maps, scales, *sampling)
 
 
 class MultiScaleRoIAlign(_MultiScaleBase):
@@ -244,20 +255,9 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
 def _infer_scales(
     features: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
 ) -> list[float]:
-    """Feature pixels per image pixel of each map, rounded to a power of two as torchvision does."""
+    """Feature pixels per image pixel of each map, rounded to a power of two; from the heights, as
+    torchvision does, since the axes of a coarse map of a small image may round differently."""
     if not image_shapes:
         raise ValueError("image_shapes must hold at least one (height, width)")
-    image_size = tuple(max(shape[i] for shape in image_shapes) for i in range(2))
-    scales = []
-    for feature in features:
-        possible = [
-            2.0 ** round(math.log2(s / i))
-            for s, i in zip(feature.shape[-2:], image_size, strict=True)
-        ]
-        if possible[0] != possible[1]:
-            raise ValueError(
-                "feature maps must be scaled alike in height and width: a map of "
-                f"{list(feature.shape[-2:])} over images of {list(image_size)} is not"
-            )
-        scales.append(possible[0])
-    return scales
+    height = max(shape[0] for shape in image_shapes)
+    return [2.0 ** round(math.log2(max(x.shape[-2], 1) / height)) for x in features]

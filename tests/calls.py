@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from cases import Case
 from shape_roi_align.reference import pool_levels
-from torch import Tensor
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# (relative, absolute) error per dtype of a result. Inputs are exact in every dtype, so what remains is:
+# (relative, absolute) error per dtype of a result. Inputs are exact in every dtype, so what remains
+# is:
 TOLERANCES = {
     torch.float64: (1e-12, 1e-12),  # a few hundred roundings
-    # coordinates up to 300 pixels, known to 2^-24 of that, times slopes up to 4 per pixel, over a sum
+    # coordinates up to 300 pixels, known to 2^-24 of that, times slopes up to 4 per pixel, over a
+    # sum
     torch.float32: (1e-5, 5e-5),
     # float32 throughout, rounded once: half a unit in the last place of 11 and of 8 bits
     torch.float16: (2**-11, 5e-5),
@@ -69,7 +72,8 @@ class Call:
         )
 
     def leaves(self) -> list[Tensor]:
-        """What gradients exist for: the features of every level, the maps if there are any, the boxes."""
+        """What gradients exist for: the features of every level, the maps if there are any, the
+        boxes."""
         return [*self.inputs, *([] if self.prob_maps is None else [self.prob_maps]), self.rois]
 
     def requires_grad(self) -> Call:
@@ -89,7 +93,8 @@ def to_call(
     map_dtype: torch.dtype | None = None,
     box_dtype: torch.dtype | None = None,
 ) -> Call:
-    """Maps take the features' dtype unless told otherwise; boxes float64 with float64 features, else float32."""
+    """Maps take the features' dtype unless told otherwise; boxes float64 with float64 features,
+    else float32."""
     if box_dtype is None:
         box_dtype = dtype if dtype == torch.float64 else torch.float32
 
@@ -124,7 +129,8 @@ def assert_matches(
     magnitude: float = 1.0,
     what: str = "",
 ) -> None:
-    """``dtype`` is that of the least precise arithmetic involved; ``magnitude`` scales its absolute tolerance."""
+    """``dtype`` is that of the least precise arithmetic involved; ``magnitude`` scales its absolute
+    tolerance."""
     assert actual is not None, f"{what}: no tensor"
     relative, absolute = TOLERANCES[dtype]
     torch.testing.assert_close(

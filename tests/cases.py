@@ -1,7 +1,8 @@
-"""The named cases that every kernel must pass: forward, gradients, opcheck, CPU, CUDA, CUDA on the host.
+"""The named cases that every kernel must pass, on the CPU, on CUDA, and as CUDA on the host.
 
-Arrays are float64, but every value is exact in the type it may be cast to: features, maps and output gradients in bfloat16 and
-float16 (small multiples of 1/64), boxes in float32. An error measured at a lower precision is then the kernel's own.
+Arrays are float64, but every value is exact in the type it may be cast to: features, maps and
+output gradients in bfloat16 and float16 (small multiples of 1/64), boxes in float32. An error
+measured at a lower precision is then the kernel's own.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from oracle import Gradients, Options, backward, forward
 
-# (batch index, x1, y1, x2, y2) on two images of 18 x 22 pixels, 9 x 11 on the feature map at scale 1/2
+# (batch index, x1, y1, x2, y2) on two images of 18 x 22 pixels, 9 x 11 on the feature map at scale
+# 1/2
 INSIDE = (
     (0, 2.31, 1.73, 13.17, 11.92),
     (1, 6.23, 3.14, 19.71, 15.38),
@@ -63,7 +66,9 @@ class Case:
     levels: np.ndarray | None  # [K] int64
     grad: np.ndarray  # [K, C, PH, PW]
     options: Options
-    on_kinks: bool  # samples sit where the derivative by the boxes jumps; places are exact in float32
+    on_kinks: (
+        bool  # samples sit where the derivative by the boxes jumps; places are exact in float32
+    )
     map_channel_axis: bool = False  # hand the maps over as [K, 1, Mh, Mw]
 
     def __repr__(self) -> str:
@@ -116,6 +121,8 @@ def make(
     )
 
 
+FLAG = {False: "legacy", True: "aligned"}
+MAP_FLAG = {False: "literal", True: "aligned"}
 PYRAMID = {
     "sizes": ((17, 22), (9, 11), (5, 6)),
     "spatial_scales": (1.0, 0.5, 0.25),
@@ -124,7 +131,7 @@ PYRAMID = {
 CASES = (
     *(
         make(
-            f"{'aligned' if aligned else 'legacy'}-map_{'aligned' if map_aligned else 'literal'}-s{ratio}",
+            f"{FLAG[aligned]}-map_{MAP_FLAG[map_aligned]}-s{ratio}",
             aligned=aligned,
             map_aligned=map_aligned,
             sampling_ratio=ratio,
@@ -171,9 +178,20 @@ CASES = (
     ),
     make("too_many_samples", ((0, -3e10, 2.1, 3e10, 9.7), *INSIDE), sampling_ratio=-1),
     make("samples_on_pixels", ON_PIXELS, output_size=(2, 2), on_kinks=True),
-    make("samples_on_pixels_adaptive", ON_PIXELS, output_size=(4, 4), sampling_ratio=-1, on_kinks=True),
+    make(
+        "samples_on_pixels_adaptive",
+        ON_PIXELS,
+        output_size=(4, 4),
+        sampling_ratio=-1,
+        on_kinks=True,
+    ),
     make("samples_on_borders", ON_BORDERS, output_size=(2, 2), on_kinks=True),
-    make("minimum_size_exactly", ((0, 4, 4, 6, 6), (1, 3, 5, 4, 9)), output_size=(2, 2), on_kinks=True),
+    make(
+        "minimum_size_exactly",
+        ((0, 4, 4, 6, 6), (1, 3, 5, 4, 9)),
+        output_size=(2, 2),
+        on_kinks=True,
+    ),
     make("one_pixel_features", INSIDE, sizes=((1, 1),), spatial_scales=(0.0625,)),
     make("one_row_features", MIXED, sizes=((1, 11),), sampling_ratio=-1),
     make("one_image", [(0, *box[1:]) for box in MIXED], images=1),
@@ -198,8 +216,15 @@ CASES = (
         aligned=True,
         map_aligned=True,
     ),
-    make("pyramid_one_level_unused", MIXED, **PYRAMID, levels=[2 * (i % 2) for i in range(len(MIXED))]),
-    make("pyramid_no_map", MIXED, **PYRAMID, levels=[i % 3 for i in range(len(MIXED))], map_size=None),
+    make(
+        "pyramid_one_level_unused",
+        MIXED,
+        **PYRAMID,
+        levels=[2 * (i % 2) for i in range(len(MIXED))],
+    ),
+    make(
+        "pyramid_no_map", MIXED, **PYRAMID, levels=[i % 3 for i in range(len(MIXED))], map_size=None
+    ),
     make("pyramid_no_boxes", (), **PYRAMID, levels=[]),
     make("levels_given_for_one_map", INSIDE, levels=[0, 0, 0]),
 )

@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from hypothesis import settings
+
 from shape_roi_align._library import has_cuda_operators
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=150)

@@ -1,7 +1,9 @@
-"""Shape-aware RoIAlign as scalar loops, written from the paper (arXiv 1911.11263, eq. 1-5); knows neither torch nor the package.
+"""Shape-aware RoIAlign as scalar loops, written from the paper (arXiv 1911.11263, eq. 1-5); knows
+neither torch nor the package.
 
-Shapes: features, a list of [N, C, H, W], one per level; rois [K, 5] = (batch index, x1, y1, x2, y2) in image pixels;
-levels [K] or None; prob_maps [K, Mh, Mw] or None; output [K, C, PH, PW]. Everything is float64.
+Shapes: features, a list of [N, C, H, W], one per level; rois [K, 5] = (batch index, x1, y1, x2, y2)
+in image pixels; levels [K] or None; prob_maps [K, Mh, Mw] or None; output [K, C, PH, PW].
+Everything is float64.
 
 Paper                     here
 R, (x0, y0)               Box.start; (W, H) of eq. 5 is Box.extent
@@ -9,7 +11,8 @@ f(a, b), eq. 1            taps() of a sample's place on the feature map
 p(c, d), eq. 3            taps() of the same sample's place on the probability map
 F_{R,P}(h, w), eq. 4      forward()
 
-Derivatives at kinks are taken to the right of an integer coordinate, and are zero where a coordinate is clamped.
+Derivatives at kinks are taken to the right of an integer coordinate, and are zero where a
+coordinate is clamped.
 """
 
 from __future__ import annotations
@@ -90,7 +93,9 @@ def box_on_map(roi: Sequence[float], level: int, options: Options) -> Box | None
         samples.append(math.ceil(extent[-1] / bins) if adaptive else options.sampling_ratio)
     if min(samples) <= 0 or max(samples) > MAX_ADAPTIVE_SAMPLES:
         return None
-    return Box(level, int(roi[0]), scale, tuple(start), tuple(extent), tuple(varies), tuple(samples))
+    return Box(
+        level, int(roi[0]), scale, tuple(start), tuple(extent), tuple(varies), tuple(samples)
+    )
 
 
 def samples_of(box: Box, options: Options) -> Iterator[Sample]:
@@ -107,7 +112,8 @@ def samples_of(box: Box, options: Options) -> Iterator[Sample]:
 
 
 def hat(coordinate: float, size: int) -> list[tuple[int, float, float]]:
-    """Eq. 1 along one axis, the coordinate clamped to the border: (cell, weight, d weight / d coordinate)."""
+    """Eq. 1 along one axis, the coordinate clamped to the border: (cell, weight, d weight / d
+    coordinate)."""
     clamped = min(max(coordinate, 0.0), size - 1.0)
     free = 0 <= coordinate < size - 1
     low = math.floor(clamped)
@@ -177,7 +183,9 @@ def forward(
     for k, box, sample, at_features, _, p in _work(features, rois, prob_maps, levels, options):
         image = features[box.level][box.image]
         for tap in at_features:
-            out[k, :, sample.ph, sample.pw] += sample.share * p * tap.weight * image[:, tap.y, tap.x]
+            out[k, :, sample.ph, sample.pw] += (
+                sample.share * p * tap.weight * image[:, tap.y, tap.x]
+            )
     return out
 
 
@@ -189,7 +197,8 @@ def backward(
     options: Options,
     levels: np.ndarray | None = None,
 ) -> Gradients:
-    """Gradients of sum(grad * forward(...)); sample counts and places inside the box are constants."""
+    """Gradients of sum(grad * forward(...)); sample counts and places inside the box are
+    constants."""
     grad_features = [np.zeros_like(feature) for feature in features]
     grad_maps = None if prob_maps is None else np.zeros_like(prob_maps)
     grad_rois = np.zeros_like(rois)
@@ -222,8 +231,9 @@ def distance_to_kink(
     options: Options,
     levels: np.ndarray | None = None,
 ) -> float:
-    """How far, in feature pixels, the nearest sample is from where the operator is not differentiable in the boxes:
-    integer coordinates, the outer border, the minimum size, a change of the adaptive count."""
+    """How far, in feature pixels, the nearest sample is from where the operator is not
+    differentiable in the boxes: integer coordinates, the outer border, the minimum size, a change
+    of the adaptive count."""
     nearest = math.inf
     for k, roi in enumerate(rois):
         level = 0 if levels is None else int(levels[k])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from cases import Case, dyadic
 from hypothesis import strategies as st
+
+from cases import Case, dyadic
 from oracle import Options, box_on_map, distance_to_kink
 
 COORDINATES = st.one_of(
@@ -20,10 +21,7 @@ def boxes(draw: st.DrawFn, num_images: int, coordinates: st.SearchStrategy[float
     """[K, 5], corners in any order, none when there is no image."""
     num_rois = draw(st.integers(0, 4)) if num_images else 0
     image = st.integers(0, max(num_images - 1, 0)).map(float)
-    rows = [
-        [draw(image), *(draw(coordinates) for _ in range(4))]
-        for _ in range(num_rois)
-    ]  # fmt: skip
+    rows = [[draw(image), *(draw(coordinates) for _ in range(4))] for _ in range(num_rois)]
     return np.array(rows, dtype=np.float32).astype(np.float64).reshape(-1, 5)
 
 
@@ -37,7 +35,7 @@ def cases(
     sizes = [
         (draw(st.integers(smallest, 12)), draw(st.integers(smallest, 12)))
         for _ in range(num_levels)
-    ]  # fmt: skip
+    ]
     rois = draw(boxes(images, coordinates))
     output_size = (draw(SIZES), draw(SIZES))
     map_size = draw(st.none() | st.tuples(SIZES, SIZES))
@@ -78,5 +76,7 @@ def is_cheap(case: Case) -> bool:
 def is_smooth(case: Case) -> bool:
     """Whether no sample sits so near a jump that rounding decides its side."""
     distance = distance_to_kink(case.features, case.rois, case.options, case.levels)
-    farthest = np.abs(case.rois, where=np.isfinite(case.rois), out=np.ones_like(case.rois)).max(initial=1.0)
+    farthest = np.abs(case.rois, where=np.isfinite(case.rois), out=np.ones_like(case.rois)).max(
+        initial=1.0
+    )
     return distance > 1e-5 * farthest

@@ -1,4 +1,5 @@
-"""A user's mistake raises an error that names the argument, what was required and what came; nothing crashes."""
+"""A user's mistake raises an error that names the argument, what was required and what came;
+nothing crashes."""
 
 import re
 import time
@@ -7,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import shape_roi_align
 import torch
+
+import shape_roi_align
 from calls import gradients, to_call
 from cases import BY_NAME, INSIDE, make
 from shape_roi_align import (
@@ -24,7 +26,8 @@ ROIS = torch.tensor([[0, 1.0, 1, 5, 5], [1, 2, 2, 8, 7]])
 MAPS = torch.ones(2, 4, 5)
 PER_IMAGE = [ROIS[:1, 1:], ROIS[1:, 1:]]
 
-# (changed argument, value, error, what the message must hold: the argument, the requirement, what came)
+# (changed argument, value, error, what the message must hold: the argument, the requirement, what
+# came)
 MISTAKES: list[tuple[str, Any, type[Exception], str]] = [
     ("input", np.zeros((2, 3, 8, 9)), TypeError, r"input .*Tensor\[N, C, H, W\].*ndarray"),
     ("input", None, TypeError, r"input .*Tensor\[N, C, H, W\].*NoneType"),
@@ -72,7 +75,7 @@ MISTAKES: list[tuple[str, Any, type[Exception], str]] = [
     ("sampling_ratio", 1.5, TypeError, r"sampling_ratio .*int.*float"),
     ("sampling_ratio", None, TypeError, r"sampling_ratio .*int.*None"),
     ("sampling_ratio", 2**20, ValueError, r"sampling_ratio .*at most.*1048576"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("pool", [sa_roi_align, sa_roi_align_reference])
@@ -91,7 +94,9 @@ def test_a_mistake_is_explained(pool, argument: str, value: Any, error, message:
 
 @pytest.mark.parametrize("pool", [sa_roi_align, sa_roi_align_reference])
 @pytest.mark.parametrize("sampling_ratio", [2, -1])
-@pytest.mark.parametrize("index", [-1.0, -7.0, 2.0, 1e9, 1e30, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "index", [-1.0, -7.0, 2.0, 1e9, 1e30, float("nan"), float("inf"), -float("inf")]
+)
 def test_batch_index_out_of_range_is_an_index_error_on_the_cpu(
     index: float, sampling_ratio: int, pool
 ) -> None:
@@ -129,7 +134,9 @@ def test_boxes_on_no_image_are_an_index_error() -> None:
 def test_a_box_that_is_not_finite_yields_zeros_and_leaves_its_neighbours_alone(
     column: int, bad: float, aligned: bool, sampling_ratio: int, pool: str, device: torch.device
 ) -> None:
-    case = make("neighbours", INSIDE, aligned=aligned, sampling_ratio=sampling_ratio, output_size=(2, 2))
+    case = make(
+        "neighbours", INSIDE, aligned=aligned, sampling_ratio=sampling_ratio, output_size=(2, 2)
+    )
     good, call = (to_call(case, device, torch.float32) for _ in range(2))
     call.rois[1, column] = bad
     results = {}
@@ -139,7 +146,9 @@ def test_a_box_that_is_not_finite_yields_zeros_and_leaves_its_neighbours_alone(
     out, grad_input, grad_maps, grad_rois = results["bad"]
     for tensor in (out, grad_maps, grad_rois):
         assert torch.equal(tensor[1], torch.zeros_like(tensor[1]))
-    for tensor, expected in zip((out, grad_maps, grad_rois), (results["good"][i] for i in (0, 2, 3)), strict=True):
+    for tensor, expected in zip(
+        (out, grad_maps, grad_rois), (results["good"][i] for i in (0, 2, 3)), strict=True
+    ):
         torch.testing.assert_close(tensor[[0, 2]], expected[[0, 2]])
     assert torch.equal(grad_input[1], torch.zeros_like(grad_input[1])), "image of the bad box only"
     torch.testing.assert_close(grad_input[0], results["good"][1][0])
@@ -151,9 +160,16 @@ def test_work_is_bounded_for_boxes_of_any_size(dtype: torch.dtype, device: torch
     x = torch.ones(1, 2, 50, 60, dtype=dtype, device=device, requires_grad=True)
     maps = torch.ones(4, 3, 3, dtype=dtype, device=device, requires_grad=True)
     rois = torch.tensor(
-        [[0, -1e8, -1e8, 1e8, 1e8], [0, 5, -3e8, 9, 3e8], [0, -1e30, 0, 1e30, 9], [0, 0, 0, 1e9, 1e9]],
-        dtype=dtype, device=device, requires_grad=True,
-    )  # fmt: skip
+        [
+            [0, -1e8, -1e8, 1e8, 1e8],
+            [0, 5, -3e8, 9, 3e8],
+            [0, -1e30, 0, 1e30, 9],
+            [0, 0, 0, 1e9, 1e9],
+        ],
+        dtype=dtype,
+        device=device,
+        requires_grad=True,
+    )
     start = time.perf_counter()
     for aligned in (False, True):
         sa_roi_align(x, rois, maps, (7, 7), 1.0, -1, aligned).sum().backward()
@@ -167,7 +183,9 @@ def test_work_is_bounded_for_boxes_of_any_size(dtype: torch.dtype, device: torch
     [
         lambda c: c.inputs.clear(),
         lambda c: c.spatial_scales.append(1.0),
-        lambda c: setattr(c, "inputs", c.inputs * 9) or setattr(c, "spatial_scales", c.spatial_scales * 9),
+        lambda c: (
+            setattr(c, "inputs", c.inputs * 9) or setattr(c, "spatial_scales", c.spatial_scales * 9)
+        ),
         lambda c: setattr(c, "levels", None),
         lambda c: setattr(c, "levels", c.levels[:1]),
         lambda c: setattr(c, "levels", c.levels.int()),
@@ -190,7 +208,7 @@ def test_work_is_bounded_for_boxes_of_any_size(dtype: torch.dtype, device: torch
         lambda c: setattr(c, "output_size", (2**31, 2)),
         lambda c: setattr(c, "sampling_ratio", 2**40),
     ],
-)  # fmt: skip
+)
 def test_the_bare_operators_check_too(change) -> None:
     """torch.ops, C++ and AOTInductor go past the Python checks. C++ can raise RuntimeError only."""
     call = to_call(BY_NAME["pyramid"])
@@ -204,8 +222,9 @@ def test_the_bare_operators_check_too(change) -> None:
 
 
 @pytest.mark.parametrize(
-    ("grad_shape", "mask"), [((9, 3, 2, 3), 5), ((8, 2, 2, 3), 5), ((8, 3, 3, 2), 5), ((8, 3, 6), 5), ((8, 3, 2, 3), 4)]
-)  # fmt: skip
+    ("grad_shape", "mask"),
+    [((9, 3, 2, 3), 5), ((8, 2, 2, 3), 5), ((8, 3, 3, 2), 5), ((8, 3, 6), 5), ((8, 3, 2, 3), 4)],
+)
 def test_the_bare_backward_checks_gradient_and_mask(grad_shape: tuple[int, ...], mask: int) -> None:
     call = to_call(BY_NAME["pyramid"])
     backward = torch.ops.shape_roi_align._sa_roi_align_backward
@@ -236,7 +255,7 @@ MULTISCALE_MISTAKES: list[tuple[str, Any, Any, str]] = [
     ("prob_maps", [MAPS[:1], MAPS[1:, :3]], ValueError, r"prob_maps.*\[1, 3, 5\]"),
     ("prob_maps", [MAPS[:1], None], TypeError, r"prob_maps.*NoneType"),
     ("image_shapes", [], ValueError, r"image_shapes .*at least one"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -254,7 +273,8 @@ def test_a_mistake_over_levels_is_explained(argument: str, value: Any, error, me
 
 
 def test_maps_of_a_list_belong_to_their_image() -> None:
-    """Two maps for the first image's one box and none for the second's is a mistake, though the total agrees."""
+    """Two maps for the first image's one box and none for the second's is a mistake, though the
+    total agrees."""
     with pytest.raises(ValueError, match="prob_maps"):
         MultiScaleSaRoIAlign(["0", "1"], 2, 2)(PYRAMID, PER_IMAGE, [MAPS, MAPS[:0]], SHAPES)
 
@@ -279,7 +299,9 @@ def test_empty_tensors_work(shape: tuple[int, ...], num_rois: int, device: torch
             out = pool(x, rois, maps, (3, 2), sampling_ratio=sampling_ratio)
             assert out.shape == (num_rois, shape[1], 3, 2)
             assert torch.equal(out, torch.zeros_like(out))
-            for leaf, grad in zip((x, rois, maps), torch.autograd.grad(out.sum(), (x, rois, maps)), strict=True):
+            for leaf, grad in zip(
+                (x, rois, maps), torch.autograd.grad(out.sum(), (x, rois, maps)), strict=True
+            ):
                 assert torch.equal(grad, torch.zeros_like(leaf))
 
 

@@ -1,11 +1,13 @@
-"""Results are the same bit for bit: for any number of threads on the CPU, from run to run, and on CUDA when asked for."""
+"""Results are the same bit for bit: for any number of threads on the CPU, from run to run, and on
+CUDA when asked for."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
-from shape_roi_align import sa_roi_align
 from torch import Tensor
+
+from shape_roi_align import sa_roi_align
 
 NUM_THREADS = (1, 2, 3, 5)
 
@@ -17,7 +19,9 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def inputs(dtype: torch.dtype, device: torch.device, channels: int, channels_last: bool) -> list[Tensor]:
+def inputs(
+    dtype: torch.dtype, device: torch.device, channels: int, channels_last: bool
+) -> list[Tensor]:
     """400 boxes on 3 images, crowded so that many add to the same pixels."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(3, channels, 31, 43, generator=generator).to(device, dtype)
@@ -53,7 +57,9 @@ def test_results_do_not_depend_on_the_number_of_threads(
         assert torch.get_num_threads() == num_threads
         results.append(run(tensors, sampling_ratio))
     for other in results[1:]:
-        for name, a, b in zip(("output", "features", "boxes", "maps"), results[0], other, strict=True):
+        for name, a, b in zip(
+            ("output", "features", "boxes", "maps"), results[0], other, strict=True
+        ):
             assert torch.equal(a, b), name
 
 
@@ -77,5 +83,7 @@ def test_a_box_does_not_depend_on_its_company(device: torch.device) -> None:
     x, rois, maps = inputs(torch.float32, device, 16, False)
     together = sa_roi_align(x, rois, maps, 7, sampling_ratio=2)
     order = torch.randperm(len(rois), generator=torch.Generator().manual_seed(1)).to(device)
-    assert torch.equal(together[order], sa_roi_align(x, rois[order], maps[order], 7, sampling_ratio=2))
+    assert torch.equal(
+        together[order], sa_roi_align(x, rois[order], maps[order], 7, sampling_ratio=2)
+    )
     assert torch.equal(together[5:6], sa_roi_align(x, rois[5:6], maps[5:6], 7, sampling_ratio=2))

@@ -1,7 +1,9 @@
-"""The operator is bilinear in features and maps, so both have second derivatives; boxes have none here."""
+"""The operator is bilinear in features and maps, so both have second derivatives; boxes have none
+here."""
 
 import pytest
 import torch
+
 from calls import to_call
 from cases import INSIDE, PYRAMID, make
 from shape_roi_align import sa_roi_align_reference
@@ -15,9 +17,15 @@ def test_gradgradcheck_of_features_and_maps(
     sampling_ratio: int, aligned: bool, device: torch.device
 ) -> None:
     case = make(
-        "small", INSIDE[:2], sizes=((4, 5),), spatial_scales=(0.25,), **SMALL,
-        sampling_ratio=sampling_ratio, aligned=aligned, map_aligned=aligned,
-    )  # fmt: skip
+        "small",
+        INSIDE[:2],
+        sizes=((4, 5),),
+        spatial_scales=(0.25,),
+        **SMALL,
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        map_aligned=aligned,
+    )
     call = to_call(case, device)
 
     def pooled(x: torch.Tensor, maps: torch.Tensor) -> torch.Tensor:
@@ -41,7 +49,8 @@ def test_gradgradcheck_over_levels(device: torch.device) -> None:
 
 
 def test_mixed_second_derivatives_with_boxes_equal_the_references(device: torch.device) -> None:
-    """d/d(boxes) of the gradients by features and maps exists: it is the operator's box gradient again."""
+    """d/d(boxes) of the gradients by features and maps exists: it is the operator's box gradient
+    again."""
     case = make("mixed", INSIDE, sampling_ratio=2, aligned=True, map_aligned=True)
     results = []
     for pool in ("op", "reference"):

@@ -1,14 +1,23 @@
-"""Every combination of feature, map and box dtype against float64, within one rounding of the result's own dtype."""
+"""Every combination of feature, map and box dtype against float64, within one rounding of the
+result's own dtype."""
 
 import numpy as np
 import pytest
 import torch
+
 from calls import DTYPES, TOLERANCES, Call, assert_matches, gradients, to_call
 from cases import BY_NAME, Case
 from shape_roi_align import sa_roi_align, sa_roi_align_reference
 
 HALVES = (torch.float16, torch.bfloat16)
-NAMES = ("aligned-map_aligned-s2", "legacy-map_literal-s-1", "channels_40", "channels_17", "pyramid", "no_map")
+NAMES = (
+    "aligned-map_aligned-s2",
+    "legacy-map_literal-s-1",
+    "channels_40",
+    "channels_17",
+    "pyramid",
+    "no_map",
+)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -29,7 +38,11 @@ def arithmetic(*dtypes: torch.dtype) -> torch.dtype:
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 @pytest.mark.parametrize("name", NAMES)
 def test_mixed_dtypes(
-    name: str, dtype: torch.dtype, map_dtype: torch.dtype, box_dtype: torch.dtype, device: torch.device
+    name: str,
+    dtype: torch.dtype,
+    map_dtype: torch.dtype,
+    box_dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     case = BY_NAME[name]
     call = to_call(case, device, dtype, map_dtype=map_dtype, box_dtype=box_dtype).requires_grad()
@@ -56,8 +69,8 @@ def test_reference_in_half_precision(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
 def test_halves_accumulate_in_float32(dtype: torch.dtype, device: torch.device) -> None:
-    """Accumulated in half precision, 4096 samples of 1 would stop at 256 (bfloat16) or 2048 (float16), and 512 boxes
-    adding 1 to a pixel at the same."""
+    """Accumulated in half precision, 4096 samples of 1 would stop at 256 (bfloat16) or 2048
+    (float16), and 512 boxes adding 1 to a pixel at the same."""
     x = torch.ones(1, 1, 66, 66, dtype=dtype, device=device, requires_grad=True)
     rois = torch.tensor([[0, 1.0, 1, 65, 65]], device=device)
     maps = torch.ones(1, 2, 2, dtype=dtype, device=device, requires_grad=True)
@@ -77,7 +90,8 @@ def test_halves_accumulate_in_float32(dtype: torch.dtype, device: torch.device) 
 def test_boxes_are_never_rounded_to_the_features_precision(
     dtype: torch.dtype, pool, device: torch.device
 ) -> None:
-    """1000.25 is 1000 in bfloat16 and 1000.5 in float16; the features are a ramp that shows the difference."""
+    """1000.25 is 1000 in bfloat16 and 1000.5 in float16; the features are a ramp that shows the
+    difference."""
     ramp = torch.arange(1024, device=device).sub(1000).clamp(-8, 8).to(dtype)
     x = ramp.expand(1, 1, 2, 1024).contiguous()
     rois = torch.tensor([[0, 1000.25, 0, 1001.25, 1]], device=device)
@@ -86,7 +100,9 @@ def test_boxes_are_never_rounded_to_the_features_precision(
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
-def test_half_precision_boxes_are_taken_as_they_are(dtype: torch.dtype, device: torch.device) -> None:
+def test_half_precision_boxes_are_taken_as_they_are(
+    dtype: torch.dtype, device: torch.device
+) -> None:
     call = to_call(BY_NAME["legacy-map_literal-s2"], device, torch.float32)
     half = call.rois.to(dtype).requires_grad_()
     args = (call.prob_maps, call.output_size, 0.5, 2)
@@ -97,10 +113,13 @@ def test_half_precision_boxes_are_taken_as_they_are(dtype: torch.dtype, device: 
 
 
 def test_double_boxes_keep_their_precision_with_float_features(device: torch.device) -> None:
-    """2^-30 of a pixel is lost in float32 beside 4096; the sample falls on one side of the map's border or the other."""
+    """2^-30 of a pixel is lost in float32 beside 4096; the sample falls on one side of the map's
+    border or the other."""
     x = torch.ones(1, 1, 4097, 2, device=device)
     inside = torch.tensor([[0, 0, 4096.5, 1, 4097.5]], dtype=torch.float64, device=device)
-    outside = inside + torch.tensor([0, 0, 2.0**-30, 0, 2.0**-30], dtype=torch.float64, device=device)
+    outside = inside + torch.tensor(
+        [0, 0, 2.0**-30, 0, 2.0**-30], dtype=torch.float64, device=device
+    )
     assert sa_roi_align(x, inside, None, 1, sampling_ratio=1).item() == 1
     assert sa_roi_align(x, outside, None, 1, sampling_ratio=1).item() == 0
 

@@ -1,10 +1,11 @@
 """The three witnesses agree: scalar oracle, vectorised reference, compiled operator."""
 
 import numpy as np
-import oracle
 import pytest
 import torch
 import torchvision
+
+import oracle
 from calls import assert_matches, to_call
 from cases import CASES, Case, make
 from shape_roi_align import roi_align, sa_roi_align, sa_roi_align_reference
@@ -50,11 +51,17 @@ def test_public_functions_equal_the_oracle(case: Case, pool) -> None:
 
 def test_boxes_as_a_list_equal_boxes_with_batch_indices() -> None:
     x = torch.randn(3, 2, 8, 9)
-    per_image = [torch.tensor([[1.0, 2, 7, 6]]), torch.zeros(0, 4), torch.tensor([[0.5, 1, 3, 4], [2, 2, 8, 8]])]
+    per_image = [
+        torch.tensor([[1.0, 2, 7, 6]]),
+        torch.zeros(0, 4),
+        torch.tensor([[0.5, 1, 3, 4], [2, 2, 8, 8]]),
+    ]
     rois = torch.tensor([[0, 1.0, 2, 7, 6], [2, 0.5, 1, 3, 4], [2, 2, 2, 8, 8]])
     maps = torch.rand(3, 4, 4)
     assert torch.equal(sa_roi_align(x, per_image, maps, 2), sa_roi_align(x, rois, maps, 2))
-    assert torch.equal(sa_roi_align(x, tuple(per_image), maps, (2, 2)), sa_roi_align(x, rois, maps, [2, 2]))
+    assert torch.equal(
+        sa_roi_align(x, tuple(per_image), maps, (2, 2)), sa_roi_align(x, rois, maps, [2, 2])
+    )
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -118,7 +125,9 @@ def test_operator_is_linear_in_the_maps(device: torch.device) -> None:
 
 @pytest.mark.parametrize("pool", ["op", "reference"])
 @pytest.mark.parametrize("name", ["legacy-map_literal-s2", "aligned-map_aligned-s-1", "pyramid"])
-def test_pixels_that_no_sample_reads_do_not_matter(name: str, pool: str, device: torch.device) -> None:
+def test_pixels_that_no_sample_reads_do_not_matter(
+    name: str, pool: str, device: torch.device
+) -> None:
     """NaN in a pixel spoils the bins whose samples touch it and no other."""
     case = next(c for c in CASES if c.name == name)
     spoilt = [x.copy() for x in case.features]

@@ -1,10 +1,12 @@
-"""Gradients by features, probability maps and boxes: the oracle's, the numerical ones, and only those asked for."""
+"""Gradients by features, probability maps and boxes: the oracle's, the numerical ones, and only
+those asked for."""
 
 import itertools
 
 import numpy as np
 import pytest
 import torch
+
 from calls import Call, assert_matches, gradients, to_call
 from cases import BY_NAME, CASES, INSIDE, PYRAMID, Case, make
 from oracle import distance_to_kink
@@ -17,13 +19,17 @@ def expected_of(case: Case) -> list[np.ndarray]:
     return [*expected.features, *maps, expected.rois]
 
 
-def assert_gradients_match(case: Case, call: Call, pooled: torch.Tensor, dtype: torch.dtype) -> None:
+def assert_gradients_match(
+    case: Case, call: Call, pooled: torch.Tensor, dtype: torch.dtype
+) -> None:
     actual = gradients(call, pooled, case.grad)
     expected = expected_of(case)
     for i, (leaf, got, want) in enumerate(zip(call.leaves(), actual, expected, strict=True)):
         assert got is not None and got.dtype == leaf.dtype and got.device == leaf.device
         magnitude = max(1.0, np.abs(want).max(initial=0))
-        assert_matches(got, want, dtype, magnitude=magnitude, what=f"gradient {i} of {len(expected)}")
+        assert_matches(
+            got, want, dtype, magnitude=magnitude, what=f"gradient {i} of {len(expected)}"
+        )
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["default", "deterministic"])
@@ -92,7 +98,9 @@ def test_gradcheck(case: Case, device: torch.device) -> None:
 
 
 def test_gradcheck_over_levels_without_maps(device: torch.device) -> None:
-    case = make("levels", INSIDE, **PYRAMID, levels=[2, 0, 1], map_size=None, channels=1, output_size=(1, 2))
+    case = make(
+        "levels", INSIDE, **PYRAMID, levels=[2, 0, 1], map_size=None, channels=1, output_size=(1, 2)
+    )
     assert distance_to_kink(case.features, case.rois, case.options, case.levels) > 1e-4
     call = to_call(case, device).requires_grad()
     images, corners = call.rois.detach().split([1, 4], 1)
@@ -168,12 +176,15 @@ def test_expanded_output_gradient(device: torch.device) -> None:
 def test_feature_gradient_keeps_the_features_memory_format(device: torch.device) -> None:
     for memory_format in (torch.contiguous_format, torch.channels_last):
         call = to_call(BY_NAME["channels_17"], device)
-        call = call.with_inputs(lambda x, m=memory_format: x.contiguous(memory_format=m)).requires_grad()
+        call = call.with_inputs(
+            lambda x, m=memory_format: x.contiguous(memory_format=m)
+        ).requires_grad()
         (grad,) = torch.autograd.grad(call.op().sum(), call.inputs)
         assert grad.is_contiguous(memory_format=memory_format)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.on_kinks], ids=repr)
 def test_cases_stay_clear_of_kinks_that_float32_could_cross(case: Case) -> None:
-    """Rounding a coordinate to float32 must not move a sample over a jump, or the oracle would not apply."""
+    """Rounding a coordinate to float32 must not move a sample over a jump, or the oracle would not
+    apply."""
     assert distance_to_kink(case.features, case.rois, case.options, case.levels) > 1e-4

@@ -1,16 +1,26 @@
-"""Any strides of features, boxes and maps give the same result; the output follows the features' memory format."""
+"""Any strides of features, boxes and maps give the same result; the output follows the features'
+memory format."""
 
 import pytest
 import torch
-from calls import Call, to_call
-from cases import BY_NAME
 from torch import Tensor
 
-NAMES = ("aligned-map_aligned-s2", "legacy-map_literal-s-1", "channels_1", "channels_17", "channels_40", "pyramid")
+from calls import Call, to_call
+from cases import BY_NAME
+
+NAMES = (
+    "aligned-map_aligned-s2",
+    "legacy-map_literal-s-1",
+    "channels_1",
+    "channels_17",
+    "channels_40",
+    "pyramid",
+)
 
 
 def embedded(x: Tensor, order: tuple[int, ...], step: int = 1) -> Tensor:
-    """x inside a larger tensor of NaN, its dimensions in memory in ``order``, every ``step``-th element taken."""
+    """x inside a larger tensor of NaN, its dimensions in memory in ``order``, every ``step``-th
+    element taken."""
     size = [x.shape[d] * step + 2 for d in order]
     holder = x.new_full(size, torch.nan)
     inner = holder[tuple(slice(1, 1 + x.shape[d] * step, step) for d in order)]

@@ -1,4 +1,5 @@
-"""The oracle itself: hand-computed grids, torchvision, the exact composition from torchvision's parts, finite differences."""
+"""The oracle itself: hand-computed grids, torchvision, the exact composition from torchvision's
+parts, finite differences."""
 
 import itertools
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+
 from cases import BY_NAME, CASES, INSIDE, MIXED, PYRAMID, Case, make
 from oracle import Options, backward, distance_to_kink, forward, hat
 
@@ -37,15 +39,18 @@ def test_aligned_shifts_by_half_a_pixel() -> None:
 
 
 def test_literal_map_coordinates() -> None:
-    # one bin, samples at u = 1/4, 3/4 of the box: a, b in {.5, 1.5}; map coordinates u * 2 = .5, 1.5, the last clamped to 1.
-    # p at (v, u): (1 + 3 + 5 + 7) / 4 = 4 | (3 + 7) / 2 = 5 | (5 + 7) / 2 = 6 | 7;  f: 2.5 | 3.5 | 6.5 | 7.5
+    # one bin, samples at u = 1/4, 3/4 of the box: a, b in {.5, 1.5}; map coordinates u * 2 = .5,
+    # 1.5, the last clamped to 1. p at (v, u): (1 + 3 + 5 + 7) / 4 = 4 | (3 + 7) / 2 = 5 | (5 + 7) /
+    # 2 = 6 | 7;  f: 2.5 | 3.5 | 6.5 | 7.5
     out = pool((0, 0, 2, 2), [[1, 3], [5, 7]], output_size=(1, 1), sampling_ratio=2)
     np.testing.assert_array_equal(out, [[(2.5 * 4 + 3.5 * 5 + 6.5 * 6 + 7.5 * 7) / 4]])
 
 
 def test_aligned_map_coordinates_hit_the_cells() -> None:
     # map coordinates u * 2 - .5 = 0, 1: each sample reads its own cell
-    out = pool((0, 0, 2, 2), [[1, 3], [5, 7]], output_size=(1, 1), sampling_ratio=2, map_aligned=True)
+    out = pool(
+        (0, 0, 2, 2), [[1, 3], [5, 7]], output_size=(1, 1), sampling_ratio=2, map_aligned=True
+    )
     np.testing.assert_array_equal(out, [[(2.5 * 1 + 3.5 * 3 + 6.5 * 5 + 7.5 * 7) / 4]])
 
 
@@ -75,12 +80,15 @@ def test_legacy_boxes_are_at_least_one_pixel_and_the_map_stretches_with_them() -
     out = pool((1, 1, 1, 1), [[1, 0]], output_size=(1, 1), sampling_ratio=2, map_aligned=True)
     np.testing.assert_array_equal(out, [[(4 * 1.25 + 1.25 + 4 * 1.75 + 1.25) / 4]])
     # aligned: all samples at .5
-    out = pool((1, 1, 1, 1), [[1, 0]], output_size=(1, 1), sampling_ratio=2, aligned=True, map_aligned=True)
+    out = pool(
+        (1, 1, 1, 1), [[1, 0]], output_size=(1, 1), sampling_ratio=2, aligned=True, map_aligned=True
+    )
     np.testing.assert_array_equal(out, [[2.5 * 2 / 4]])
 
 
 def test_border_rule() -> None:
-    # samples at a = -1.5, -1, -.5, 0 (each bin one sample), b = 1: outside, clamped to 0, clamped to 0, 0
+    # samples at a = -1.5, -1, -.5, 0 (each bin one sample), b = 1: outside, clamped to 0, clamped
+    # to 0, 0
     out = pool((-1.75, 0.5, 0.25, 1.5), None, output_size=(1, 4), sampling_ratio=1)
     np.testing.assert_array_equal(out, [[0, 4, 4, 4]])
     # a = 3, 3.5, 4, 4.5 on a width of 4: last pixel, clamped, clamped, outside
@@ -90,7 +98,9 @@ def test_border_rule() -> None:
 
 def test_scale_maps_image_pixels_to_features() -> None:
     full = pool((0.5, 0.25, 3, 2.75), [[0.25, 1]], output_size=(2, 1), sampling_ratio=2)
-    halved = pool((1, 0.5, 6, 5.5), [[0.25, 1]], output_size=(2, 1), sampling_ratio=2, spatial_scales=(0.5,))
+    halved = pool(
+        (1, 0.5, 6, 5.5), [[0.25, 1]], output_size=(2, 1), sampling_ratio=2, spatial_scales=(0.5,)
+    )
     np.testing.assert_array_equal(halved, full)
 
 
@@ -138,7 +148,8 @@ def test_without_maps_it_is_torchvisions_roi_align(case: Case) -> None:
 
 
 def sampled_map(maps: torch.Tensor, size: tuple[int, int], map_aligned: bool) -> torch.Tensor:
-    """p at the centres of size[0] x size[1] cells that divide the box: [K, Mh, Mw] -> [K, 1, *size]."""
+    """p at the centres of size[0] x size[1] cells that divide the box: [K, Mh, Mw] -> [K, 1,
+    *size]."""
     if map_aligned:
         return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)
     # u * Mw instead of u * Mw - 1/2: the same after shifting the map by half a cell, clamped
@@ -154,12 +165,19 @@ def sampled_map(maps: torch.Tensor, size: tuple[int, int], map_aligned: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("aligned", "map_aligned", "samples"), list(itertools.product((False, True), (False, True), (1, 2, 3)))
+    ("aligned", "map_aligned", "samples"),
+    list(itertools.product((False, True), (False, True), (1, 2, 3))),
 )
-def test_exact_composition_from_torchvisions_parts(aligned: bool, map_aligned: bool, samples: int) -> None:
+def test_exact_composition_from_torchvisions_parts(
+    aligned: bool, map_aligned: bool, samples: int
+) -> None:
     """RoIAlign at output_size * samples with one sample per bin, times the map, averaged."""
-    case = make("composition", MIXED, aligned=aligned, map_aligned=map_aligned, sampling_ratio=samples)
-    features, rois, maps = (torch.from_numpy(t) for t in (case.features[0], case.rois, case.prob_maps))
+    case = make(
+        "composition", MIXED, aligned=aligned, map_aligned=map_aligned, sampling_ratio=samples
+    )
+    features, rois, maps = (
+        torch.from_numpy(t) for t in (case.features[0], case.rois, case.prob_maps)
+    )
     fine = tuple(samples * n for n in case.options.output_size)
     values = torchvision.ops.roi_align(features, rois, fine, 0.5, 1, aligned)
     composed = F.avg_pool2d(values * sampled_map(maps, fine, map_aligned), samples)
@@ -167,14 +185,17 @@ def test_exact_composition_from_torchvisions_parts(aligned: bool, map_aligned: b
 
 
 def test_mask_rcnns_28x28_masks_average_in_pairs() -> None:
-    """7 x 7 bins of 2 x 2 samples on a 28 x 28 map: avg_pool2d(P, 2) with pixel centres, P[1::2, 1::2] to the letter."""
+    """7 x 7 bins of 2 x 2 samples on a 28 x 28 map: avg_pool2d(P, 2) with pixel centres, P[1::2,
+    1::2] to the letter."""
     for map_aligned in (True, False):
         case = make("28", MIXED, map_size=(28, 28), output_size=(7, 7), map_aligned=map_aligned)
         maps = torch.from_numpy(case.prob_maps)
         at_samples = F.avg_pool2d(maps[:, None], 2) if map_aligned else maps[:, None, 1::2, 1::2]
         x, rois = torch.from_numpy(case.features[0]), torch.from_numpy(case.rois)
         values = torchvision.ops.roi_align(x, rois, (14, 14), 0.5, 1)
-        np.testing.assert_allclose(case.expected(), F.avg_pool2d(values * at_samples, 2), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(
+            case.expected(), F.avg_pool2d(values * at_samples, 2), rtol=1e-12, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
-"""Claims about any input at all, by hypothesis: shapes down to zero, boxes anywhere, every dtype and layout."""
+"""Claims about any input at all, by hypothesis: shapes down to zero, boxes anywhere, every dtype
+and layout."""
 
 import numpy as np
 import torch
 import torchvision
-from calls import DTYPES, assert_matches, gradients, to_call
-from cases import Case
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+
+from calls import DTYPES, assert_matches, gradients, to_call
+from cases import Case
 from oracle import forward
 from strategies import cases, is_cheap, is_smooth
 
@@ -16,7 +18,9 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
 @relaxed
-@given(case=cases(coordinates=MODERATE), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS))
+@given(
+    case=cases(coordinates=MODERATE), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS)
+)
 def test_output_and_gradients_equal_the_oracle(
     case: Case, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
@@ -69,9 +73,14 @@ def test_maps_of_ones_change_nothing(case: Case) -> None:
 
 
 @relaxed
-@given(case=cases(zero_sizes=False, coordinates=st.floats(-30, 50, width=32) | st.integers(-30, 50).map(float)))
+@given(
+    case=cases(
+        zero_sizes=False, coordinates=st.floats(-30, 50, width=32) | st.integers(-30, 50).map(float)
+    )
+)
 def test_without_maps_it_is_torchvisions_roi_align_to_the_side_of_every_jump(case: Case) -> None:
-    """Integer coordinates put samples on borders and counts on whole numbers: the order of operations must agree."""
+    """Integer coordinates put samples on borders and counts on whole numbers: the order of
+    operations must agree."""
     call = to_call(case)
     call.prob_maps = None
     if call.aligned and call.sampling_ratio <= 0:  # torchvision fails on a negative count
@@ -79,10 +88,17 @@ def test_without_maps_it_is_torchvisions_roi_align_to_the_side_of_every_jump(cas
         call.rois = torch.cat([call.rois[:, :1], corners.flatten(1)], 1)
     out = call.op()
     for level, x in enumerate(call.inputs):
-        mine = torch.ones(len(out), dtype=torch.bool) if call.levels is None else call.levels == level
+        mine = (
+            torch.ones(len(out), dtype=torch.bool) if call.levels is None else call.levels == level
+        )
         expected = torchvision.ops.roi_align(
-            x, call.rois[mine], call.output_size, call.spatial_scales[level], call.sampling_ratio, call.aligned
-        )  # fmt: skip
+            x,
+            call.rois[mine],
+            call.output_size,
+            call.spatial_scales[level],
+            call.sampling_ratio,
+            call.aligned,
+        )
         torch.testing.assert_close(out[mine], expected, rtol=1e-10, atol=1e-10)
 
 
@@ -107,7 +123,9 @@ def test_backward_is_the_transpose_of_forward(case: Case) -> None:
     call = to_call(case).requires_grad()
     out = call.op()
     grads = gradients(call, out, case.grad)
-    products = [(leaf * grad).detach().sum() for leaf, grad in zip(call.leaves(), grads, strict=True)]
+    products = [
+        (leaf * grad).detach().sum() for leaf, grad in zip(call.leaves(), grads, strict=True)
+    ]
     total = (out.detach() * torch.from_numpy(case.grad)).sum()
     scale = 1 + out.detach().abs().sum()
     assert abs(sum(products[: len(call.inputs)]) - total) < 1e-11 * scale

@@ -1,12 +1,14 @@
 // Which kernels run with how many threads, for any way of launching them.
 //
-// A Launcher has operator()(kernel, blocks, threads, arguments...). The kernels thus run as configured here on a GPU and, in the tests,
-// on the host.
+// A Launcher has operator()(kernel, blocks, threads, arguments...). The kernels thus run as
+// configured here on a GPU and, in the tests, on the host.
 #pragma once
 
 #include <algorithm>
 
+#include "bin_kernels.cuh"
 #include "map_and_box_kernel.cuh"
+#include "pixel_kernels.cuh"
 
 namespace shape_roi_align::cuda {
 
@@ -17,7 +19,8 @@ struct LaunchOptions {
   int64_t blocks = kMaxBlocks;    // of a grid, at most
 };
 
-// Lanes enough for all channels at once, if a block has them; the other threads serve more units, of which there are `units`.
+// Lanes enough for all channels at once, if a block has them; the other threads serve more units,
+// of which there are `units`.
 inline ThreadLayout make_layout(
     int64_t units, int64_t channels, bool channels_innermost, const LaunchOptions& options) {
   constexpr int32_t kMaxLanes = 64;
@@ -26,8 +29,8 @@ inline ThreadLayout make_layout(
   while (2 * layout.lanes <= max_lanes && layout.slab() < channels) {
     layout.lanes *= 2;
   }
-  layout.units = static_cast<int32_t>(
-      std::clamp<int64_t>(units, 1, options.threads / layout.lanes));
+  layout.units =
+      static_cast<int32_t>(std::clamp<int64_t>(units, 1, options.threads / layout.lanes));
   return layout;
 }
 
@@ -39,7 +42,8 @@ inline int64_t num_bins(const Params& params) {
   return int64_t(params.options.pooled_height) * params.options.pooled_width;
 }
 
-// f(feature type instance, coordinate type instance): coordinates are f64 where features or boxes are, else f32.
+// f(feature type instance, coordinate type instance): coordinates are f64 where features or boxes
+// are, else f32.
 template <typename F>
 void dispatch(const Params& params, F f) {
   const bool wide = params.roi_type == ScalarType::kDouble;
@@ -119,8 +123,7 @@ void gather_feature_gradient(
       if (gradient.data != nullptr && tiles > 0) {
         launch(
             gather_feature_gradient_kernel<feature_t, coord_t>, std::min(tiles, options.blocks),
-            layout.threads(), params, grad, footprints, level, gradient, layout, tile_width,
-            tiles);
+            layout.threads(), params, grad, footprints, level, gradient, layout, tile_width, tiles);
       }
     }
   });
@@ -133,7 +136,8 @@ inline ScalarType coordinate_type(const Params& params) {
   return wide ? ScalarType::kDouble : ScalarType::kFloat;
 }
 
-// grad_maps: [K, map_height, map_width], zeroed, or null. grad_rois: [K, 5] or null. Both of coordinate_type(params).
+// grad_maps: [K, map_height, map_width], zeroed, or null. grad_rois: [K, 5] or null. Both of
+// coordinate_type(params).
 template <typename Launcher>
 void map_and_box_gradient(
     const Params& params, const PooledMap& grad, void* grad_maps, void* grad_rois,

@@ -1,11 +1,13 @@
-// Gradients of the probability maps and of the boxes: sums over channels, for which one block owns one box.
+// Gradients of the probability maps and of the boxes: sums over channels, for which one block owns
+// one box.
 //
-// Both follow from the products <feature pixel, gradient of the bin> of the four pixels of a sample, summed over channels. Samples are
-// taken a block's worth at a time, in order: teams of threads reduce over channels; then thread t works out sample t, and each cell of
-// the map collects the samples that read it. All sums have a fixed order.
+// Both follow from the products <feature pixel, gradient of the bin> of the four pixels of a
+// sample, summed over channels. Samples are taken a block's worth at a time, in order: teams of
+// threads reduce over channels; then thread t works out sample t, and each cell of the map collects
+// the samples that read it. All sums have a fixed order.
 #pragma once
 
-#include "feature_kernels.cuh"
+#include "block.cuh"
 
 namespace shape_roi_align::cuda {
 
@@ -36,7 +38,8 @@ __device__ Range<int64_t> axis_samples_inside(const Axis<T>& axis, int32_t size)
   return {begin, end > begin ? end : begin};
 }
 
-// Of samples [begin, end), those that may read a cell of the probability map; places rise with the sample.
+// Of samples [begin, end), those that may read a cell of the probability map; places rise with the
+// sample.
 template <typename T>
 __device__ Range<int64_t> samples_reading_map(
     const Axis<T>& axis, Range<int64_t> samples, int32_t cell, int32_t size, bool map_aligned) {
@@ -44,14 +47,15 @@ __device__ Range<int64_t> samples_reading_map(
     return interpolate_map(place_of(axis, g), size, map_aligned);
   };
   Range<int64_t> reading;
-  reading.begin = first_where(
-      samples.begin, samples.end, [&](int64_t g) { return cells_of(g).high >= cell; });
-  reading.end = first_where(
-      reading.begin, samples.end, [&](int64_t g) { return cells_of(g).low > cell; });
+  reading.begin =
+      first_where(samples.begin, samples.end, [&](int64_t g) { return cells_of(g).high >= cell; });
+  reading.end =
+      first_where(reading.begin, samples.end, [&](int64_t g) { return cells_of(g).low > cell; });
   return reading;
 }
 
-// The samples of a box that may read the feature map, row by row, and those of them that a block has in hand.
+// The samples of a box that may read the feature map, row by row, and those of them that a block
+// has in hand.
 struct SampleGrid {
   Range<int64_t> rows;
   Range<int64_t> columns;
@@ -96,8 +100,9 @@ struct SampleOffsets {
 // Products of the four pixels of a sample: [low, high along y][low, high along x], numbered 0 to 3.
 constexpr int32_t kCorners = 4;
 
-// products[corner * kMaxThreads + s] = sum over channels of pixel * gradient of the bin, for the chunk's samples s. offsets: [count].
-// partial: [kCorners * kMaxThreads]. Called by all threads; begins and ends with a barrier.
+// products[corner * kMaxThreads + s] = sum over channels of pixel * gradient of the bin, for the
+// chunk's samples s. offsets: [count]. partial: [kCorners * kMaxThreads]. Called by all threads;
+// begins and ends with a barrier.
 template <typename feature_t, typename acc_t>
 __device__ void multiply_channels(
     const ThreadLayout& layout, int64_t channels, int32_t count, const SampleOffsets* offsets,
@@ -138,7 +143,8 @@ __device__ void multiply_channels(
   __syncthreads();
 }
 
-// Adds the chunk's values, d(loss)/d(p of the sample), to the cells of the box's map: each cell is one thread's. values: [count].
+// Adds the chunk's values, d(loss)/d(p of the sample), to the cells of the box's map: each cell is
+// one thread's. values: [count].
 template <typename T>
 __device__ void add_to_map(
     const Params& params, const BoxGeometry<T>& geometry, const SampleGrid& grid, const T* values,
@@ -184,7 +190,8 @@ struct BoxGradient {
   T x;
   T x_by_place;
 
-  // coordinate = edge1 * scale - offset + place * extent, where extent = (edge2 - edge1) * scale unless it is held fixed.
+  // coordinate = edge1 * scale - offset + place * extent, where extent = (edge2 - edge1) * scale
+  // unless it is held fixed.
   __device__ void store(const BoxGeometry<T>& geometry, T spatial_scale, T* grad_roi) const {
     const T of_height = geometry.y.extent_varies ? y_by_place : T(0);
     const T of_width = geometry.x.extent_varies ? x_by_place : T(0);
@@ -196,9 +203,10 @@ struct BoxGradient {
   }
 };
 
-// grad_maps: [K, map_height, map_width], zeroed, or null. grad_rois: [K, 5], every element is written, or null.
+// grad_maps: [K, map_height, map_width], zeroed, or null. grad_rois: [K, 5], every element is
+// written, or null.
 template <typename feature_t, typename coord_t>
-__global__ void __launch_bounds__(kMaxThreads) map_and_box_gradient_kernel(
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks) map_and_box_gradient_kernel(
     const __grid_constant__ Params params, const __grid_constant__ PooledMap grad,
     coord_t* grad_maps, coord_t* grad_rois, const ThreadLayout layout) {
   using acc_t = accumulate_t<feature_t>;
@@ -252,8 +260,8 @@ __global__ void __launch_bounds__(kMaxThreads) map_and_box_gradient_kernel(
         coord_t product[kCorners];
 #pragma unroll
         for (int32_t corner = 0; corner < kCorners; ++corner) {
-          product[corner] = geometry.inverse_count *
-                            coord_t(products[corner * kMaxThreads + thread]);
+          product[corner] =
+              geometry.inverse_count * coord_t(products[corner * kMaxThreads + thread]);
         }
         const Interpolation<coord_t>& y = sample.y;
         const Interpolation<coord_t>& x = sample.x;
@@ -263,8 +271,8 @@ __global__ void __launch_bounds__(kMaxThreads) map_and_box_gradient_kernel(
         if (grad_rois != nullptr) {
           const coord_t p = sample_map(params, k, sample.v, sample.u);
           const coord_t slope_y = at_high - at_low;
-          const coord_t slope_x = y.low_weight * (product[1] - product[0]) +
-                                  y.high_weight * (product[3] - product[2]);
+          const coord_t slope_x =
+              y.low_weight * (product[1] - product[0]) + y.high_weight * (product[3] - product[2]);
           box_gradient.y += p * y.slope * slope_y;
           box_gradient.y_by_place += p * y.slope * slope_y * sample.v;
           box_gradient.x += p * x.slope * slope_x;
@@ -275,8 +283,7 @@ __global__ void __launch_bounds__(kMaxThreads) map_and_box_gradient_kernel(
         values[thread] = value;
         __syncthreads();
         add_to_map(
-            params, geometry, grid, values,
-            grad_maps + k * params.map_height * params.map_width);
+            params, geometry, grid, values, grad_maps + k * params.map_height * params.map_width);
       }
     }
     if (grad_rois != nullptr) {

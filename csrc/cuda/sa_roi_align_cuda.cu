@@ -15,8 +15,7 @@ class StreamLauncher {
  public:
   explicit StreamLauncher(const Tensor& tensor) {
     void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
@@ -61,10 +60,7 @@ Tensor sa_roi_align_forward_cuda(
     const std::optional<Tensor>& levels,        // [K]
     const std::optional<Tensor>& prob_maps,     // [K, Mh, Mw]
     const std::vector<double>& spatial_scales,  // L
-    int64_t pooled_height,
-    int64_t pooled_width,
-    int64_t sampling_ratio,
-    bool aligned,
+    int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
     bool map_aligned) {
   const Call call = check_call(
       inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
@@ -85,9 +81,10 @@ std::vector<Tensor> feature_gradients(
     bool deterministic) {
   const StreamLauncher launch(grad);
   const auto type = inputs[0].scalar_type();
-  // Gathered gradients are summed in registers; scattered ones in memory, hence in the accumulate type.
-  const bool is_half = params.feature_type == ScalarType::kHalf ||
-                       params.feature_type == ScalarType::kBFloat16;
+  // Gathered gradients are summed in registers; scattered ones in memory, hence in the accumulate
+  // type.
+  const bool is_half =
+      params.feature_type == ScalarType::kHalf || params.feature_type == ScalarType::kBFloat16;
   const auto sum_type = is_half ? torch::headeronly::ScalarType::Float : type;
   std::vector<Tensor> gradients;
   cuda::FeatureGradients maps{};
@@ -128,10 +125,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cuda(
     const std::optional<Tensor>& levels,        // [K]
     const std::optional<Tensor>& prob_maps,     // [K, Mh, Mw]
     const std::vector<double>& spatial_scales,  // L
-    int64_t pooled_height,
-    int64_t pooled_width,
-    int64_t sampling_ratio,
-    bool aligned,
+    int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
     bool map_aligned,
     const std::vector<bool>& output_mask,  // L + 2: each map of inputs, prob_maps, rois
     bool deterministic) {

@@ -1,7 +1,8 @@
 // Which samples of a box touch which pixels, found by bisection of geometry.h's own coordinates.
 //
-// The bins of a box are sparse linear combinations of pixels. The kernels evaluate that matrix on the fly, row by row (bins, for the
-// forward) or column by column (pixels, for the gradient of the features); here are its row, its column and its elements.
+// The bins of a box are sparse linear combinations of pixels. The kernels evaluate that matrix on
+// the fly, row by row (bins, for the forward) or column by column (pixels, for the gradient of the
+// features); here are its row, its column and its elements.
 #pragma once
 
 #include "../sa_roi_align.h"
@@ -40,6 +41,7 @@ __device__ Box<T> make_box(const Params& params, int64_t k) {
 // The smallest i in [begin, end) for which `holds`, else end; `holds` must stay true once it is.
 template <typename index_t, typename Predicate>
 __device__ index_t first_where(index_t begin, index_t end, Predicate holds) {
+#pragma unroll 1
   while (begin < end) {
     const index_t middle = begin + (end - begin) / 2;
     if (holds(middle)) {
@@ -51,8 +53,8 @@ __device__ index_t first_where(index_t begin, index_t end, Predicate holds) {
   return begin;
 }
 
-// Samples of a bin whose coordinate lies in [low, high]. Coordinates are monotone in the sample, rounding included, and fall where the
-// extent is negative.
+// Samples of a bin whose coordinate lies in [low, high]. Coordinates are monotone in the sample,
+// rounding included, and fall where the extent is negative.
 template <typename T>
 __device__ Range<int32_t> samples_within(const Axis<T>& axis, int32_t bin, T low, T high) {
   const bool falls = axis.extent < T(0);
@@ -89,7 +91,8 @@ __device__ Range<int32_t> samples_inside(const Axis<T>& axis, int32_t bin, int32
   return samples_within(axis, bin, T(-1), T(size));
 }
 
-// Every sample inside the map that reads a cell is within one pixel of it, those clamped to the border included.
+// Every sample inside the map that reads a cell is within one pixel of it, those clamped to the
+// border included.
 template <typename T>
 __device__ Range<int32_t> bins_reading(const Axis<T>& axis, int32_t cell) {
   return bins_within(axis, T(cell) - T(1), T(cell) + T(1));
@@ -111,7 +114,8 @@ struct Footprint {
   Range<int32_t> samples;
   int32_t first_cell;
   int32_t count;
-  bool dense;  // tap i is cell first_cell + i; else taps 2i and 2i + 1 are the two cells of sample i
+  bool
+      dense;  // tap i is cell first_cell + i; else taps 2i and 2i + 1 are the two cells of sample i
 };
 
 template <typename T>

@@ -6,8 +6,6 @@ subset of a data set is reproducible. pycocotools rasterises the outlines: a pol
 file decodes to exactly the pixels that were painted.
 """
 
-from __future__ import annotations
-
 import colorsys
 import json
 from collections.abc import Callable, Iterator
@@ -143,7 +141,7 @@ def draw_object(rng: np.random.Generator, config: HuddleConfig) -> tuple[np.ndar
     """A polygon [V, 2] centred at the origin, its 1-based label and its hue."""
     unit = config.image_size / 128
     shape = rng.integers(len(SHAPES))
-    length = rng.uniform(26, 58) * unit
+    length = rng.uniform(32, 62) * unit
     width = length * (rng.uniform(0.22, 0.36) if shape == 0 else rng.uniform(0.34, 0.55))
     angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -182,13 +180,10 @@ def place(
         if not fits(box_iou(rough_box[None], others)[0], label):
             continue
         mask = rasterise(polygon, scene.size)
-        whole = [*scene.masks, mask]
-        covered = [m & mask for m in scene.masks]
-        hidden = scene.visible()
-        shown = [v & ~c for v, c in zip(hidden, covered, strict=True)] + [mask]
+        shown = [*(v & ~mask for v in scene.visible()), mask]
         if all(
             v.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * m.sum())
-            for v, m in zip(shown, whole, strict=True)
+            for v, m in zip(shown, [*scene.masks, mask], strict=True)
         ):
             scene.polygons.append(polygon)
             scene.masks.append(mask)

@@ -112,8 +112,8 @@ class RefiningModule(nn.Module):
         if config.mask_flow != "none":
             out_channels = _in_channels(base.mask_head)
             flow = nn.Conv2d(_in_channels(base.mask_predictor), out_channels, kernel_size=1)
-            nn.init.zeros_(flow.weight)
-            nn.init.zeros_(flow.bias)
+            for parameter in flow.parameters():
+                nn.init.zeros_(parameter)
         heads = {name: copy.deepcopy(getattr(base, name)) for name in COPIED_HEADS}
         return cls(
             box_roi_pool=MultiScaleSaRoIAlign(**_pool_arguments(base.box_roi_pool)),

@@ -33,7 +33,8 @@ def compare(
         image, target = dataset[index]
         panels = [draw_instances(image, target["boxes"], target["labels"], target["masks"] > 0)]
         for model in models.values():
-            found = model.eval()([image])[0]
+            device = next(model.parameters()).device
+            found = {k: v.cpu() for k, v in model.eval()([image.to(device)])[0].items()}
             sure = found["scores"] > score_thresh
             panels.append(
                 draw_instances(
@@ -50,7 +51,7 @@ def compare(
 def draw_instances(image: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor) -> Image.Image:
     """The image [3, H, W] in [0, 1], enlarged, under masks [N, H, W] and boxes [N, 4].
 
-    Each instance has its own colour; the number at its box is its category id.
+    Colours and the numbers at the boxes are the category ids.
     """
     height, width = image.shape[-2:]
     scale = PANEL / max(height, width)
@@ -58,7 +59,7 @@ def draw_instances(image: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor) 
     canvas = torch.nn.functional.interpolate(image[None], size, mode="bilinear")[0]
     canvas = (canvas * 255).to(torch.uint8)
     if len(boxes):
-        colors = [_color(i, len(boxes)) for i in range(len(boxes))]
+        colors = [_color(label) for label in labels.tolist()]
         large = torch.nn.functional.interpolate(masks[:, None].float(), size)[:, 0] > 0.5
         canvas = draw_segmentation_masks(canvas, large, alpha=0.6, colors=colors)
         names = [str(label) for label in labels.tolist()]
@@ -79,6 +80,7 @@ def arrange(rows: list[list[Image.Image]], titles: list[str]) -> Image.Image:
     return sheet
 
 
-def _color(index: int, count: int) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb(index / count, 0.9, 1.0)
+def _color(label: int) -> tuple[int, int, int]:
+    """Neighbouring labels are about a golden angle of hue apart."""
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618 % 1, 0.9, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -1,12 +1,16 @@
-// Runs CUDA kernels on the host, so that sanitizers, and machines without a GPU, can execute the device code itself.
+// Runs CUDA kernels on the host, so that sanitizers, and machines without a GPU, can execute the
+// device code itself.
 //
-// Blocks run one after the other. The threads of a block are fibers that take turns at barriers, in an order that can be chosen: a barrier
-// that is missing shows as a wrong result in some order, one that not all threads reach aborts. With CUDA_ON_HOST_THREADS they are
-// threads of the operating system, so that ThreadSanitizer sees every race. Shared arrays are separate static variables, which
-// AddressSanitizer surrounds with red zones; internal linkage of the kernels is what makes it do so in templates too.
+// Blocks run one after the other. The threads of a block are fibers that take turns at barriers, in
+// an order that can be chosen: a barrier that is missing shows as a wrong result in some order, one
+// that not all threads reach aborts. With CUDA_ON_HOST_THREADS they are threads of the operating
+// system, so that ThreadSanitizer sees every race. Shared arrays are separate static variables,
+// which AddressSanitizer surrounds with red zones; internal linkage of the kernels is what makes it
+// do so in templates too.
 //
-// Covers what the kernels here use: grids of one dimension, static shared memory, __syncthreads and __syncthreads_or, atomicAdd, conversions
-// of the half types. C++20, x86-64 or any other POSIX with ucontext.
+// Covers what the kernels here use: grids of one dimension, static shared memory, __syncthreads and
+// __syncthreads_or, atomicAdd, conversions of the half types. C++20, x86-64 or any other POSIX with
+// ucontext.
 #pragma once
 
 #include <algorithm>
@@ -35,6 +39,11 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 
+#ifdef __has_feature
+#if __has_feature(address_sanitizer) && !defined(__SANITIZE_ADDRESS__)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -117,9 +126,7 @@ class Block {
       ++generation_;
       all_here_.notify_all();
     } else {
-      all_here_.wait(lock, [&] {
-        return generation_ != generation;
-      });
+      all_here_.wait(lock, [&] { return generation_ != generation; });
     }
     return result_;
   }
@@ -250,8 +257,7 @@ class Block {
 #endif
     swapcontext(&fiber.context, &scheduler_);
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_finish_switch_fiber(
-        fiber.fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
 #endif
   }
 

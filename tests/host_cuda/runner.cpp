@@ -1,4 +1,5 @@
-// Runs the CUDA kernels on the host, as launch.h configures them. usage: runner JOBS RESULTS; tests/test_cuda_on_host.py writes and reads.
+// Runs the CUDA kernels on the host, as launch.h configures them. usage: runner JOBS RESULTS;
+// tests/test_cuda_on_host.py writes and reads.
 #include "cuda_on_host.h"
 
 #include "cuda/launch.h"
@@ -10,7 +11,8 @@ using namespace shape_roi_align;
 
 namespace {
 
-// A heap block of exactly the size asked for, so that AddressSanitizer knows its end. Starts as NaN in every type.
+// A heap block of exactly the size asked for, so that AddressSanitizer knows its end. Starts as NaN
+// in every type.
 class Array {
  public:
   explicit Array(size_t bytes) : data_(new char[bytes]), bytes_(bytes) {
@@ -71,10 +73,9 @@ struct HostLauncher {
   template <typename Kernel, typename... Arguments>
   void operator()(
       Kernel kernel, int64_t blocks, int32_t threads, const Arguments&... arguments) const {
-    cuda_on_host::launch(
-        {static_cast<unsigned>(blocks)}, {static_cast<unsigned>(threads)}, [&] {
-          kernel(arguments...);
-        });
+    cuda_on_host::launch({static_cast<unsigned>(blocks)}, {static_cast<unsigned>(threads)}, [&] {
+      kernel(arguments...);
+    });
   }
 };
 
@@ -132,8 +133,8 @@ class Job {
     return name_;
   }
 
-  // Writes the output, the scattered and the gathered gradient of each level asked for, the gradients of the
-  // maps and of the boxes if asked for.
+  // Writes the output, the scattered and the gathered gradient of each level asked for, the
+  // gradients of the maps and of the boxes if asked for.
   void run(File& results) {
     const HostLauncher launch;
     const size_t feature_size = size_of(params_.feature_type);
@@ -148,8 +149,7 @@ class Job {
     for (Array& array : scattered) {
       std::memset(array.data(), 0, array.bytes());
     }
-    cuda::scatter_feature_gradient(
-        params_, grad_, feature_gradients(scattered), options_, launch);
+    cuda::scatter_feature_gradient(params_, grad_, feature_gradients(scattered), options_, launch);
     std::vector<Array> gathered = allocate_gradients(feature_size);
     Array footprints(params_.num_rois * sizeof(cuda::BoxFootprint));
     cuda::gather_feature_gradient(

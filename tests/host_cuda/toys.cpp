@@ -1,4 +1,5 @@
-// Small kernels, right and wrong, that show what cuda_on_host.h finds. usage: toys NAME; prints "ok" when the result is right.
+// Small kernels, right and wrong, that show what cuda_on_host.h finds. usage: toys NAME; prints
+// "ok" when the result is right.
 #include "cuda_on_host.h"
 
 #include <cstring>
@@ -8,7 +9,14 @@ namespace {
 
 constexpr int kThreads = 32;
 
-enum class Fault { kNone, kNoBarrier, kOverrun, kOverrunByFunction, kSomeReturn, kDifferentBarriers };
+enum class Fault {
+  kNone,
+  kNoBarrier,
+  kOverrun,
+  kOverrunByFunction,
+  kSomeReturn,
+  kDifferentBarriers
+};
 
 // out[i] = sum of in
 template <Fault fault>
@@ -50,25 +58,19 @@ bool sums() {
   std::vector<int> in(kThreads);
   std::iota(in.begin(), in.end(), 1);
   std::vector<int> out(kThreads);
-  cuda_on_host::launch({1}, {kThreads}, [&] {
-    sum_kernel<fault>(in.data(), out.data());
-  });
+  cuda_on_host::launch({1}, {kThreads}, [&] { sum_kernel<fault>(in.data(), out.data()); });
   return out == std::vector<int>(kThreads, kThreads * (kThreads + 1) / 2);
 }
 
 bool reduces_predicates() {
   std::vector<int> out(kThreads);
-  cuda_on_host::launch({1}, {kThreads}, [&] {
-    any_kernel(out.data());
-  });
+  cuda_on_host::launch({1}, {kThreads}, [&] { any_kernel(out.data()); });
   return out == std::vector<int>(kThreads, 1);
 }
 
 bool adds_atomically() {
   float out = 0;
-  cuda_on_host::launch({3}, {kThreads}, [&] {
-    count_kernel(&out);
-  });
+  cuda_on_host::launch({3}, {kThreads}, [&] { count_kernel(&out); });
   return out == 3 * kThreads * (3 * kThreads - 1) / 2;
 }
 

@@ -83,7 +83,8 @@ def test_options_override_the_preset():
     )
     assert (preset.refine.iterations, preset.base.lr, preset.batch_size) == (7, 0.5, 3)
     assert preset.base.iterations == DEMO.base.iterations
-    assert preset.freeze_base is False
+    assert preset.config.freeze_base is False
+    assert preset.config.batch_size_per_image == DEMO.config.batch_size_per_image
 
 
 def test_help_names_the_options_that_matter(capsys):

@@ -1,0 +1,44 @@
+"""Every instruction set the CPU kernels are built for, not only the best of this processor. It is
+chosen once per process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shape_roi_align import _C
+
+TESTS = (
+    "test_forward.py::test_operator_equals_the_oracle",
+    "test_gradients.py::test_operator_gradients_equal_the_oracle",
+    "test_dtypes.py::test_mixed_dtypes",
+    "test_layouts.py::test_any_layout_of_the_features",
+    "test_layouts.py::test_any_layout_in_other_dtypes",
+)
+
+
+def run(capability: str, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=Path(__file__).parent,
+        env=os.environ | {"SHAPE_ROI_ALIGN_CPU_CAPABILITY": capability, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("capability", ["portable", "avx2", "avx512"])
+def test_kernels_of_every_instruction_set_equal_the_oracle(capability: str) -> None:
+    if capability == _C.cpu_capability():
+        pytest.skip("what the other tests run on")
+    chosen = run(capability, "-c", "from shape_roi_align import _C; print(_C.cpu_capability())")
+    assert chosen.returncode == 0, chosen.stderr
+    if chosen.stdout.strip() != capability:
+        assert capability != "portable"
+        pytest.skip(f"this processor has no {capability}")
+    tests = run(
+        capability, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not cuda", *TESTS
+    )
+    assert tests.returncode == 0, tests.stdout
