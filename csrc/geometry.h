@@ -29,6 +29,9 @@ struct SamplingOptions {
 // than 1e-9.
 constexpr int32_t kMaxAdaptiveSamples = 1 << 30;
 
+// Axis::samples of a box that is not finite or too large.
+constexpr int32_t kNoSamples = -1;
+
 // The samples of one box along one axis, in feature pixels.
 template <typename T>
 struct Axis {
@@ -65,6 +68,12 @@ struct Range {
 };
 
 template <typename T>
+SHAPE_ROI_ALIGN_HD bool is_finite(T value) {
+  constexpr T kLargest = std::numeric_limits<T>::max();
+  return value >= -kLargest && value <= kLargest;
+}
+
+template <typename T>
 SHAPE_ROI_ALIGN_HD Axis<T> make_axis(
     T edge1, T edge2, T scale, int32_t bins, const SamplingOptions& options) {
   const T offset = options.aligned ? T(0.5) : T(0);
@@ -72,25 +81,22 @@ SHAPE_ROI_ALIGN_HD Axis<T> make_axis(
   axis.start = edge1 * scale - offset;
   axis.extent = (edge2 * scale - offset) - axis.start;
   axis.bins = bins;
+  axis.samples = options.sampling_ratio;
+  const bool is_known = is_finite(axis.start) && is_finite(axis.extent);
   axis.extent_varies = options.aligned || axis.extent >= T(1);
   if (!axis.extent_varies) {
     axis.extent = T(1);
   }
-  axis.samples = options.sampling_ratio;
   if (options.sampling_ratio <= 0) {
     const T count = std::ceil(axis.extent / T(bins));
-    const bool representable = count >= T(0) && count <= T(kMaxAdaptiveSamples);
-    // Negative extents have no samples; -1 marks a count that cannot be served, NaN included.
-    axis.samples = representable ? static_cast<int32_t>(count) : (count < T(0) ? 0 : -1);
+    axis.samples =
+        count > T(0) ? (count <= T(kMaxAdaptiveSamples) ? static_cast<int32_t>(count) : kNoSamples)
+                     : 0;
+  }
+  if (!is_known) {
+    axis.samples = kNoSamples;
   }
   return axis;
-}
-
-template <typename T>
-SHAPE_ROI_ALIGN_HD bool is_sampled(const Axis<T>& axis) {
-  constexpr T kLargest = std::numeric_limits<T>::max();
-  return axis.samples >= 0 && axis.start >= -kLargest && axis.start <= kLargest &&
-         axis.extent >= -kLargest && axis.extent <= kLargest;
 }
 
 // Indices are truncated to integers, as torchvision does: a finite difference around 0 stays in
@@ -109,7 +115,7 @@ SHAPE_ROI_ALIGN_HD BoxGeometry<T> make_box_geometry(
   geometry.y = make_axis<T>(T(box[2]), T(box[4]), spatial_scale, options.pooled_height, options);
   const bool in_batch = is_batch_index(box[0], num_images);
   geometry.batch = in_batch ? static_cast<int64_t>(box[0]) : 0;
-  geometry.valid = in_batch && is_sampled(geometry.y) && is_sampled(geometry.x);
+  geometry.valid = in_batch && geometry.y.samples >= 0 && geometry.x.samples >= 0;
   const T count = T(geometry.y.samples) * T(geometry.x.samples);
   geometry.inverse_count = count > T(0) ? T(1) / count : T(0);
   return geometry;

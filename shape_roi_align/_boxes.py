@@ -18,7 +18,7 @@ def to_rois(boxes: Tensor | Sequence[Tensor], num_images: int, device: torch.dev
     if isinstance(boxes, Tensor):
         rois = boxes
     elif isinstance(boxes, list | tuple):
-        check_box_list(boxes, num_images)
+        check_box_list(boxes, num_images, device)
         rois = concatenate_boxes(boxes, device)
     else:
         raise TypeError(

@@ -8,19 +8,36 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+MAX_LEVELS = 8  # kMaxLevels of csrc/sa_roi_align.h
+
 FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+_INT = (int, torch.SymInt)
+_MAX_INT32 = 2**31 - 1
 
 
 def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
     """``int`` or ``(height, width)`` -> ``(pooled_height, pooled_width)``, both >= 1."""
-    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(size) != 2 or not all(isinstance(s, int | torch.SymInt) for s in size):
+    size = (output_size, output_size) if isinstance(output_size, _INT) else output_size
+    if not (
+        isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, _INT) for s in size)
+    ):
         raise ValueError(
             f"output_size must be an int or a pair (height, width), got {output_size!r}"
         )
-    if not (size[0] >= 1 and size[1] >= 1):
-        raise ValueError(f"output_size must be at least 1 in both directions, got {output_size!r}")
-    return size
+    height, width = size
+    if not (height >= 1 and width >= 1 and height * width <= _MAX_INT32):
+        raise ValueError(
+            "output_size must be at least 1 in both directions and hold less than 2^31 bins, "
+            f"got {output_size!r}"
+        )
+    return height, width
+
+
+def check_spatial_scale(spatial_scale: float) -> float:
+    if not isinstance(spatial_scale, int | float | torch.SymFloat):
+        raise TypeError(f"spatial_scale must be a number, got {spatial_scale!r}")
+    return float(spatial_scale)
 
 
 def check_sampling_ratio(sampling_ratio: int) -> int:
@@ -40,6 +57,26 @@ def check_features(input: Tensor, name: str = "input") -> None:
         raise TypeError(f"{name} must be float64, float32, float16 or bfloat16, got {input.dtype}")
 
 
+def check_pyramid(features: Sequence[Tensor]) -> None:
+    """Feature maps of one pyramid: as many images and channels, one dtype, one device."""
+    if len(features) > MAX_LEVELS:
+        raise ValueError(f"x must hold at most {MAX_LEVELS} feature maps, got {len(features)}")
+    for level, feature in enumerate(features):
+        check_features(feature, f"x[{level}]")
+        first = features[0]
+        if feature.shape[:2] != first.shape[:2]:
+            raise ValueError(
+                f"x[{level}] must hold {first.shape[0]} images of {first.shape[1]} channels like "
+                f"x[0], got {feature.shape[0]} images of {feature.shape[1]} channels"
+            )
+        if feature.dtype != first.dtype:
+            raise TypeError(f"x[{level}] must be {first.dtype} like x[0], got {feature.dtype}")
+        if feature.device != first.device:
+            raise ValueError(
+                f"x[{level}] must be on the device of x[0], {first.device}, got {feature.device}"
+            )
+
+
 def check_rois(rois: Tensor, device: torch.device) -> None:
     if rois.dim() != 2 or rois.shape[1] != 5:
         raise ValueError(
@@ -52,7 +89,7 @@ def check_rois(rois: Tensor, device: torch.device) -> None:
         raise ValueError(f"boxes must be on the device of input, {device}, got {rois.device}")
 
 
-def check_box_list(boxes: Sequence[Tensor], num_images: int) -> None:
+def check_box_list(boxes: Sequence[Tensor], num_images: int, device: torch.device) -> None:
     if len(boxes) != num_images:
         raise ValueError(
             f"boxes must hold one Tensor[L, 4] per image, {num_images}, got {len(boxes)}"
@@ -62,6 +99,10 @@ def check_box_list(boxes: Sequence[Tensor], num_images: int) -> None:
             raise TypeError(f"boxes[{i}] must be a Tensor[L, 4], got {type(box).__name__}")
         if box.dim() != 2 or box.shape[1] != 4:
             raise ValueError(f"boxes[{i}] must have shape [L, 4], got {list(box.shape)}")
+        if box.device != device:
+            raise ValueError(
+                f"boxes[{i}] must be on the device of input, {device}, got {box.device}"
+            )
 
 
 def check_prob_maps(prob_maps: Tensor, num_rois: int, device: torch.device) -> Tensor:
@@ -89,6 +130,28 @@ def check_prob_maps(prob_maps: Tensor, num_rois: int, device: torch.device) -> T
             f"prob_maps must be on the device of input, {device}, got {prob_maps.device}"
         )
     return prob_maps
+
+
+def concatenate_maps(prob_maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+    """One ``Tensor[L, Mh, Mw]`` or ``Tensor[L, 1, Mh, Mw]`` per image, as many maps as the image
+    has boxes, all of one size -> ``Tensor[K, Mh, Mw]`` or ``Tensor[K, 1, Mh, Mw]``."""
+    if len(prob_maps) != len(boxes):
+        raise ValueError(
+            f"prob_maps must hold one Tensor[L, Mh, Mw] per image, {len(boxes)}, "
+            f"got {len(prob_maps)}"
+        )
+    for i, (maps, box) in enumerate(zip(prob_maps, boxes, strict=True)):
+        if not isinstance(maps, Tensor):
+            raise TypeError(
+                f"prob_maps[{i}] must be a Tensor[L, Mh, Mw], got {type(maps).__name__}"
+            )
+        size = list(prob_maps[0].shape[1:])
+        if maps.dim() < 3 or maps.shape[0] != box.shape[0] or list(maps.shape[1:]) != size:
+            raise ValueError(
+                f"prob_maps[{i}] must have shape [L, Mh, Mw] with L={box.shape[0]} boxes and the "
+                f"size of prob_maps[0], {size}, got {list(maps.shape)}"
+            )
+    return torch.cat(list(prob_maps))
 
 
 def is_batch_index(index: Tensor, num_images: int) -> Tensor:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from ._boxes import assign_levels, concatenate_boxes
 from ._validation import (
     check_box_list,
-    check_features,
     check_output_size,
     check_prob_maps,
+    check_pyramid,
     check_rois,
     check_sampling_ratio,
+    concatenate_maps,
 )
 from .ops import pool, roi_align, sa_roi_align
 
@@ -143,22 +144,21 @@ def _pool_pyramid(
     features = [v for k, v in x.items() if k in featmap_names]
     if not features:
         raise ValueError(f"x must hold at least one of the maps {featmap_names}, got {list(x)}")
-    for level, feature in enumerate(features):
-        check_features(feature, f"x[{level}]")
+    check_pyramid(features)
     device = features[0].device
-    check_box_list(boxes, features[0].shape[0])
+    check_box_list(boxes, features[0].shape[0], device)
     rois = concatenate_boxes(boxes, device)
     check_rois(rois, device)
     if prob_maps is not None and not isinstance(prob_maps, Tensor):
-        prob_maps = torch.cat(list(prob_maps)) if prob_maps else rois.new_ones((0, 1, 1))
+        prob_maps = concatenate_maps(prob_maps, boxes) if prob_maps else rois.new_ones((0, 1, 1))
     if prob_maps is not None:
         prob_maps = check_prob_maps(prob_maps, rois.shape[0], device)
     scales = _infer_scales(features, image_shapes)
     levels = None
     if len(features) > 1:
         finest, coarsest = -math.log2(scales[0]), -math.log2(scales[-1])
-        # Where the maps skip an octave, torchvision counts it and leaves the boxes beyond its last map
-        # at zero; here they are pooled from that map.
+        # Where the maps skip an octave, torchvision counts it and leaves the boxes beyond its last
+        # map at zero; here they are pooled from that map.
         num_levels = min(int(coarsest - finest) + 1, len(features))
         levels = assign_levels(rois, num_levels, int(finest), canonical_scale, canonical_level)
     return pool(features, rois, levels, prob_maps, scales, *sampling)

@@ -14,6 +14,7 @@ from ._validation import (
     check_output_size,
     check_prob_maps,
     check_sampling_ratio,
+    check_spatial_scale,
 )
 from .reference import pool_levels
 
@@ -80,7 +81,7 @@ def sa_roi_align(
         rois,
         None,
         prob_maps,
-        [float(spatial_scale)],
+        [check_spatial_scale(spatial_scale)],
         output_size,
         check_sampling_ratio(sampling_ratio),
         aligned,

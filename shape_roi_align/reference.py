@@ -16,6 +16,7 @@ from ._validation import (
     check_output_size,
     check_prob_maps,
     check_sampling_ratio,
+    check_spatial_scale,
     is_batch_index,
 )
 
@@ -60,7 +61,7 @@ def sa_roi_align_reference(
         rois,
         prob_maps,
         size,
-        spatial_scale,
+        check_spatial_scale(spatial_scale),
         check_sampling_ratio(sampling_ratio),
         aligned,
         map_aligned,

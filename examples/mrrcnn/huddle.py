@@ -35,7 +35,7 @@ class HuddleConfig:
     """What to generate. Sizes are in pixels, fractions in [0, 1]."""
 
     train_images: int = 2000
-    val_images: int = 300
+    val_images: int = 400
     image_size: int = 128
     class_by: str = "color"  # "color": class = hue, any shape; "shape": class = shape, any hue
     huddled_fraction: float = 0.7
@@ -141,7 +141,7 @@ def draw_object(rng: np.random.Generator, config: HuddleConfig) -> tuple[np.ndar
     """A polygon [V, 2] centred at the origin, its 1-based label and its hue."""
     unit = config.image_size / 128
     shape = rng.integers(len(SHAPES))
-    length = rng.uniform(32, 62) * unit
+    length = rng.uniform(26, 58) * unit
     width = length * (rng.uniform(0.22, 0.36) if shape == 0 else rng.uniform(0.34, 0.55))
     angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

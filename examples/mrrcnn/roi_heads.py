@@ -255,28 +255,28 @@ class MaskRefiningRoIHeads(RoIHeads):
         """Boxes, labels, scores and masks [D, 1, 2M, 2M] (on the boxes) of each image."""
         config = self.config
         logits, regression = self._base_box(features, proposals, image_shapes)
-        boxes, labels, rows = self._boxes_to_refine(logits, regression, proposals, image_shapes)
+        boxes, labels, sources = self._boxes_to_refine(logits, regression, proposals, image_shapes)
         maps = mask_features = None
-        if config.guide != "none" or self._needs_previous:
+        if config.guide != "none":
             mask_features = self._mask_features(features, boxes, image_shapes)
-            if config.guide != "none":
-                maps = self._guidance(mask_features, torch.cat(labels))
+            maps = self._guidance(mask_features, torch.cat(labels))
         refined_logits, refined_regression = self.refine.box(features, boxes, maps, image_shapes)
 
-        fused = logits[rows].float()
+        fused = logits[sources].float()
         if config.refine_cls:
             fused = (fused + config.alpha * refined_logits.float()) / (1 + config.alpha)
         if not config.refine_reg:
             refined_regression = torch.zeros_like(refined_regression)
         final = self._select(fused, refined_regression, boxes, image_shapes, self.refine_coder)
 
-        kept, refined = [d.rows for d in final], [d.boxes for d in final]
+        rows = [d.rows for d in final]
+        before, after = take(boxes, rows), [d.boxes for d in final]
         previous = None
         if self._needs_previous and mask_features is not None:
-            previous = mask_features[batch_rows(kept, boxes)]
-        mask_logits = self._refined_masks(
-            features, take(boxes, kept), refined, previous, image_shapes
-        )
+            previous = mask_features[batch_rows(rows, boxes)]
+        elif self._needs_previous:
+            previous = self._mask_features(features, before, image_shapes)
+        mask_logits = self._refined_masks(features, before, after, previous, image_shapes)
         masks = maskrcnn_inference(mask_logits.float(), [d.labels for d in final])
         return [
             {"boxes": d.boxes, "labels": d.labels, "scores": d.scores, "masks": mask}
