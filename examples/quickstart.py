@@ -4,6 +4,8 @@ Writes quickstart.png: the sampling points coloured by the map, the weight with 
 reads each pixel, and the pooled features of both bars.
 """
 
+from typing import Any
+
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
@@ -28,7 +30,8 @@ print("mean of the pooled features of the bars")
 print("  RoIAlign  ", plain.mean(dim=(1, 2, 3)).tolist())
 print("  SaRoIAlign", shaped.mean(dim=(1, 2, 3)).tolist())
 
-grid = {"height": SIZE, "width": SIZE, "output_size": (BINS, BINS), "sampling_ratio": SAMPLES}
+grid: dict[str, Any] = {"height": SIZE, "width": SIZE, "sampling_ratio": SAMPLES}
+grid["output_size"] = (BINS, BINS)
 points = _C.sampling_points(box, **grid)
 taps = _C.box_taps(box, **grid, prob_map=maps[0].numpy())
 weights = torch.zeros(SIZE, SIZE, dtype=torch.float64)

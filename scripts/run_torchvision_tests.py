@@ -74,7 +74,7 @@ def patch_torchvision(calls: Counter[str]) -> None:
         setattr(ops, name, module)
     ops.poolers.MultiScaleRoIAlign = ops.MultiScaleRoIAlign
     # Tests that script the function and run it once more then run it eagerly.
-    torch.jit.script = lambda function: function
+    torch.jit.script = lambda function: function  # type: ignore[assignment]
 
 
 def main() -> int:
