@@ -70,10 +70,24 @@ inline MemoryFormat output_memory_format(const std::vector<Tensor>& inputs) {
   return MemoryFormat::ChannelsLast;
 }
 
-inline Tensor empty_like_format(
-    const Tensor& like, const std::vector<int64_t>& size, MemoryFormat format) {
-  return torch::stable::empty(
-      size, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format);
+// On the device of `like`.
+inline Tensor empty(
+    const std::vector<int64_t>& size, torch::headeronly::ScalarType type, const Tensor& like,
+    MemoryFormat format = MemoryFormat::Contiguous) {
+  return torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt, format);
+}
+
+inline Tensor zeros(
+    const std::vector<int64_t>& size, torch::headeronly::ScalarType type, const Tensor& like,
+    MemoryFormat format = MemoryFormat::Contiguous) {
+  Tensor tensor = empty(size, type, like, format);
+  torch::stable::zero_(tensor);
+  return tensor;
+}
+
+inline std::vector<int64_t> size_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.begin(), sizes.end()};
 }
 
 inline FeatureMap to_feature_map(const Tensor& tensor, double spatial_scale) {

@@ -143,7 +143,7 @@ def test_only_the_gradients_asked_for_are_computed(
 ) -> None:
     case = BY_NAME[name]
     jobs = [
-        Job(case, Variant(F32, F32, F32, "contiguous", 16, 3), mask)
+        Job(case, Variant(F32, F32, F32, "contiguous", 8, 3), mask)
         for mask in itertools.product((False, True), repeat=len(case.features) + 2)
     ]
     for program in (runner, racing_runner):

@@ -18,25 +18,11 @@ Tensor sa_roi_align_forward_cpu(
       inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
       aligned, map_aligned);
   const Params& params = call.params;
-  Tensor output = empty_like_format(
-      inputs[0], {params.num_rois, params.channels, pooled_height, pooled_width},
-      output_memory_format(inputs));
+  Tensor output = empty(
+      {params.num_rois, params.channels, pooled_height, pooled_width}, inputs[0].scalar_type(),
+      inputs[0], output_memory_format(inputs));
   cpu::forward(params, to_pooled_map(output));
   return output;
-}
-
-Tensor zeros(
-    const std::vector<int64_t>& size, torch::headeronly::ScalarType type, const Tensor& like,
-    MemoryFormat format) {
-  Tensor tensor =
-      torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt, format);
-  torch::stable::zero_(tensor);
-  return tensor;
-}
-
-std::vector<int64_t> size_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return {sizes.begin(), sizes.end()};
 }
 
 std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
@@ -52,7 +38,6 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
   check_backward(params, grad, inputs[0], output_mask);
   const PooledMap pooled = to_pooled_map(grad);
   const size_t num_levels = inputs.size();
-  const auto contiguous = MemoryFormat::Contiguous;
   const bool is_half =
       params.feature_type == ScalarType::kHalf || params.feature_type == ScalarType::kBFloat16;
 
@@ -63,7 +48,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
   for (size_t l = 0; l < num_levels; ++l) {
     const Tensor& input = inputs[l];
     if (!output_mask[l]) {
-      grad_inputs.push_back(empty_like_format(input, {0}, contiguous));
+      grad_inputs.push_back(empty({0}, input.scalar_type(), input));
       accumulated.push_back(grad_inputs.back());
       continue;
     }
@@ -72,7 +57,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
     const auto acc_type = is_half ? torch::headeronly::ScalarType::Float : input.scalar_type();
     accumulated.push_back(zeros(size_of(input), acc_type, input, format));
     grad_inputs.push_back(
-        is_half ? empty_like_format(input, size_of(input), format) : accumulated.back());
+        is_half ? empty(size_of(input), input.scalar_type(), input, format) : accumulated.back());
     maps[l] = to_feature_map(accumulated.back(), spatial_scales[l]);
   }
   if (any) {
@@ -88,11 +73,10 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
 
   const bool wants_maps = output_mask[num_levels] && prob_maps.has_value();
   const bool wants_rois = output_mask[num_levels + 1];
-  Tensor grad_maps = wants_maps
-                         ? zeros(size_of(*prob_maps), prob_maps->scalar_type(), rois, contiguous)
-                         : empty_like_format(rois, {0}, contiguous);
-  Tensor grad_rois = wants_rois ? zeros(size_of(rois), rois.scalar_type(), rois, contiguous)
-                                : empty_like_format(rois, {0}, contiguous);
+  const auto roi_type = rois.scalar_type();
+  Tensor grad_maps = wants_maps ? zeros(size_of(*prob_maps), prob_maps->scalar_type(), rois)
+                                : empty({0}, roi_type, rois);
+  Tensor grad_rois = wants_rois ? zeros(size_of(rois), roi_type, rois) : empty({0}, roi_type, rois);
   if (wants_maps || wants_rois) {
     cpu::backward_maps_and_boxes(
         params, pooled, wants_maps ? grad_maps.data_ptr() : nullptr,

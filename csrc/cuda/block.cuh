@@ -113,7 +113,8 @@ __device__ void for_each_entry(
 template <typename coord_t>
 __device__ void load_box(const Params& params, int64_t k, Box<coord_t>& box) {
   if (threadIdx.x == 0) {
-    box = make_box<coord_t>(params, k);
+    const Box<coord_t> loaded = make_box<coord_t>(params, k);
+    box = loaded;  // GCC's ThreadSanitizer would not see the result of a call stored here
   }
   __syncthreads();
 }

@@ -35,25 +35,6 @@ torch::headeronly::ScalarType torch_type(ScalarType type) {
                                      : torch::headeronly::ScalarType::Float;
 }
 
-Tensor empty(
-    const std::vector<int64_t>& size, torch::headeronly::ScalarType type, const Tensor& like,
-    MemoryFormat format = MemoryFormat::Contiguous) {
-  return torch::stable::empty(size, type, std::nullopt, like.device(), std::nullopt, format);
-}
-
-Tensor zeros(
-    const std::vector<int64_t>& size, torch::headeronly::ScalarType type, const Tensor& like,
-    MemoryFormat format = MemoryFormat::Contiguous) {
-  Tensor tensor = empty(size, type, like, format);
-  torch::stable::zero_(tensor);
-  return tensor;
-}
-
-std::vector<int64_t> size_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return {sizes.begin(), sizes.end()};
-}
-
 Tensor sa_roi_align_forward_cuda(
     const std::vector<Tensor>& inputs,          // L x [N, C, H_l, W_l]
     const Tensor& rois,                         // [K, 5]

@@ -24,9 +24,12 @@ def compare(
     indices: list[int],
     models: dict[str, nn.Module],
     path: Path,
-    score_thresh: float = 0.5,
+    score_thresh: float = 0.3,
 ) -> None:
-    """Write one row per image and one column for the ground truth and each model."""
+    """Write one row per image and one column for the ground truth and each model.
+
+    Detections with a score up to ``score_thresh`` are not drawn.
+    """
     titles = ["ground truth", *models]
     rows = []
     for index in indices:

@@ -4,9 +4,9 @@
 // Blocks run one after the other. The threads of a block are fibers that take turns at barriers, in
 // an order that can be chosen: a barrier that is missing shows as a wrong result in some order, one
 // that not all threads reach aborts. With CUDA_ON_HOST_THREADS they are threads of the operating
-// system, so that ThreadSanitizer sees every race. Shared arrays are separate static variables,
-// which AddressSanitizer surrounds with red zones; internal linkage of the kernels is what makes it
-// do so in templates too.
+// system, so that ThreadSanitizer sees races (but, with GCC, no store of a call's struct result).
+// Shared arrays are separate static variables, which AddressSanitizer surrounds with red zones;
+// internal linkage of the kernels is what makes it do so in templates too.
 //
 // Covers what the kernels here use: grids of one dimension, static shared memory, __syncthreads and
 // __syncthreads_or, atomicAdd, conversions of the half types. C++20, x86-64 or any other POSIX with
@@ -14,14 +14,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
-#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <numeric>
 #include <random>
 #include <source_location>
@@ -89,6 +88,8 @@ struct Barrier {
 
 #ifdef CUDA_ON_HOST_THREADS
 
+// Each barrier passed has its own variables, so that it orders what precedes it before what follows
+// it and nothing more: a lock shared by successive barriers would hide races from ThreadSanitizer.
 class Block {
  public:
   explicit Block(int threads) : threads_(threads) {}
@@ -96,11 +97,13 @@ class Block {
   // f(thread) on all threads of the block at once.
   void run(const std::function<void(int)>& f) {
     has_returned_ = false;
+    std::for_each(meetings_.begin(), meetings_.end(), clear);
     std::vector<std::thread> running;
     for (int thread = 0; thread < threads_; ++thread) {
       running.emplace_back([&, thread] {
+        passed_ = 0;
         f(thread);
-        leave();
+        has_returned_.store(true, std::memory_order_release);
       });
     }
     for (std::thread& thread : running) {
@@ -109,45 +112,49 @@ class Block {
   }
 
   int wait(const Barrier& barrier) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    if (has_returned_) {
-      fail(kSomeReturn, barrier.where);
-    }
-    if (waiting_ == 0) {
-      first_ = barrier;
-    } else if (!barrier.is_same_as(first_)) {
+    Meeting& meeting = meetings_[passed_ % meetings_.size()];
+    uint32_t line = 0;
+    if (!meeting.line.compare_exchange_strong(
+            line, barrier.where.line(), std::memory_order_relaxed) &&
+        line != barrier.where.line()) {
       fail(kDifferentBarriers, barrier.where);
     }
-    any_ |= barrier.predicate != 0;
-    const int64_t generation = generation_;
-    if (++waiting_ == threads_) {
-      result_ = any_;
-      waiting_ = any_ = 0;
-      ++generation_;
-      all_here_.notify_all();
-    } else {
-      all_here_.wait(lock, [&] { return generation_ != generation; });
+    if (barrier.predicate != 0) {
+      meeting.any.store(1, std::memory_order_relaxed);
     }
-    return result_;
+    if (meeting.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+      // All have left the meeting before the last.
+      clear(meetings_[(passed_ + 2) % meetings_.size()]);
+      meeting.is_complete.store(true, std::memory_order_release);
+    }
+    while (!meeting.is_complete.load(std::memory_order_acquire)) {
+      if (has_returned_.load(std::memory_order_acquire) && !meeting.is_complete) {
+        fail(kSomeReturn, barrier.where);
+      }
+      std::this_thread::yield();
+    }
+    ++passed_;
+    return meeting.any.load(std::memory_order_relaxed);
   }
 
  private:
-  int threads_;
-  std::mutex mutex_;
-  std::condition_variable all_here_;
-  Barrier first_;
-  int waiting_ = 0;
-  int any_ = 0;
-  int result_ = 0;
-  int64_t generation_ = 0;
-  bool has_returned_ = false;
+  struct Meeting {
+    std::atomic<uint32_t> line;
+    std::atomic<int> arrived;
+    std::atomic<int> any;
+    std::atomic<bool> is_complete;
+  };
 
-  void leave() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (waiting_ > 0) {
-      fail(kSomeReturn, first_.where);
-    }
-    has_returned_ = true;
+  int threads_;
+  std::array<Meeting, 4> meetings_;
+  std::atomic<bool> has_returned_;
+  inline static thread_local size_t passed_ = 0;
+
+  static void clear(Meeting& meeting) {
+    meeting.line.store(0, std::memory_order_relaxed);
+    meeting.arrived.store(0, std::memory_order_relaxed);
+    meeting.any.store(0, std::memory_order_relaxed);
+    meeting.is_complete.store(false, std::memory_order_relaxed);
   }
 };
 
