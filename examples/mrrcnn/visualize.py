@@ -24,7 +24,7 @@ def compare(
     indices: list[int],
     models: dict[str, nn.Module],
     path: Path,
-    score_thresh: float = 0.3,
+    score_thresh: float = 0.4,
 ) -> None:
     """Write one row per image and one column for the ground truth and each model.
 
@@ -64,7 +64,9 @@ def draw_instances(image: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor) 
     if len(boxes):
         colors = [_color(label) for label in labels.tolist()]
         large = torch.nn.functional.interpolate(masks[:, None].float(), size)[:, 0] > 0.5
-        canvas = draw_segmentation_masks(canvas, large, alpha=0.6, colors=colors)
+        # One by one, the surest last: torchvision blackens where the masks of one call overlap.
+        for mask, color in zip(large.flip(0), reversed(colors), strict=True):
+            canvas = draw_segmentation_masks(canvas, mask, alpha=0.6, colors=color)
         names = [str(label) for label in labels.tolist()]
         canvas = draw_bounding_boxes(canvas, boxes * scale, names, colors=colors, width=2)
     return to_pil_image(canvas)

@@ -63,6 +63,15 @@ def test_a_frozen_base_still_detects_the_same_after_training(base, batch):
     assert_equal_predictions(model.eval()(batch[0]), expected)
 
 
+def test_a_frozen_base_is_in_evaluation_mode_while_the_refining_module_trains(base):
+    model = MRRCNN.from_mask_rcnn(base, RefineConfig(freeze_base=True)).train()
+    heads = model.roi_heads
+    frozen = [model.backbone, model.rpn, heads.box_head, heads.box_predictor]
+    frozen += [heads.mask_head, heads.mask_predictor]
+    assert not any(module.training for part in frozen for module in part.modules())
+    assert all(module.training for module in heads.refine.modules())
+
+
 def test_without_freezing_the_base_trains_too(base, batch):
     model = MRRCNN.from_mask_rcnn(base)
     step(model, batch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mrrcnn.boxes import select_detections
+from mrrcnn.boxes import batch_rows, select_detections
 from mrrcnn.model import MRRCNN, RefineConfig
 from mrrcnn.refine import recrop
 
@@ -59,6 +59,12 @@ def test_selection_of_no_boxes_is_empty(base):
     assert [len(d.boxes) for d in found] == [0, 0]
 
 
+def test_rows_of_images_become_rows_of_the_batch():
+    per_image = [torch.zeros(3, 4), torch.zeros(0, 4), torch.zeros(2, 4), torch.zeros(5, 4)]
+    rows = [torch.tensor(r, dtype=torch.int64) for r in ([2, 0], [], [1], [4, 0])]
+    assert batch_rows(rows, per_image).tolist() == [2, 0, 4, 9, 5]
+
+
 def predict(base, images, **options):
     return MRRCNN.from_mask_rcnn(base, RefineConfig(**options)).eval()(images)
 
@@ -86,9 +92,14 @@ def test_an_image_without_detections_gives_empty_tensors(base, batch):
         assert found["masks"].shape == (0, 1, 128, 128)
 
 
-def test_an_image_is_detected_alike_alone_and_in_a_batch(base, batch):
-    model = MRRCNN.from_mask_rcnn(base).eval()
+@pytest.mark.parametrize("inference", ["post_nms", "pre_nms"])
+@pytest.mark.parametrize("guide", ["p", "none"])
+def test_an_image_is_detected_alike_alone_and_in_a_batch(base, batch, inference, guide):
+    config = RefineConfig(inference=inference, guide=guide)
+    model = MRRCNN.from_mask_rcnn(base, config).eval()
     model.roi_heads.detections_per_img = 3
+    torch.nn.init.normal_(model.roi_heads.refine.mask_flow.weight, std=0.2)
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight, std=0.3)
     for image, together in zip(batch[0], model(batch[0]), strict=True):
         alone = model([image])[0]
         torch.testing.assert_close(together["boxes"], alone["boxes"], atol=1e-3, rtol=1e-4)
@@ -104,6 +115,36 @@ def test_scores_of_the_base_alone_are_alpha_zero(base, batch):
     for a, b in zip(zero, off, strict=True):
         assert torch.equal(a["scores"], b["scores"])
         assert torch.equal(a["boxes"], b["boxes"])
+
+
+def test_scores_are_the_softmax_of_the_weighted_mean_of_the_logits(base, batch):
+    alpha = 0.6
+    model = MRRCNN.from_mask_rcnn(base, RefineConfig(alpha=alpha)).eval()
+    first, second = (
+        torch.tensor([0.2, 1.0, 0.5, 0.0, -0.3]),
+        torch.tensor([0.1, -1.0, 0.4, 0.9, 0.0]),
+    )
+    for heads, logits in ((model.roi_heads, first), (model.roi_heads.refine, second)):
+        torch.nn.init.zeros_(heads.box_predictor.cls_score.weight)
+        heads.box_predictor.cls_score.bias.data = logits
+    expected = ((first + alpha * second) / (1 + alpha)).softmax(dim=0)
+    for found in model(batch[0]):
+        assert len(found["scores"]) > 0
+        torch.testing.assert_close(found["scores"], expected[found["labels"]])
+
+
+def test_the_guide_is_the_probability_of_its_class(base):
+    features = torch.randn(3, 32, 14, 14)
+    classes = torch.tensor([1, 4, 2])
+    logits = base.roi_heads.mask_predictor(features)
+    own = logits[torch.arange(3), classes].sigmoid()
+    for options, expected in (
+        ({}, own),
+        ({"guide": "p+1"}, own + 1),
+        ({"class_agnostic_guide": True}, logits[:, 1:].sigmoid().amax(dim=1)),
+    ):
+        heads = MRRCNN.from_mask_rcnn(base, RefineConfig(**options)).roi_heads
+        torch.testing.assert_close(heads._guidance(features, classes), expected)
 
 
 def test_alpha_takes_effect_without_a_new_model(base, batch):

@@ -1,0 +1,34 @@
+"""The README's code runs as it stands."""
+
+import re
+from pathlib import Path
+
+import torch
+import torchvision
+
+README = Path(__file__).parent.parent / "README.md"
+FIRST_USE, OTHER_DETECTOR = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_first_use() -> None:
+    names: dict = {}
+    exec(FIRST_USE, names)
+    assert names["pooled"].shape == (3, 256, 7, 7)
+    assert names["features"].grad.abs().sum() > 0 and names["prob_maps"].grad.abs().sum() > 0
+
+
+def test_use_in_another_detector() -> None:
+    model = torchvision.models.detection.maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=3
+    )
+    with torch.no_grad():
+        names = {
+            "torch": torch,
+            "model": model.eval(),
+            "x": model.backbone(torch.rand(1, 3, 128, 160)),
+            "image_shapes": [(128, 160)],
+            "boxes": [torch.tensor([[4.0, 8, 60, 90], [30, 20, 150, 120]])],
+            "labels": [torch.tensor([1, 2])],
+        }
+        exec(OTHER_DETECTOR, names)
+    assert names["box_features"].shape == (2, 256, 7, 7)
