@@ -60,7 +60,7 @@ struct Params {
   ScalarType feature_type;
   ScalarType roi_type;
   ScalarType map_type;
-  int32_t map_height;
+  int32_t map_height;  // 0 without maps
   int32_t map_width;
   SamplingOptions options;
 };

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._boxes import to_rois
+from ._library import has_cuda_operators
 from ._validation import (
     batch_index_error,
     check_features,
@@ -149,13 +150,20 @@ def pool(
         )
     except RuntimeError:
         # C++ can raise RuntimeError only, and before torch 2.13 without its text.
-        error = _explain_failure(rois, inputs[0].shape[0]) if device == "cpu" else None
+        error = _explain_failure(device, rois, inputs[0].shape[0])
         if error is not None:
             raise error from None
         raise
 
 
-def _explain_failure(rois: Tensor, num_images: int) -> IndexError | None:
+def _explain_failure(device: str, rois: Tensor, num_images: int) -> Exception | None:
+    if device == "cuda" and not has_cuda_operators():
+        return RuntimeError(
+            "shape_roi_align was built without CUDA kernels. Build them: "
+            "SHAPE_ROI_ALIGN_CUDA=1 pip install --no-build-isolation ."
+        )
+    if device != "cpu":
+        return None
     try:
         return batch_index_error(rois, num_images)
     except RuntimeError:  # inside a transform that cannot read data

@@ -64,10 +64,7 @@ class TapsBuilder {
 
   void build(const Box<coord_t>& box, PixelTaps<acc_t>& pixels) {
     const FeatureMap& map = gradients_[box.level];
-    const bool has_map = params_.prob_maps != nullptr;
-    taps_.build_axes(
-        box.geometry, map.height, map.width, has_map ? params_.map_height : 0,
-        has_map ? params_.map_width : 0, params_.options.map_aligned);
+    build_axes(params_, box, taps_);
     const int64_t num_columns = static_cast<int64_t>(taps_.x.cells.size());
     row_.resize(taps_.y.cells.size());
     column_.resize(num_columns);

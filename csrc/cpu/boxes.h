@@ -116,6 +116,18 @@ const T* map_of_box(const Params& params, int64_t k, std::vector<T>& converted) 
   return map;
 }
 
+template <typename T, typename weight_t>
+void build_axes(const Params& params, const Box<T>& box, BoxTaps<T, weight_t>& taps) {
+  constexpr int64_t kMaxPixels = 1 << 30;  // taps of one box are counted in 32 bits
+  const FeatureMap& map = params.levels[box.level];
+  taps.build_axes(
+      box.geometry, map.height, map.width, params.map_height, params.map_width,
+      params.options.map_aligned);
+  STD_TORCH_CHECK(
+      taps.num_pixels() <= kMaxPixels, "boxes[", box.index, "] reads more than ", kMaxPixels,
+      " pixels");
+}
+
 // f(worker state, i) for i in [0, n), balanced dynamically. Which thread serves i must not matter.
 // make_state() makes one state per thread.
 template <typename MakeState, typename F>

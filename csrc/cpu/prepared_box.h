@@ -13,15 +13,32 @@ inline bool is_channels_innermost(const FeatureMap& map, int64_t channels) {
   return map.channel_stride == 1 || channels == 1;
 }
 
+// Rows and columns of a tensor's last two dimensions, as planes to pack or unpack.
+struct PlaneGrid {
+  std::vector<int64_t> row_offset;
+  std::vector<int64_t> column_offset;
+  bool unit_columns = false;
+
+  template <typename T>
+  Planes<T> planes(T* data, int64_t channel_stride, int32_t channels) const {
+    return {
+        data,
+        channel_stride,
+        channels,
+        row_offset.data(),
+        static_cast<int32_t>(row_offset.size()),
+        column_offset.data(),
+        static_cast<int32_t>(column_offset.size()),
+        unit_columns};
+  }
+};
+
 // The rows and columns of a feature map that a box touches, as planes to pack or unpack, and where
 // each slot lies in the packed tile. Columns are packed without gaps where that costs less than
 // twice the cells: whole vectors then move at once.
-struct Footprint {
-  std::vector<int64_t> row_offset;
-  std::vector<int64_t> column_offset;
+struct Footprint : PlaneGrid {
   std::vector<int64_t> packed_row;     // per row slot: first tile row
   std::vector<int64_t> packed_column;  // per column slot: tile row relative to it
-  bool unit_columns = false;
 
   void build(
       const FeatureMap& map, const std::vector<int32_t>& rows,
@@ -54,27 +71,10 @@ struct Footprint {
   int64_t num_pixels() const {
     return static_cast<int64_t>(row_offset.size() * column_offset.size());
   }
-
-  template <typename T>
-  Planes<T> planes(T* data, int64_t channel_stride, int32_t channels) const {
-    return {
-        data,
-        channel_stride,
-        channels,
-        row_offset.data(),
-        static_cast<int32_t>(row_offset.size()),
-        column_offset.data(),
-        static_cast<int32_t>(column_offset.size()),
-        unit_columns};
-  }
 };
 
 // The bins of a pooled tensor as rows and columns: one row of all bins where they lie side by side.
-struct BinGrid {
-  std::vector<int64_t> row_offset;
-  std::vector<int64_t> column_offset;
-  bool unit_columns;
-
+struct BinGrid : PlaneGrid {
   BinGrid(const PooledMap& pooled, const SamplingOptions& options) {
     const bool flat = pooled.column_stride == 1 && pooled.row_stride == options.pooled_width;
     const int32_t rows = flat ? 1 : options.pooled_height;
@@ -87,19 +87,6 @@ struct BinGrid {
       column_offset.push_back(column * pooled.column_stride);
     }
     unit_columns = pooled.column_stride == 1;
-  }
-
-  template <typename T>
-  Planes<T> planes(T* data, int64_t channel_stride, int32_t channels) const {
-    return {
-        data,
-        channel_stride,
-        channels,
-        row_offset.data(),
-        static_cast<int32_t>(row_offset.size()),
-        column_offset.data(),
-        static_cast<int32_t>(column_offset.size()),
-        unit_columns};
   }
 };
 
@@ -131,16 +118,10 @@ class PreparedBox {
       return false;
     }
     const FeatureMap& map = params.levels[box.level];
-    const bool has_map = params.prob_maps != nullptr;
-    taps.build_axes(
-        box.geometry, map.height, map.width, has_map ? params.map_height : 0,
-        has_map ? params.map_width : 0, params.options.map_aligned);
+    build_axes(params, box, taps);
     if (taps.num_pixels() == 0) {
       return false;
     }
-    STD_TORCH_CHECK(
-        taps.num_pixels() <= std::numeric_limits<int32_t>::max(), "boxes[", box.index,
-        "] touches too many pixels");
     map_ = &map;
     features_ = static_cast<const T*>(map.data) + box.geometry.batch * map.image_stride;
     is_native = is_channels_innermost(map, params.channels);
