@@ -18,15 +18,24 @@ def _torch_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
+def _built_for() -> str:
+    try:
+        from . import _C
+    except ImportError:
+        return "another Python"
+    facts = _C.build_info()
+    return f"torch {facts['torch']} with CUDA {facts['cuda'] or None}"
+
+
 def _load(library: Path) -> None:
     try:
         torch.ops.load_library(library)
     except OSError as error:
         raise ImportError(
-            f"shape_roi_align could not load {library.name} under torch {torch.__version__} "
-            f"(CUDA {torch.version.cuda}): {error}\n"
-            "Rebuild it for this environment: "
-            "pip install --force-reinstall --no-deps --no-binary shape-roi-align shape-roi-align"
+            f"shape_roi_align could not load {library.name}, built for {_built_for()}, under torch "
+            f"{torch.__version__} with CUDA {torch.version.cuda}: {error}\n"
+            "Rebuild it for this environment, in the source folder: "
+            "pip install --force-reinstall --no-deps --no-build-isolation ."
         ) from error
 
 
@@ -40,7 +49,7 @@ def load() -> None:
     if not OPERATORS.exists():
         raise ImportError(
             f"shape_roi_align is not built: {OPERATORS} is missing. "
-            "Build it in the source folder: pip install --no-build-isolation -e ."
+            "Build it in the source folder: pip install --no-build-isolation ."
         )
     _load(OPERATORS)
     if torch.version.cuda is not None and CUDA_OPERATORS.exists():

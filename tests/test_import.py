@@ -1,0 +1,47 @@
+"""An import that cannot succeed says what was built for what, what runs, and what mends it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import shape_roi_align
+from shape_roi_align import _library
+
+PACKAGE = Path(shape_roi_align.__file__).parent
+
+
+def import_error(folder: Path) -> str:
+    command = [sys.executable, "-c", "import shape_roi_align"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert run.returncode != 0
+    return run.stderr.rsplit("ImportError: ", 1)[1]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    shutil.copytree(PACKAGE, tmp_path / PACKAGE.name)
+    return tmp_path / PACKAGE.name
+
+
+def test_a_broken_library_is_explained(copy: Path) -> None:
+    (copy / _library.OPERATORS.name).write_bytes(b"not a library")
+    message = import_error(copy.parent)
+    built, running = "built for torch ", f"under torch {torch.__version__} with CUDA"
+    for part in (_library.OPERATORS.name, built, running, "pip install", "--no-build-isolation"):
+        assert part in message, message
+
+
+def test_a_missing_library_is_explained(copy: Path) -> None:
+    (copy / _library.OPERATORS.name).unlink()
+    message = import_error(copy.parent)
+    assert "not built" in message and "pip install" in message, message
+
+
+def test_an_old_torch_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")
+    with pytest.raises(ImportError, match=r"torch >= 2\.10, found 2\.9\.1.*pip install --upgrade"):
+        _library.load()
