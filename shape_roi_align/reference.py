@@ -137,13 +137,13 @@ def pool(
         torch.where(rows, t, torch.ones_like(t)) for t in (edges[:, :2], extents, counts)
     )
 
-    x = _sample_axis(starts[:, 0], extents[:, 0], counts[:, 0], pooled_width, width)
-    y = _sample_axis(starts[:, 1], extents[:, 1], counts[:, 1], pooled_height, height)
+    adaptive = sampling_ratio <= 0
+    x = _sample_axis(starts[:, 0], extents[:, 0], counts[:, 0], pooled_width, width, adaptive)
+    y = _sample_axis(starts[:, 1], extents[:, 1], counts[:, 1], pooled_height, height, adaptive)
     batch = torch.where(valid, rois[:, 0], torch.zeros_like(rois[:, 0])).long()
     channels_last = input.permute(0, 2, 3, 1)
-    values = _bilinear(
-        channels_last, batch, y.coordinate, x.coordinate, accumulate
-    )  # [K, PH*Sy, PW*Sx, C]
+    # [K, PH*Sy, PW*Sx, C]
+    values = _bilinear(channels_last, batch, y.coordinate, x.coordinate, accumulate)
     weights = y.weight[:, :, None] * x.weight[:, None, :]
     if prob_maps is not None:
         q = 0.5 if map_aligned else 0.0
@@ -173,7 +173,9 @@ def _reads(y: _Samples, x: _Samples) -> Tensor:
     return ((y.weight != 0)[:, :, None] & (x.weight != 0)[:, None, :])[..., None]
 
 
-def _sample_axis(start: Tensor, extent: Tensor, count: Tensor, bins: int, size: int) -> _Samples:
+def _sample_axis(
+    start: Tensor, extent: Tensor, count: Tensor, bins: int, size: int, adaptive: bool
+) -> _Samples:
     """Samples along one axis of boxes with ``start[K]``, ``extent[K]`` and ``count[K]`` samples per
     bin."""
     bin_size = (extent / bins)[:, None, None]
@@ -181,10 +183,9 @@ def _sample_axis(start: Tensor, extent: Tensor, count: Tensor, bins: int, size: 
     count = count[:, None, None]
     slots = int(count.max())
     first = torch.zeros_like(bin_size)
-    visible = (
-        2 * size + 16
-    )  # adaptive samples are more than half a pixel apart once there are several
-    if slots > visible:
+    # Adaptive samples are over half a pixel apart once there are several: few can read the map.
+    visible = 2 * size + 16
+    if adaptive and slots > visible:
         bin_start = start.detach()[:, None, None] + p * bin_size.detach()
         spacing = bin_size.detach() / count
         first = torch.where(

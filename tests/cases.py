@@ -143,6 +143,7 @@ CASES = (
     make("one_sample", sampling_ratio=1),
     make("three_samples", sampling_ratio=3, aligned=True, output_size=(3, 2)),
     make("adaptive_zero_ratio", sampling_ratio=0, output_size=(1, 2)),
+    make("more_samples_than_pixels", INSIDE[:1], sizes=((3, 4),), sampling_ratio=40),
     make("one_bin", output_size=(1, 1), sampling_ratio=-1),
     make("square_7x7", output_size=(7, 7), map_size=(28, 28), aligned=True, map_aligned=True),
     make("tall_output", output_size=(5, 1), sampling_ratio=3),
