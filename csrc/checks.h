@@ -57,6 +57,11 @@ inline bool prefers_channels_last(const Tensor& tensor) {
   return !is_contiguous(tensor) && has_dense_strides(tensor, {1, 3, 2, 0});
 }
 
+// Asked first: a call through the dispatcher costs as much as a small box.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 inline MemoryFormat memory_format_of(const Tensor& tensor) {
   return prefers_channels_last(tensor) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
@@ -145,7 +150,7 @@ inline Call check_call(
   STD_TORCH_CHECK(
       first.dim() == 4, "inputs[0] must have shape [N, C, H, W], got ", first.dim(), " dimensions");
 
-  Call call{Params{}, torch::stable::contiguous(rois), std::nullopt, std::nullopt};
+  Call call{Params{}, as_contiguous(rois), std::nullopt, std::nullopt};
   Params& params = call.params;
   params.num_levels = static_cast<int32_t>(num_levels);
   params.num_images = first.size(0);
@@ -183,7 +188,7 @@ inline Call check_call(
     STD_TORCH_CHECK(
         levels->scalar_type() == torch::headeronly::ScalarType::Long, "levels must be int64");
     STD_TORCH_CHECK(levels->device() == first.device(), "levels must be on the device of inputs");
-    call.levels = torch::stable::contiguous(*levels);
+    call.levels = as_contiguous(*levels);
     params.roi_levels = static_cast<const int64_t*>(call.levels->data_ptr());
   } else {
     STD_TORCH_CHECK(num_levels == 1, "levels is required with more than one feature map");
@@ -200,7 +205,7 @@ inline Call check_call(
     STD_TORCH_CHECK(
         prob_maps->device() == first.device(), "prob_maps must be on the device of inputs");
     params.map_type = to_scalar_type(prob_maps->scalar_type(), "prob_maps");
-    call.prob_maps = torch::stable::contiguous(*prob_maps);
+    call.prob_maps = as_contiguous(*prob_maps);
     params.prob_maps = call.prob_maps->data_ptr();
     params.map_height = static_cast<int32_t>(prob_maps->size(1));
     params.map_width = static_cast<int32_t>(prob_maps->size(2));

@@ -161,6 +161,13 @@ SHAPE_ROI_ALIGN_HD Interpolation<T> interpolate_map(T place, int32_t size, bool 
   return interpolate<T>(place * T(size) - (map_aligned ? T(0.5) : T(0)), size);
 }
 
+// How far rounding may move a sample_coordinate, in pixels.
+template <typename T>
+SHAPE_ROI_ALIGN_HD double coordinate_error(const Axis<T>& axis) {
+  return 8.0 * double(std::numeric_limits<T>::epsilon()) *
+         (std::fabs(double(axis.start)) + std::fabs(double(axis.extent)));
+}
+
 // A range [begin, end) of sample indices of a bin that holds every sample inside [-1, size]. It may
 // hold a few more: is_inside decides. Bounds the work of a box far larger than the map.
 template <typename T>
@@ -172,9 +179,7 @@ SHAPE_ROI_ALIGN_HD Range<int32_t> visible_samples(const Axis<T>& axis, int32_t b
   const double bin_size = double(axis.extent) / axis.bins;
   const double spacing = bin_size / axis.samples;
   const double bin_start = double(axis.start) + bin * bin_size;
-  // Rounding of sample_coordinate, in pixels, then in samples.
-  const double error = 8.0 * double(std::numeric_limits<T>::epsilon()) *
-                       (std::fabs(double(axis.start)) + double(axis.extent));
+  const double error = coordinate_error(axis);
   const double first = (-1.0 - error - bin_start) / spacing - 1.5;
   const double last = (double(size) + error - bin_start) / spacing + 1.5;
   const double count = axis.samples;

@@ -1,17 +1,24 @@
 // Shape-aware RoIAlign over a list of feature maps.
 //
+// clang-format off
 // For box k on level l, s = spatial_scales[l], o = aligned ? 0.5 : 0, q = map_aligned ? 0.5 : 0:
 //
-//   out[k, c, ph, pw] = 1 / (Sy * Sx) * sum_{iy, ix} f_c(a, b) * p_k(u * Mw - q, v * Mh - q)
-//   (paper eq. 4) u = (pw + (ix + 0.5) / Sx) / PW,   a = x1 * s - o + u * (x2 - x1) * s
-//   (v and b likewise)  is bilinear, 0 outside [-1, H] x [-1, W] and clamped to the border inside
-//   it; p is bilinear, clamped to the border.  puts     : L feature maps [N, C, H_l, W_l], one
-//   dtype of f64, f32, f16, bf16, any strides is       : [K, 5] = (batch index, x1, y1, x2, y2),
-//   f32 or f64, image pixels vels     : [K] int64, the map each box is pooled from; absent when L
-//   == 1 ob_maps  : [K, Mh, Mw], f64, f32, f16 or bf16; absent: p = 1 (plain RoIAlign) t        :
-//   [K, C, PH, PW], dtype of inputs; channels_last when every input is channels_last and not
-//   contiguous  box that is not finite, or (CUDA) whose batch index or level is out of range,
-//   yields 0 and receives no gradient.
+//   out[k, c, ph, pw] = 1 / (Sy * Sx) * sum_{iy, ix} f_c(a, b) * p_k(u * Mw - q, v * Mh - q)   (paper eq. 4)
+//   u = (pw + (ix + 0.5) / Sx) / PW,   a = x1 * s - o + u * (x2 - x1) * s   (v and b likewise)
+//
+// f is bilinear, 0 outside [-1, H] x [-1, W] and clamped to the border inside it; p is bilinear,
+// clamped to the border.
+//
+//   inputs    : L feature maps [N, C, H_l, W_l], one dtype of f64, f32, f16, bf16, any strides
+//   rois      : [K, 5] = (batch index, x1, y1, x2, y2), f32 or f64, image pixels
+//   levels    : [K] int64, the map each box is pooled from; absent when L == 1
+//   prob_maps : [K, Mh, Mw], f64, f32, f16 or bf16; absent: p = 1 (plain RoIAlign)
+//   out       : [K, C, PH, PW], dtype of inputs; channels_last when every input is channels_last
+//               and not contiguous
+//
+// A box that is not finite, or (CUDA) whose batch index or level is out of range, yields 0 and
+// receives no gradient.
+// clang-format on
 #pragma once
 
 #include <cstdint>

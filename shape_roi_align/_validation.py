@@ -13,6 +13,7 @@ MAX_LEVELS = 8  # kMaxLevels of csrc/sa_roi_align.h
 FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _INT = (int, torch.SymInt)
+_NUMBER = (int, float, torch.SymFloat)
 _MAX_INT32 = 2**31 - 1
 
 
@@ -35,7 +36,7 @@ def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_spatial_scale(spatial_scale: float) -> float:
-    if not isinstance(spatial_scale, int | float | torch.SymFloat):
+    if not isinstance(spatial_scale, _NUMBER):
         raise TypeError(f"spatial_scale must be a number, got {spatial_scale!r}")
     return float(spatial_scale)
 
@@ -111,16 +112,19 @@ def check_prob_maps(prob_maps: Tensor, num_rois: int, device: torch.device) -> T
         raise TypeError(
             f"prob_maps must be a Tensor[K, Mh, Mw] or None, got {type(prob_maps).__name__}"
         )
-    shape = list(prob_maps.shape)
+    given = prob_maps
     if prob_maps.dim() == 4 and prob_maps.shape[1] == 1:
         prob_maps = prob_maps.squeeze(1)
     if prob_maps.dim() != 3 or prob_maps.shape[0] != num_rois:
         raise ValueError(
             f"prob_maps must have shape [K, Mh, Mw] or [K, 1, Mh, Mw] with K={num_rois} boxes, "
-            f"got {shape}"
+            f"got {list(given.shape)}"
         )
-    if prob_maps.shape[1] < 1 or prob_maps.shape[2] < 1:
-        raise ValueError(f"prob_maps must have at least one cell in both directions, got {shape}")
+    _, height, width = prob_maps.shape
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"prob_maps must have at least one cell in both directions, got {list(given.shape)}"
+        )
     if prob_maps.dtype not in FEATURE_DTYPES:
         raise TypeError(
             f"prob_maps must be float64, float32, float16 or bfloat16, got {prob_maps.dtype}"

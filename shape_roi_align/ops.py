@@ -136,18 +136,24 @@ def pool(
             aligned,
             map_aligned,
         )
+    arguments = (
+        inputs,
+        rois,
+        levels,
+        prob_maps,
+        spatial_scales,
+        *output_size,
+        sampling_ratio,
+        aligned,
+        map_aligned,
+    )
+    operator = torch.ops.shape_roi_align.sa_roi_align.default
     try:
-        return torch.ops.shape_roi_align.sa_roi_align.default(
-            inputs,
-            rois,
-            levels,
-            prob_maps,
-            spatial_scales,
-            *output_size,
-            sampling_ratio,
-            aligned,
-            map_aligned,
-        )
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return operator(*arguments)
+        # The autograd rule, being Python, would cost half as much as a small call.
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*arguments)
     except RuntimeError:
         # C++ can raise RuntimeError only, and before torch 2.13 without its text.
         error = _explain_failure(device, rois, inputs[0].shape[0])

@@ -251,6 +251,25 @@ def test_gradients_through_vmap(device: torch.device) -> None:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+def test_without_grad_mode_transforms_still_see_the_operator(device: torch.device) -> None:
+    x = torch.randn(3, 1, 2, 8, 8, device=device)
+    boxes = torch.tensor([[0.0, 1, 1, 6, 5]], device=device)
+
+    def pool(features: Tensor) -> Tensor:
+        return sa_roi_align(features, boxes, None, 2, 1.0, 2, True)
+
+    expected = torch.stack([pool(features) for features in x])
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(pool)(x), expected)
+        graph = make_fx(pool)(x[0])
+        targets = [node.target for node in graph.graph.nodes]
+        assert torch.ops.shape_roi_align.sa_roi_align.default in targets
+        compiled = torch.compile(pool, fullgraph=True, backend="aot_eager")(x[0])
+    torch.testing.assert_close(compiled, expected[0])
+    with torch.inference_mode():
+        torch.testing.assert_close(pool(x[0]), expected[0])
+
+
 @pytest.mark.parametrize("name", ["legacy-map_literal-s2", "pyramid", "no_map", "no_boxes"])
 @pytest.mark.parametrize(
     "layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]

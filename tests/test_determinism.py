@@ -1,5 +1,5 @@
 """Results are the same bit for bit: for any number of threads on the CPU, from run to run, and on
-CUDA when asked for."""
+CUDA."""
 
 from collections.abc import Iterator
 
@@ -87,3 +87,35 @@ def test_a_box_does_not_depend_on_its_company(device: torch.device) -> None:
         together[order], sa_roi_align(x, rois[order], maps[order], 7, sampling_ratio=2)
     )
     assert torch.equal(together[5:6], sa_roi_align(x, rois[5:6], maps[5:6], 7, sampling_ratio=2))
+
+
+@pytest.mark.usefixtures("threads")
+def test_sums_over_channels_do_not_depend_on_which_boxes_share_a_thread() -> None:
+    """A tall box makes the rows that a thread keeps larger than its cache, and channels fewer."""
+    generator = torch.Generator().manual_seed(11)
+    x = torch.randn(1, 128, 200, 200, generator=generator)
+    corners = torch.rand(64, 2, generator=generator) * 160
+    rois = torch.cat([torch.zeros(64, 1), corners, corners + 25], dim=1)
+    rois[0] = torch.tensor([0.0, 50, 5, 80, 195])
+    maps = torch.rand(64, 7, 7, generator=generator)
+    results = []
+    for num_threads in NUM_THREADS:
+        torch.set_num_threads(num_threads)
+        results.append(run([x, rois, maps], 2))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("length", [1.29040326e8, 3.3e7, -7.7e8])
+def test_every_thread_finds_the_samples_of_a_box_far_longer_than_the_map(length: float) -> None:
+    """Whose coordinates are known to several pixels only."""
+    x = torch.ones(1, 1, 64, 4)
+    roi = torch.tensor([[0, 0, min(-length, 0.0), 3, max(6.3261056, -length)]])
+    for num_threads in (1, 8):
+        torch.set_num_threads(num_threads)
+        leaf = x.clone().requires_grad_()
+        out = sa_roi_align(leaf, roi, None, (4, 1), 1.0, -1, True)
+        (gradient,) = torch.autograd.grad(out.sum(), leaf)
+        torch.testing.assert_close(gradient.sum(), out.detach().sum(), rtol=1e-5, atol=0)

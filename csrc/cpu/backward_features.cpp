@@ -1,251 +1,289 @@
-// Gradient of the features, in the gather form: every pixel collects what the bins send it. A
-// worker owns a block of channels of one image and takes its boxes in a fixed order, so that there
-// are no races and the result is the same bit for bit with any number of threads.
+// Gradient of the features, in the gather form: every pixel collects what the bins send it and is
+// written once, also where that is 0. A task owns some channels of a band of rows of one image and
+// takes the boxes in a fixed order, so that there are no races and the result is the same bit for
+// bit with any number of threads.
+#include <cstring>
+#include <limits>
+
+#include "boxes.h"
 #include "operators.h"
-#include "prepared_box.h"
+#include "pooled_gradient.h"
 
 namespace shape_roi_align::cpu {
 namespace {
 
-// A box's taps sorted by pixel: the transpose of BoxTaps.
+struct Band {
+  int32_t level;
+  int64_t image;
+  Range<int32_t> rows;
+  int64_t channel;
+  int64_t channels;
+  size_t begin;  // boxes of the image
+  size_t end;
+};
+
+// The taps of a band sorted by pixel: the transpose of BoxTaps, restricted to some rows.
 template <typename acc_t>
-struct PixelTaps {
-  Footprint footprint;
-  std::vector<int64_t> native_offset;  // of each touched pixel
-  std::vector<int64_t> packed_offset;  // the same in tile rows
-  std::vector<int32_t> pixel_begin;    // [touched pixels + 1]
-  std::vector<int32_t> bin;
+class PixelTaps {
+ public:
+  std::vector<int32_t> pixel_begin;  // [pixels + 1]
+  std::vector<int64_t> source;       // of each tap
   std::vector<acc_t> weight;
 
+  void clear(int64_t pixels) {
+    pixel_begin.assign(pixels + 1, 0);
+    unsorted_.clear();
+  }
+
+  // Taps of one source at some columns of the row that starts at first_pixel.
   template <typename coord_t>
-  void build(const FeatureMap& map, const BoxTaps<coord_t, acc_t>& taps) {
-    footprint.build(map, taps.y.cells, taps.x.cells);
-    const int32_t num_pixels = static_cast<int32_t>(taps.num_pixels());
-    pixel_begin.assign(num_pixels + 1, 0);
-    for (const int64_t pixel : taps.offset) {
+  void add(
+      int64_t first_pixel, const int32_t* columns, int32_t num_columns, int64_t from,
+      const coord_t* weights) {
+    for (int32_t i = 0; i < num_columns; ++i) {
+      const int32_t pixel = static_cast<int32_t>(first_pixel + columns[i]);
       ++pixel_begin[pixel + 1];
+      unsorted_.push_back({pixel, static_cast<acc_t>(weights[i]), from});
     }
-    native_offset.clear();
-    packed_offset.clear();
-    const size_t num_columns = taps.x.cells.size();
-    for (size_t row = 0; row < taps.y.cells.size(); ++row) {
-      for (size_t column = 0; column < num_columns; ++column) {
-        native_offset.push_back(
-            taps.y.cells[row] * map.row_stride + taps.x.cells[column] * map.column_stride);
-        packed_offset.push_back(footprint.packed_row[row] + footprint.packed_column[column]);
-      }
-    }
-    for (int32_t pixel = 0; pixel < num_pixels; ++pixel) {
-      pixel_begin[pixel + 1] += pixel_begin[pixel];
+  }
+
+  // Keeps the order of the taps of a pixel.
+  void sort() {
+    STD_TORCH_CHECK(
+        unsorted_.size() <= size_t(std::numeric_limits<int32_t>::max()),
+        "too many boxes on one row of features");
+    for (size_t pixel = 1; pixel < pixel_begin.size(); ++pixel) {
+      pixel_begin[pixel] += pixel_begin[pixel - 1];
     }
     next_.assign(pixel_begin.begin(), pixel_begin.end() - 1);
-    bin.resize(taps.weight.size());
-    weight.resize(taps.weight.size());
-    for (size_t b = 0; b + 1 < taps.bin_begin.size(); ++b) {
-      for (int32_t t = taps.bin_begin[b]; t < taps.bin_begin[b + 1]; ++t) {
-        const int32_t entry = next_[taps.offset[t]]++;
-        bin[entry] = static_cast<int32_t>(b);
-        weight[entry] = taps.weight[t];
-      }
+    source.resize(unsorted_.size());
+    weight.resize(unsorted_.size());
+    for (const Tap& tap : unsorted_) {
+      const int32_t place = next_[tap.pixel]++;
+      source[place] = tap.source;
+      weight[place] = tap.weight;
     }
   }
 
  private:
+  struct Tap {
+    int32_t pixel;
+    acc_t weight;
+    int64_t source;
+  };
+  std::vector<Tap> unsorted_;
   std::vector<int32_t> next_;
 };
 
 template <typename T, typename coord_t>
-class TapsBuilder {
- public:
-  using acc_t = accumulate_t<T>;
-
-  TapsBuilder(const Params& params, const FeatureMap* gradients)
-      : params_(params), gradients_(gradients) {}
-
-  void build(const Box<coord_t>& box, PixelTaps<acc_t>& pixels) {
-    const FeatureMap& map = gradients_[box.level];
-    build_axes(params_, box, taps_);
-    const int64_t num_columns = static_cast<int64_t>(taps_.x.cells.size());
-    row_.resize(taps_.y.cells.size());
-    column_.resize(num_columns);
-    for (size_t i = 0; i < row_.size(); ++i) {
-      row_[i] = static_cast<int64_t>(i) * num_columns;
+std::vector<Band> plan_bands(
+    const Params& params, const FeatureMap* gradients, const std::vector<Box<coord_t>>& boxes) {
+  constexpr int32_t kMaxRows = 16;
+  constexpr double kTapsAtATime = 1 << 16;  // 2 to 3 MB, where boxes are spread evenly
+  constexpr int64_t kTasksPerThread = 4;    // so that the last to finish does not wait long
+  int64_t total_rows = 0;
+  for (int32_t level = 0; level < params.num_levels; ++level) {
+    if (gradients[level].data != nullptr) {
+      total_rows += params.num_images * gradients[level].height;
     }
-    for (int64_t i = 0; i < num_columns; ++i) {
-      column_[i] = i;
-    }
-    taps_.build_taps(
-        map_of_box(params_, box.index, converted_map_), params_.map_width, row_.data(),
-        column_.data());
-    if (taps_.num_pixels() == 0) {
-      pixels.pixel_begin.assign(1, 0);
-      return;
-    }
-    pixels.build(map, taps_);
   }
+  const int64_t tasks = kTasksPerThread * static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t rows_per_task = std::clamp<int64_t>(total_rows / tasks, 4, kMaxRows);
+  const int64_t bands = std::max<int64_t>(total_rows / rows_per_task, 1);
+  const int64_t narrowest = 4 * kernels<T>().lanes;  // each block of channels builds all taps
+  const int64_t block =
+      std::max(params.channels * bands / tasks / narrowest * narrowest, narrowest);
 
- private:
-  const Params& params_;
-  const FeatureMap* gradients_;
-  BoxTaps<coord_t, acc_t> taps_;
-  std::vector<coord_t> converted_map_;
-  std::vector<int64_t> row_;
-  std::vector<int64_t> column_;
-};
-
-// A bound on the taps of a box along one axis, cheap enough to plan memory by.
-template <typename T>
-int64_t axis_taps_bound(const Axis<T>& axis, int32_t size) {
-  const double per_bin =
-      std::min(2.0 * axis.samples, std::fabs(double(axis.extent)) / axis.bins + 3.0);
-  return static_cast<int64_t>(std::min(axis.bins * per_bin, size + 3.0 * axis.bins));
-}
-
-template <typename T, typename coord_t>
-class FeatureGradient {
- public:
-  using acc_t = accumulate_t<T>;
-  using BoxList = std::vector<Box<coord_t>>;
-
-  FeatureGradient(const Params& params, const PooledMap& grad, const FeatureMap* gradients)
-      : params_(params), grad_(grad), gradients_(gradients) {}
-
-  void run(const BoxList& boxes) {
-    constexpr int64_t kTapsAtATime = 4 << 20;
-    size_t begin = 0;
-    while (begin < boxes.size()) {
+  std::vector<Band> plan;
+  size_t begin = 0;
+  for (int32_t level = 0; level < params.num_levels; ++level) {
+    const FeatureMap& map = gradients[level];
+    for (int64_t image = 0; image < params.num_images; ++image) {
       size_t end = begin;
-      for (int64_t taps = 0; end < boxes.size() && (end == begin || taps < kTapsAtATime); ++end) {
-        const FeatureMap& map = params_.levels[boxes[end].level];
-        taps += axis_taps_bound(boxes[end].geometry.y, map.height) *
-                axis_taps_bound(boxes[end].geometry.x, map.width);
+      double taps = 0;
+      while (end < boxes.size() && boxes[end].level == level &&
+             boxes[end].geometry.batch == image) {
+        taps += taps_bound(boxes[end++], map);
       }
-      run_chunk(boxes, begin, end);
+      if (map.data != nullptr && map.width > 0) {
+        constexpr int64_t kMaxPixels = 1 << 30;  // of a band; they are counted in 32 bits
+        const double most_rows = double(std::min(rows_per_task, kMaxPixels / map.width));
+        const int32_t rows = static_cast<int32_t>(
+            std::max(std::min(kTapsAtATime * map.height / (taps + 1), most_rows), 1.0));
+        for (int32_t row = 0; row < map.height; row += rows) {
+          for (int64_t c = 0; c < params.channels; c += block) {
+            plan.push_back(
+                {level,
+                 image,
+                 {row, std::min(row + rows, map.height)},
+                 c,
+                 std::min(block, params.channels - c),
+                 begin,
+                 end});
+          }
+        }
+      }
       begin = end;
     }
   }
+  return plan;
+}
+
+template <typename T, typename coord_t>
+class BandGradient {
+ public:
+  using acc_t = accumulate_t<T>;
+
+  BandGradient(
+      const Params& params, const PooledMap& grad, const FeatureMap* gradients,
+      const std::vector<Box<coord_t>>& boxes)
+      : params_(params), gradients_(gradients), boxes_(boxes), pooled_(grad, params.options) {}
+
+  void compute(const Band& band) {
+    const FeatureMap& map = gradients_[band.level];
+    const bool is_native = is_channels_innermost(map, params_.channels);
+    block_ = is_native && pooled_.is_in_place()
+                 ? static_cast<int32_t>(band.channels)
+                 : channel_block<T>(map.width, band.channels, kernels_.planar_block);
+    row_ = row_grid(map);
+    collect_taps(band, map);
+    for (int64_t c = band.channel; c < band.channel + band.channels; c += block_) {
+      const int32_t n =
+          static_cast<int32_t>(std::min<int64_t>(block_, band.channel + band.channels - c));
+      const acc_t* source = pooled_.is_in_place() ? pooled_.data() + c : pack_bins(c, n);
+      T* to = static_cast<T*>(map.data) + band.image * map.image_stride + c * map.channel_stride;
+      for (int32_t row = band.rows.begin; row < band.rows.end; ++row) {
+        const int32_t* pixel_begin =
+            taps_.pixel_begin.data() + int64_t(row - band.rows.begin) * map.width;
+        write_row(map, is_native, pixel_begin, source, n, to + row * map.row_stride);
+      }
+    }
+  }
 
  private:
-  struct Task {
-    size_t begin;  // boxes of one image of one level
-    size_t end;
-    int64_t channel;
-    int64_t channels;
+  // Rows of bins of one box that reach into the band.
+  struct Bins {
+    int64_t box;
+    Range<int32_t> rows;
   };
 
   const Params& params_;
-  const PooledMap& grad_;
   const FeatureMap* gradients_;
+  const std::vector<Box<coord_t>>& boxes_;
   const Kernels<T>& kernels_ = kernels<T>();
-  std::vector<PixelTaps<acc_t>> pixels_;
+  const PooledGradient<T> pooled_;
+  BoxTaps<coord_t, acc_t> box_taps_;
+  std::vector<coord_t> converted_map_;
+  std::vector<coord_t> grid_;  // weights of a bin
+  PixelTaps<acc_t> taps_;
+  int32_t block_ = 0;  // channels of a tile
+  PlaneGrid row_;      // of the gradient
+  std::vector<Bins> rows_of_boxes_;
+  std::vector<acc_t> packed_bins_;
+  std::vector<acc_t> tile_;
 
-  void run_chunk(const BoxList& boxes, size_t begin, size_t end) {
-    pixels_.resize(std::max(pixels_.size(), end - begin));
-    parallel_dynamic(
-        static_cast<int64_t>(end - begin),
-        [&] { return TapsBuilder<T, coord_t>(params_, gradients_); },
-        [&](TapsBuilder<T, coord_t>& builder, int64_t i) {
-          builder.build(boxes[begin + i], pixels_[i]);
-        });
-    const std::vector<Task> tasks = make_tasks(boxes, begin, end);
-    parallel_dynamic(
-        static_cast<int64_t>(tasks.size()), [&] { return Worker(*this); },
-        [&](Worker& worker, int64_t i) {
-          const Task& task = tasks[i];
-          for (size_t b = task.begin; b < task.end; ++b) {
-            worker.add(boxes[b], pixels_[b - begin], task.channel, task.channels);
-          }
-        });
-  }
-
-  // Two tasks per thread, so that the last to finish does not wait long, and no block narrower than
-  // a few vectors: each reads all taps.
-  std::vector<Task> make_tasks(const BoxList& boxes, size_t begin, size_t end) const {
-    std::vector<std::pair<size_t, size_t>> images;
-    for (size_t b = begin; b < end; ++b) {
-      const bool is_new = b == begin || boxes[b].level != boxes[b - 1].level ||
-                          boxes[b].geometry.batch != boxes[b - 1].geometry.batch;
-      if (is_new) {
-        images.emplace_back(b, b);
-      }
-      images.back().second = b + 1;
-    }
-    const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
-    const int64_t blocks = std::max<int64_t>(
-        1,
-        (wanted + static_cast<int64_t>(images.size()) - 1) / static_cast<int64_t>(images.size()));
-    const int64_t narrowest = 2 * kernels_.lanes;
-    const int64_t per_block = (params_.channels + blocks - 1) / blocks;
-    const int64_t block =
-        std::max(narrowest, (per_block + kernels_.lanes - 1) / kernels_.lanes * kernels_.lanes);
-    std::vector<Task> tasks;
-    for (const auto& [first, last] : images) {
-      for (int64_t c = 0; c < params_.channels; c += block) {
-        tasks.push_back({first, last, c, std::min(block, params_.channels - c)});
+  void collect_taps(const Band& band, const FeatureMap& map) {
+    taps_.clear(int64_t(band.rows.end - band.rows.begin) * map.width);
+    rows_of_boxes_.clear();
+    int64_t num_bins = 0;
+    for (size_t b = band.begin; b < band.end; ++b) {
+      const Box<coord_t>& box = boxes_[b];
+      if (box.rows.begin < band.rows.end && band.rows.begin < box.rows.end) {
+        build_axes(params_, box, box_taps_);
+        num_bins += collect_taps(band, map, box, num_bins);
       }
     }
-    return tasks;
+    taps_.sort();
   }
 
-  class Worker {
-   public:
-    explicit Worker(const FeatureGradient& owner)
-        : params_(owner.params_),
-          gradients_(owner.gradients_),
-          tile_(owner.grad_, owner.params_.options) {}
-
-    void add(
-        const Box<coord_t>& box, const PixelTaps<acc_t>& pixels, int64_t channel,
-        int64_t channels) {
-      const FeatureMap& map = gradients_[box.level];
-      const int32_t num_pixels = static_cast<int32_t>(pixels.pixel_begin.size()) - 1;
-      if (num_pixels == 0) {
-        return;
-      }
-      acc_t* gradient = static_cast<acc_t*>(map.data) + box.geometry.batch * map.image_stride;
-      const bool is_native = is_channels_innermost(map, params_.channels);
-      const int64_t tile_rows = is_native
-                                    ? params_.options.pooled_height * params_.options.pooled_width
-                                    : pixels.footprint.num_pixels();
-      const int32_t block = channel_block(
-          tile_rows, kernels_.lanes, is_native ? 2 * kernels_.planar_block : kernels_.planar_block,
-          channels, sizeof(acc_t));
-      for (int64_t c = channel; c < channel + channels; c += block) {
-        const int32_t n = static_cast<int32_t>(std::min<int64_t>(block, channel + channels - c));
-        const acc_t* tile = tile_.load(box.index, c, n, block);
-        if (is_native) {
-          gather(pixels, gradient + c, pixels.native_offset.data(), n, tile, block);
-          continue;
+  // Returns how many bins of the box reach into the band.
+  int64_t collect_taps(
+      const Band& band, const FeatureMap& map, const Box<coord_t>& box, int64_t num_bins) {
+    const std::vector<int32_t>& cells = box_taps_.y.cells;
+    const std::vector<int32_t>& columns = box_taps_.x.cells;
+    const auto slot_of = [&](int32_t row) {
+      return static_cast<int32_t>(
+          std::lower_bound(cells.begin(), cells.end(), row) - cells.begin());
+    };
+    const Range<int32_t> slots{slot_of(band.rows.begin), slot_of(band.rows.end)};
+    const auto in_band = [&](int32_t ph) {
+      const Range<int32_t> of_bin = box_taps_.y.bin_slots[ph];
+      return of_bin.begin < slots.end && slots.begin < of_bin.end;
+    };
+    Range<int32_t> rows{0, params_.options.pooled_height};
+    while (rows.begin < rows.end && !in_band(rows.begin)) {
+      ++rows.begin;
+    }
+    while (rows.begin < rows.end && !in_band(rows.end - 1)) {
+      --rows.end;
+    }
+    if (rows.begin == rows.end) {
+      return 0;
+    }
+    rows_of_boxes_.push_back({box.index, rows});
+    const coord_t* prob_map = map_of_box(params_, box.index, converted_map_);
+    int64_t bin = num_bins;
+    for (int32_t ph = rows.begin; ph < rows.end; ++ph) {
+      const Range<int32_t> of_bin = box_taps_.y.bin_slots[ph];
+      const Range<int32_t> here{
+          std::max(of_bin.begin, slots.begin), std::min(of_bin.end, slots.end)};
+      for (int32_t pw = 0; pw < bins_per_row(); ++pw, ++bin) {
+        const Range<int32_t> slots_x = box_taps_.x.bin_slots[pw];
+        const int32_t num_columns = slots_x.end - slots_x.begin;
+        const int64_t source = pooled_.is_in_place()
+                                   ? pooled_.offset(box.index, ph * bins_per_row() + pw)
+                                   : bin * block_;
+        grid_.assign(size_t(of_bin.end - of_bin.begin) * num_columns, coord_t(0));
+        box_taps_.add_weights(ph, pw, here, prob_map, params_.map_width, grid_.data());
+        for (int32_t slot = here.begin; slot < here.end; ++slot) {
+          taps_.add(
+              int64_t(cells[slot] - band.rows.begin) * map.width, columns.data() + slots_x.begin,
+              num_columns, source, grid_.data() + int64_t(slot - of_bin.begin) * num_columns);
         }
-        packed_.assign(size_t(pixels.footprint.num_pixels() + kernels_.lanes) * block, acc_t(0));
-        offset_.resize(num_pixels);
-        std::transform(
-            pixels.packed_offset.begin(), pixels.packed_offset.end(), offset_.begin(),
-            [block](int64_t row) { return row * block; });
-        gather(pixels, packed_.data(), offset_.data(), n, tile, block);
-        kernels_.unpack_add(
-            packed_.data(), block,
-            pixels.footprint.template planes<acc_t>(
-                gradient + c * map.channel_stride, map.channel_stride, n));
       }
     }
+    return bin - num_bins;
+  }
 
-   private:
-    const Params& params_;
-    const FeatureMap* gradients_;
-    const Kernels<T>& kernels_ = kernels<T>();
-    BinTile<T> tile_;
-    std::vector<acc_t> packed_;
-    std::vector<int64_t> offset_;
+  int32_t bins_per_row() const {
+    return params_.options.pooled_width;
+  }
 
-    void gather(
-        const PixelTaps<acc_t>& pixels, acc_t* gradient, const int64_t* offset, int32_t channels,
-        const acc_t* tile, int32_t block) {
-      kernels_.gather_pixels(
-          gradient, offset, pixels.pixel_begin.data(), pixels.bin.data(), pixels.weight.data(),
-          static_cast<int32_t>(pixels.pixel_begin.size()) - 1, channels, tile, block);
+  const acc_t* pack_bins(int64_t c, int32_t channels) {
+    int64_t num_bins = 0;
+    for (const Bins& bins : rows_of_boxes_) {
+      num_bins += int64_t(bins.rows.end - bins.rows.begin) * bins_per_row();
     }
-  };
+    packed_bins_.resize(size_t(num_bins + kernels_.lanes) * block_);
+    acc_t* tile = packed_bins_.data();
+    for (const Bins& bins : rows_of_boxes_) {
+      pooled_.pack(bins.box, bins.rows, c, channels, tile, block_);
+      tile += int64_t(bins.rows.end - bins.rows.begin) * bins_per_row() * block_;
+    }
+    return packed_bins_.data();
+  }
+
+  void write_row(
+      const FeatureMap& map, bool is_native, const int32_t* pixel_begin, const acc_t* source,
+      int32_t channels, T* to) {
+    if (is_native) {
+      kernels_.gather_from_tile(
+          source, pixel_begin, taps_.source.data(), taps_.weight.data(), map.width, channels, to,
+          map.column_stride);
+      return;
+    }
+    if (pixel_begin[0] == pixel_begin[map.width] && map.column_stride == 1) {
+      for (int32_t c = 0; c < channels; ++c) {
+        std::memset(static_cast<void*>(to + c * map.channel_stride), 0, sizeof(T) * map.width);
+      }
+      return;
+    }
+    tile_.resize(size_t(map.width + kernels_.lanes) * block_);
+    kernels_.gather_tile_to_tile(
+        source, pixel_begin, taps_.source.data(), taps_.weight.data(), map.width, channels,
+        tile_.data(), block_);
+    kernels_.unpack(tile_.data(), block_, row_.planes(to, map.channel_stride, channels));
+  }
 };
 
 }  // namespace
@@ -254,25 +292,15 @@ void backward_features(const Params& params, const PooledMap& grad, const Featur
   dispatch(params, [&](auto feature, auto roi) {
     using T = decltype(feature);
     using coord_t = coordinate_t<T, decltype(roi)>;
+    using Worker = BandGradient<T, coord_t>;
     auto boxes = sorted_boxes<coord_t, decltype(roi)>(params);
     std::erase_if(boxes, [&](const Box<coord_t>& box) {
       return !box.is_sampled || gradients[box.level].data == nullptr;
     });
-    if (params.channels > 0) {
-      FeatureGradient<T, coord_t>(params, grad, gradients).run(boxes);
-    }
-  });
-}
-
-void convert_gradient(ScalarType type, const float* from, void* to, int64_t n) {
-  constexpr int64_t kGrain = 1 << 16;
-  dispatch(type, [&](auto instance) {
-    using T = decltype(instance);
-    if constexpr (!std::is_same_v<T, double>) {
-      torch::stable::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-        kernels<T>().convert(from + begin, static_cast<T*>(to) + begin, end - begin);
-      });
-    }
+    const std::vector<Band> bands = plan_bands<T>(params, gradients, boxes);
+    parallel_dynamic(
+        static_cast<int64_t>(bands.size()), [&] { return Worker(params, grad, gradients, boxes); },
+        [&](Worker& worker, int64_t i) { worker.compute(bands[i]); });
   });
 }
 

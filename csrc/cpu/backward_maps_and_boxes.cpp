@@ -1,8 +1,9 @@
 // Gradients of the probability maps and of the boxes. Both are sums over channels, and both follow
 // from the same dot products <features of a pixel, gradient of a bin>, one per tap: the channels
 // are read once, the rest is scalar work. One thread owns a box.
+#include "box_runs.h"
 #include "operators.h"
-#include "prepared_box.h"
+#include "pooled_gradient.h"
 
 namespace shape_roi_align::cpu {
 namespace {
@@ -12,25 +13,94 @@ class MapAndBoxGradient {
  public:
   using acc_t = accumulate_t<T>;
 
-  MapAndBoxGradient(const Params& params, const PooledMap& grad, void* grad_maps, box_t* grad_rois)
+  MapAndBoxGradient(
+      const Params& params, const PooledMap& grad, void* grad_maps, box_t* grad_rois,
+      const std::vector<Box<coord_t>>& boxes)
       : params_(params),
-        tile_(grad, params.options),
+        pooled_(grad, params.options),
         grad_maps_(grad_maps),
         grad_rois_(grad_rois),
-        bins_(params.options.pooled_height * params.options.pooled_width) {}
+        bins_(params.options.pooled_height * params.options.pooled_width),
+        run_(params, boxes) {}
 
-  void compute(const Box<coord_t>& box) {
-    if (!box_.prepare(params_, box)) {
-      return;
+  void compute(const Run& run) {
+    run_.prepare(run);
+    dot_taps(run.channels);
+    for (size_t i = 0; i < run_.size(); ++i) {
+      finish(run_.box(i), run_.taps(i), dot_[i].data());
     }
-    dot_taps(box.index);
+  }
+
+ private:
+  // d(loss)/d(sample coordinate), summed over samples, plain and weighted by their place in the
+  // box.
+  struct AxisGradient {
+    coord_t sum = 0;
+    coord_t by_place = 0;
+  };
+
+  const Params& params_;
+  const PooledGradient<T> pooled_;
+  void* grad_maps_;
+  box_t* grad_rois_;
+  const int32_t bins_;
+  const Kernels<T>& kernels_ = kernels<T>();
+  BoxRun<T, coord_t> run_;
+  std::vector<std::vector<acc_t>> dot_;  // of each box, one per tap
+  std::vector<acc_t> tile_;
+  const coord_t* map_ = nullptr;
+  std::vector<coord_t> converted_map_;
+  std::vector<coord_t> map_gradient_;
+  AxisGradient along_y_;
+  AxisGradient along_x_;
+
+  void dot_taps(int64_t channels_of_run) {
+    if (dot_.size() < run_.size()) {
+      dot_.resize(run_.size());
+    }
+    for (size_t i = 0; i < run_.size(); ++i) {
+      dot_[i].assign(run_.taps(i).weight.size(), acc_t(0));
+    }
+    const int32_t widest =
+        pooled_.is_in_place() ? static_cast<int32_t>(channels_of_run)
+                              : channel_block<T>(bins_, channels_of_run, 2 * kernels_.planar_block);
+    run_.for_each_block(widest, [&](size_t i, auto* features, int64_t c, int32_t channels) {
+      const BoxTaps<coord_t, acc_t>& taps = run_.taps(i);
+      const int64_t k = run_.box(i).index;
+      if (pooled_.is_in_place()) {
+        dot(taps, features, channels, pooled_.data() + pooled_.offset(k, 0) + c,
+            pooled_.bin_stride(), dot_[i].data());
+        return;
+      }
+      const int64_t stride = round_up(channels, kernels_.lanes);
+      tile_.resize((size_t(bins_) + kernels_.lanes) * stride);
+      pooled_.pack(k, {0, params_.options.pooled_height}, c, channels, tile_.data(), stride);
+      dot(taps, features, channels, tile_.data(), stride, dot_[i].data());
+    });
+  }
+
+  template <typename source_t>
+  void dot(
+      const BoxTaps<coord_t, acc_t>& taps, const source_t* features, int32_t channels,
+      const acc_t* tile, int64_t stride, acc_t* to) const {
+    const auto kernel = [&] {
+      if constexpr (std::is_same_v<source_t, T>) {
+        return kernels_.dot_taps;
+      } else {
+        return kernels_.dot_taps_packed;
+      }
+    }();
+    kernel(features, taps.bin_begin.data(), taps.offset.data(), bins_, channels, tile, stride, to);
+  }
+
+  void finish(const Box<coord_t>& box, const BoxTaps<coord_t, acc_t>& taps, const acc_t* dot) {
     map_ = map_of_box(params_, box.index, converted_map_);
     map_gradient_.assign(
         grad_maps_ == nullptr ? 0 : int64_t(params_.map_height) * params_.map_width, coord_t(0));
     along_y_ = along_x_ = AxisGradient{};
     for (int32_t ph = 0; ph < params_.options.pooled_height; ++ph) {
       for (int32_t pw = 0; pw < params_.options.pooled_width; ++pw) {
-        add_bin(ph, pw);
+        add_bin(taps, dot, ph, pw);
       }
     }
     if (grad_maps_ != nullptr) {
@@ -44,57 +114,13 @@ class MapAndBoxGradient {
     }
   }
 
- private:
-  // d(loss)/d(sample coordinate), summed over samples, plain and weighted by their place in the
-  // box.
-  struct AxisGradient {
-    coord_t sum = 0;
-    coord_t by_place = 0;
-  };
-
-  const Params& params_;
-  BinTile<T> tile_;
-  void* grad_maps_;
-  box_t* grad_rois_;
-  const int32_t bins_;
-  const Kernels<T>& kernels_ = kernels<T>();
-  PreparedBox<T, coord_t> box_;
-  std::vector<acc_t> dot_;
-  const coord_t* map_ = nullptr;
-  std::vector<coord_t> converted_map_;
-  std::vector<coord_t> map_gradient_;
-  AxisGradient along_y_;
-  AxisGradient along_x_;
-
-  void dot_taps(int64_t k) {
-    const BoxTaps<coord_t, acc_t>& taps = box_.taps;
-    dot_.assign(taps.weight.size(), acc_t(0));
-    const int32_t block = box_.is_native ? channel_block(
-                                               bins_, kernels_.lanes, 2 * kernels_.planar_block,
-                                               params_.channels, sizeof(acc_t))
-                                         : box_.block;
-    for (int64_t c = 0; c < params_.channels; c += block) {
-      const int32_t channels = static_cast<int32_t>(std::min<int64_t>(block, params_.channels - c));
-      const acc_t* tile = tile_.load(k, c, channels, block);
-      if (box_.is_native) {
-        kernels_.dot_taps(
-            box_.native_features(c), taps.bin_begin.data(), taps.offset.data(), bins_, channels,
-            tile, block, dot_.data());
-      } else {
-        kernels_.dot_taps_packed(
-            box_.pack_features(c, channels), taps.bin_begin.data(), taps.offset.data(), bins_,
-            channels, tile, block, dot_.data());
-      }
-    }
-  }
-
-  void add_bin(int32_t ph, int32_t pw) {
-    const AxisTaps<coord_t>& y = box_.taps.y;
-    const AxisTaps<coord_t>& x = box_.taps.x;
+  void add_bin(const BoxTaps<coord_t, acc_t>& taps, const acc_t* dots, int32_t ph, int32_t pw) {
+    const AxisTaps<coord_t>& y = taps.y;
+    const AxisTaps<coord_t>& x = taps.x;
     const Range<int32_t> rows = y.bin_slots[ph];
     const Range<int32_t> columns = x.bin_slots[pw];
     const int64_t num_columns = columns.end - columns.begin;
-    const acc_t* dot = dot_.data() + box_.taps.bin_begin[ph * params_.options.pooled_width + pw];
+    const acc_t* dot = dots + taps.bin_begin[ph * params_.options.pooled_width + pw];
     for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
       const AxisSample<coord_t>& sy = y.samples[iy];
       const acc_t* low = dot + (sy.low - rows.begin) * num_columns - columns.begin;
@@ -108,12 +134,12 @@ class MapAndBoxGradient {
         if (grad_maps_ != nullptr) {
           add_to_map(
               sy.map, sx.map,
-              box_.taps.inverse_count * (sy.low_weight * at_low + sy.high_weight * at_high));
+              taps.inverse_count * (sy.low_weight * at_low + sy.high_weight * at_high));
         }
         if (grad_rois_ != nullptr) {
           const coord_t p =
               map_ == nullptr ? coord_t(1) : sample_map(map_, params_.map_width, sy.map, sx.map);
-          const coord_t weight = p * box_.taps.inverse_count;
+          const coord_t weight = p * taps.inverse_count;
           const coord_t slope_low = coord_t(low[sx.high]) - coord_t(low[sx.low]);
           const coord_t slope_high = coord_t(high[sx.high]) - coord_t(high[sx.low]);
           add_to_axis(along_y_, weight * sy.slope * (at_high - at_low), sy.place);
@@ -171,11 +197,16 @@ void backward_maps_and_boxes(
     using box_t = decltype(roi);
     using coord_t = coordinate_t<T, box_t>;
     using Worker = MapAndBoxGradient<T, coord_t, box_t>;
-    const auto boxes = sorted_boxes<coord_t, box_t>(params);
+    auto boxes = sorted_boxes<coord_t, box_t>(params);
+    if (params.channels == 0) {
+      return;
+    }
+    std::erase_if(boxes, [](const Box<coord_t>& box) { return !box.is_sampled; });
+    const std::vector<Run> runs = plan_runs<T>(params, boxes, Divide::kBoxes);
     parallel_dynamic(
-        static_cast<int64_t>(boxes.size()),
-        [&] { return Worker(params, grad, grad_maps, static_cast<box_t*>(grad_rois)); },
-        [&](Worker& worker, int64_t i) { worker.compute(boxes[i]); });
+        static_cast<int64_t>(runs.size()),
+        [&] { return Worker(params, grad, grad_maps, static_cast<box_t*>(grad_rois), boxes); },
+        [&](Worker& worker, int64_t i) { worker.compute(runs[i]); });
   });
 }
 

@@ -6,9 +6,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
+#include <tuple>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "../sa_roi_align.h"
@@ -28,6 +29,8 @@ struct Box {
   int32_t level;
   bool is_sampled;  // false: output and gradients are 0
   BoxGeometry<T> geometry;
+  Range<int32_t> rows;     // of the feature map: those that samples may read are among them
+  Range<int32_t> columns;  // likewise
 };
 
 // Calls f(type instance) with the storage type named by `type`.
@@ -57,7 +60,18 @@ void dispatch(const Params& params, F f) {
   });
 }
 
-// All boxes, sorted by level, image and place so that neighbours share cache. Throws on a batch
+// Cells of a map of `size` >= 1 cells that samples of the axis may read, at least one.
+template <typename T>
+Range<int32_t> readable_cells(const Axis<T>& axis, int32_t size) {
+  const double end = double(axis.start) + double(axis.extent);
+  const double error = coordinate_error(axis);
+  const double first = std::floor(std::min(double(axis.start), end) - error) - 1;
+  const double last = std::ceil(std::max(double(axis.start), end) + error) + 1;
+  const int32_t begin = static_cast<int32_t>(std::clamp<double>(first, 0, size - 1));
+  return {begin, static_cast<int32_t>(std::clamp<double>(last, begin, size - 1)) + 1};
+}
+
+// All boxes, sorted by level, image and first row so that neighbours share cache. Throws on a batch
 // index or level out of range.
 template <typename T, typename box_t>
 std::vector<Box<T>> sorted_boxes(const Params& params) {
@@ -78,12 +92,15 @@ std::vector<Box<T>> sorted_boxes(const Params& params) {
         make_box_geometry<T>(roi, T(map.spatial_scale), params.num_images, params.options);
     const bool is_sampled =
         geometry.valid && geometry.inverse_count > T(0) && map.height > 0 && map.width > 0;
-    boxes.push_back({k, static_cast<int32_t>(level), is_sampled, geometry});
+    Box<T> box{k, static_cast<int32_t>(level), is_sampled, geometry, {0, 0}, {0, 0}};
+    if (is_sampled) {
+      box.rows = readable_cells(geometry.y, map.height);
+      box.columns = readable_cells(geometry.x, map.width);
+    }
+    boxes.push_back(box);
   }
   const auto key = [](const Box<T>& box) {
-    const BoxGeometry<T>& g = box.geometry;
-    const T middle = box.is_sampled ? g.y.start + g.y.extent / 2 : T(0);
-    return std::tuple(box.level, g.batch, middle, box.index);
+    return std::tuple(box.level, box.geometry.batch, box.rows.begin, box.index);
   };
   std::sort(boxes.begin(), boxes.end(), [&](const Box<T>& a, const Box<T>& b) {
     return key(a) < key(b);
@@ -118,14 +135,25 @@ const T* map_of_box(const Params& params, int64_t k, std::vector<T>& converted) 
 
 template <typename T, typename weight_t>
 void build_axes(const Params& params, const Box<T>& box, BoxTaps<T, weight_t>& taps) {
-  constexpr int64_t kMaxPixels = 1 << 30;  // taps of one box are counted in 32 bits
+  constexpr int64_t kMaxTaps = 1 << 30;  // they are counted in 32 bits
   const FeatureMap& map = params.levels[box.level];
   taps.build_axes(
       box.geometry, map.height, map.width, params.map_height, params.map_width,
       params.options.map_aligned);
   STD_TORCH_CHECK(
-      taps.num_pixels() <= kMaxPixels, "boxes[", box.index, "] reads more than ", kMaxPixels,
-      " pixels");
+      taps.num_taps() <= kMaxTaps, "boxes[", box.index, "] needs more than ", kMaxTaps,
+      " weights of pixels in its bins");
+}
+
+// A bound on the taps of a box, cheap enough to plan memory by.
+template <typename T>
+double taps_bound(const Box<T>& box, const FeatureMap& map) {
+  const auto along = [](const Axis<T>& axis, int32_t size) {
+    const double per_bin =
+        std::min(2.0 * axis.samples, std::fabs(double(axis.extent)) / axis.bins + 3.0);
+    return std::min(axis.bins * per_bin, size + 3.0 * axis.bins);
+  };
+  return along(box.geometry.y, map.height) * along(box.geometry.x, map.width);
 }
 
 // f(worker state, i) for i in [0, n), balanced dynamically. Which thread serves i must not matter.

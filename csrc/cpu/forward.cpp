@@ -1,7 +1,9 @@
-// Forward: each box is pooled by one thread. Its taps are built once; then channels stream through
-// registers.
+// Forward: the taps of a box are built once; then channels stream through registers.
+#include <cstring>
+
+#include "box_runs.h"
 #include "operators.h"
-#include "prepared_box.h"
+#include "streaming.h"
 
 namespace shape_roi_align::cpu {
 namespace {
@@ -11,55 +13,89 @@ class Pooler {
  public:
   using acc_t = accumulate_t<T>;
 
-  Pooler(const Params& params, const PooledMap& output)
-      : params_(params),
-        output_(output),
-        grid_(output, params.options),
-        bins_(params.options.pooled_height * params.options.pooled_width) {}
+  Pooler(const Params& params, const PooledMap& output, const std::vector<Box<coord_t>>& boxes)
+      : output_(output),
+        bins_(params.options.pooled_height * params.options.pooled_width),
+        grid_(bin_grid(output, params.options.pooled_height, params.options.pooled_width)),
+        is_streamed_(
+            output.channel_stride == bins_ && staged_bytes() <= kLargestStage &&
+            params.num_rois * params.channels * bins_ * int64_t(sizeof(T)) >= kLargeResult),
+        run_(params, boxes) {}
 
-  void pool(const Box<coord_t>& box) {
-    T* out = static_cast<T*>(output_.data) + box.index * output_.box_stride;
-    if (!box_.prepare(params_, box)) {
-      std::memset(static_cast<void*>(out), 0, sizeof(T) * params_.channels * bins_);
-      return;
-    }
-    const BoxTaps<coord_t, acc_t>& taps = box_.taps;
-    if (box_.is_native && output_.channel_stride == 1) {
-      kernels_.gather_bins(
-          box_.native_features(0), taps.bin_begin.data(), taps.offset.data(), taps.weight.data(),
-          bins_, static_cast<int32_t>(params_.channels), out, output_.column_stride);
-      return;
-    }
-    const int32_t block = box_.is_native ? channel_block(
-                                               bins_, kernels_.lanes, kernels_.planar_block,
-                                               params_.channels, sizeof(acc_t))
-                                         : box_.block;
-    tile_.resize(size_t(bins_ + kernels_.lanes) * block);
-    for (int64_t c = 0; c < params_.channels; c += block) {
-      const int32_t channels = static_cast<int32_t>(std::min<int64_t>(block, params_.channels - c));
-      if (box_.is_native) {
-        kernels_.gather_bins_to_tile(
-            box_.native_features(c), taps.bin_begin.data(), taps.offset.data(), taps.weight.data(),
-            bins_, channels, tile_.data(), block);
+  void pool(const Run& run) {
+    run_.prepare(run);
+    const bool is_in_place = run.is_native && output_.channel_stride == 1;
+    const int32_t widest = is_in_place
+                               ? static_cast<int32_t>(run.channels)
+                               : channel_block<T>(bins_, run.channels, kernels_.planar_block);
+    run_.for_each_block(widest, [&](size_t i, auto* features, int64_t c, int32_t channels) {
+      T* out = static_cast<T*>(output_.data) + run_.box(i).index * output_.box_stride +
+               c * output_.channel_stride;
+      const BoxTaps<coord_t, acc_t>& taps = run_.taps(i);
+      if (output_.channel_stride == 1) {
+        gather(taps, features, channels, out, output_.column_stride);
       } else {
-        kernels_.gather_bins_packed(
-            box_.pack_features(c, channels), taps.bin_begin.data(), taps.offset.data(),
-            taps.weight.data(), bins_, channels, tile_.data(), block);
+        const int64_t stride = round_up(channels, kernels_.lanes);
+        tile_.resize((size_t(bins_) + kernels_.lanes) * stride);
+        gather(taps, features, channels, tile_.data(), stride);
+        write_planes(stride, channels, out);
       }
-      kernels_.unpack(
-          tile_.data(), block,
-          grid_.planes(out + c * output_.channel_stride, output_.channel_stride, channels));
-    }
+    });
+    finish_streaming();
   }
 
  private:
-  const Params& params_;
+  static constexpr int64_t kLargestStage = 256 << 10;  // bytes that stay in the cache
+
   const PooledMap& output_;
-  const BinGrid grid_;
   const int32_t bins_;
+  const PlaneGrid grid_;
+  const bool is_streamed_;
   const Kernels<T>& kernels_ = kernels<T>();
-  PreparedBox<T, coord_t> box_;
+  BoxRun<T, coord_t> run_;
   std::vector<acc_t> tile_;
+  std::vector<T> staged_;
+
+  int64_t staged_bytes() const {
+    return int64_t(bins_) * kernels<T>().lanes * int64_t(sizeof(T));
+  }
+
+  // The planes of a large output are transposed in the cache and leave it as one stream of whole
+  // lines; a plane of 49 bins is no multiple of a line.
+  void write_planes(int64_t stride, int32_t channels, T* out) {
+    if (!is_streamed_) {
+      kernels_.unpack(tile_.data(), stride, grid_.planes(out, output_.channel_stride, channels));
+      return;
+    }
+    staged_.resize(size_t(bins_) * kernels_.lanes);
+    for (int32_t c = 0; c < channels; c += kernels_.lanes) {
+      const int32_t n = std::min(kernels_.lanes, channels - c);
+      kernels_.unpack(tile_.data() + c, stride, grid_.planes(staged_.data(), bins_, n));
+      stream(out + int64_t(c) * bins_, staged_.data(), sizeof(T) * bins_ * n);
+    }
+  }
+
+  template <typename source_t, typename out_t>
+  void gather(
+      const BoxTaps<coord_t, acc_t>& taps, const source_t* features, int32_t channels, out_t* out,
+      int64_t bin_stride) const {
+    const auto kernel = [&] {
+      constexpr bool from_tile = !std::is_same_v<source_t, T>;
+      constexpr bool to_tile = !std::is_same_v<out_t, T>;
+      if constexpr (from_tile && to_tile) {
+        return kernels_.gather_tile_to_tile;
+      } else if constexpr (from_tile) {
+        return kernels_.gather_from_tile;
+      } else if constexpr (to_tile) {
+        return kernels_.gather_to_tile;
+      } else {
+        return kernels_.gather;
+      }
+    }();
+    kernel(
+        features, taps.bin_begin.data(), taps.offset.data(), taps.weight.data(), bins_, channels,
+        out, bin_stride);
+  }
 };
 
 }  // namespace
@@ -68,13 +104,24 @@ void forward(const Params& params, const PooledMap& output) {
   dispatch(params, [&](auto feature, auto roi) {
     using T = decltype(feature);
     using coord_t = coordinate_t<T, decltype(roi)>;
-    const auto boxes = sorted_boxes<coord_t, decltype(roi)>(params);
+    using Worker = Pooler<T, coord_t>;
+    auto boxes = sorted_boxes<coord_t, decltype(roi)>(params);
     if (params.channels == 0) {
       return;
     }
+    const size_t size =
+        sizeof(T) * params.channels * params.options.pooled_height * params.options.pooled_width;
+    std::erase_if(boxes, [&](const Box<coord_t>& box) {
+      if (!box.is_sampled) {
+        T* out = static_cast<T*>(output.data) + box.index * output.box_stride;
+        std::memset(static_cast<void*>(out), 0, size);
+      }
+      return !box.is_sampled;
+    });
+    const std::vector<Run> runs = plan_runs<T>(params, boxes, Divide::kChannels);
     parallel_dynamic(
-        static_cast<int64_t>(boxes.size()), [&] { return Pooler<T, coord_t>(params, output); },
-        [&](Pooler<T, coord_t>& pooler, int64_t i) { pooler.pool(boxes[i]); });
+        static_cast<int64_t>(runs.size()), [&] { return Worker(params, output, boxes); },
+        [&](Worker& worker, int64_t i) { worker.pool(runs[i]); });
   });
 }
 

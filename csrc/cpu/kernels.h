@@ -1,6 +1,6 @@
 // The vectorised inner loops of the CPU operators, one table per instruction set and feature type.
 //
-// A tile holds bins (or pixels) x channels in the accumulate type, channels innermost, its stride a
+// A tile holds bins or pixels x channels in the accumulate type, channels innermost, its stride a
 // multiple of `lanes`.
 #pragma once
 
@@ -27,20 +27,24 @@ template <typename T>
 struct Kernels {
   using acc_t = accumulate_t<T>;
 
-  const char* name;
   int32_t lanes;         // of a vector of acc_t
   int32_t planar_block;  // channels worth packing at a time
 
-  // out[b * bin_stride + c] = sum of weight[t] * features[offset[t] + c] over the taps of bin b
-  void (*gather_bins)(
-      const T* features, const int32_t* bin_begin, const int64_t* offset, const acc_t* weight,
-      int32_t bins, int32_t channels, T* out, int64_t bin_stride);
-  void (*gather_bins_to_tile)(
-      const T* features, const int32_t* bin_begin, const int64_t* offset, const acc_t* weight,
-      int32_t bins, int32_t channels, acc_t* tile, int64_t bin_stride);
-  void (*gather_bins_packed)(
-      const acc_t* features, const int32_t* bin_begin, const int64_t* offset, const acc_t* weight,
-      int32_t bins, int32_t channels, acc_t* tile, int64_t bin_stride);
+  // out[r * row_stride + c] = sum of weight[t] * source[offset[t] + c] over the taps t of row r:
+  // rows of a sparse matrix times a dense one. Forward, the rows are bins and the source is
+  // features; backward, the rows are pixels and the source is bins.
+  void (*gather)(
+      const T* source, const int32_t* row_begin, const int64_t* offset, const acc_t* weight,
+      int32_t rows, int32_t channels, T* out, int64_t row_stride);
+  void (*gather_to_tile)(
+      const T* source, const int32_t* row_begin, const int64_t* offset, const acc_t* weight,
+      int32_t rows, int32_t channels, acc_t* tile, int64_t row_stride);
+  void (*gather_from_tile)(
+      const acc_t* source, const int32_t* row_begin, const int64_t* offset, const acc_t* weight,
+      int32_t rows, int32_t channels, T* out, int64_t row_stride);
+  void (*gather_tile_to_tile)(
+      const acc_t* source, const int32_t* row_begin, const int64_t* offset, const acc_t* weight,
+      int32_t rows, int32_t channels, acc_t* tile, int64_t row_stride);
 
   // dot[t] += sum over c of features[offset[t] + c] * tile[b * bin_stride + c], b the bin of tap t
   void (*dot_taps)(
@@ -50,21 +54,11 @@ struct Kernels {
       const acc_t* features, const int32_t* bin_begin, const int64_t* offset, int32_t bins,
       int32_t channels, const acc_t* tile, int64_t bin_stride, acc_t* dot);
 
-  // gradient[offset[p] + c] += sum of weight[e] * tile[bin[e] * bin_stride + c] over the entries of
-  // pixel p
-  void (*gather_pixels)(
-      acc_t* gradient, const int64_t* offset, const int32_t* pixel_begin, const int32_t* bin,
-      const acc_t* weight, int32_t pixels, int32_t channels, const acc_t* tile, int64_t bin_stride);
-
-  // tile[(row * num_columns + column) * stride + c] = planes; writes up to `lanes` rows of the tile
-  // past its end
-  void (*pack)(const Planes<const T>& planes, acc_t* tile, int64_t stride);
-  // planes = tile
+  // tile[(row * tile_columns + column) * stride + c] = planes; of each row, columns up to the next
+  // multiple of `lanes` may be written too
+  void (*pack)(const Planes<const T>& planes, acc_t* tile, int64_t tile_columns, int64_t stride);
+  // planes = tile, tile_columns being num_columns; reads the tile up to that multiple of `lanes`
   void (*unpack)(const acc_t* tile, int64_t stride, const Planes<T>& planes);
-  // planes += tile
-  void (*unpack_add)(const acc_t* tile, int64_t stride, const Planes<acc_t>& planes);
-
-  void (*convert)(const acc_t* from, T* to, int64_t n);
 };
 
 // The table of the best instruction set of this processor, or of the one named by

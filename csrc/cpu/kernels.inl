@@ -1,6 +1,6 @@
 // The one source of the arithmetic. Included by kernels_<capability>.cpp inside a namespace of its
-// own and, on x86-64, inside a region compiled for that instruction set; VECTOR_BYTES, ACCUMULATORS
-// and CAPABILITY are set by the includer. Every function is internal: nothing compiled for a newer
+// own and, on x86-64, inside a region compiled for that instruction set; VECTOR_BYTES and
+// ACCUMULATORS are set by the includer. Every function is internal: nothing compiled for a newer
 // processor may be picked by the linker for an older one.
 
 typedef float FloatVector __attribute__((vector_size(VECTOR_BYTES)));
@@ -24,6 +24,7 @@ constexpr int32_t kLanes = VECTOR_BYTES / sizeof(acc_t);
 
 #define ALWAYS_INLINE __attribute__((always_inline))
 #define INLINE static inline ALWAYS_INLINE
+#define INLINE_MEMBER inline ALWAYS_INLINE
 
 // body(0), ..., body(N - 1), unrolled.
 template <typename Body, int32_t... I>
@@ -130,16 +131,6 @@ INLINE void store_partial(double* to, DoubleVector v, int32_t n) {
 }
 #endif
 
-template <typename V>
-INLINE auto horizontal_sum(V v) {
-  constexpr int32_t lanes = sizeof(V) / sizeof(v[0]);
-  auto sum = v[0] + v[lanes / 2];
-  for (int32_t i = 1; i < lanes / 2; ++i) {
-    sum += v[i] + v[i + lanes / 2];
-  }
-  return sum;
-}
-
 // Swaps the off-diagonal Block x Block quarters of each 2 Block x 2 Block square.
 template <int32_t Block, typename V, int32_t... I>
 INLINE void exchange_blocks(V& low, V& high, std::integer_sequence<int32_t, I...>) {
@@ -159,6 +150,21 @@ INLINE void transpose(V (&m)[Lanes]) {
   });
   if constexpr (Block > 1) {
     transpose<Block / 2>(m);
+  }
+}
+
+// Lane i: the sum of the lanes of m[i].
+template <int32_t Vectors, int32_t Lanes, typename V>
+INLINE V sum_of_each(V (&m)[Lanes]) {
+  if constexpr (Vectors == 1) {
+    return m[0];
+  } else {
+    constexpr int32_t half = Vectors / 2;
+    repeat<half>([&](int32_t i) ALWAYS_INLINE {
+      exchange_blocks<half>(m[i], m[i + half], std::make_integer_sequence<int32_t, Lanes>{});
+      m[i] += m[i + half];
+    });
+    return sum_of_each<half>(m);
   }
 }
 
@@ -193,37 +199,63 @@ INLINE void for_channel_blocks(int32_t channels, Body body, Tail tail) {
 }
 
 template <typename T, typename out_t>
-static void gather_bins(
-    const T* features, const int32_t* bin_begin, const int64_t* offset,
-    const accumulate_t<T>* weight, int32_t bins, int32_t channels, out_t* out, int64_t bin_stride) {
+static void gather(
+    const T* source, const int32_t* row_begin, const int64_t* offset, const accumulate_t<T>* weight,
+    int32_t rows, int32_t channels, out_t* out, int64_t row_stride) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
   for_channel_blocks<acc_t>(
       channels,
       [&](int32_t c, auto vectors) ALWAYS_INLINE {
-        for (int32_t b = 0; b < bins; ++b) {
+        for (int32_t r = 0; r < rows; ++r) {
           vector_t<acc_t> sum[vectors] = {};
-          for (int32_t t = bin_begin[b]; t < bin_begin[b + 1]; ++t) {
-            const T* from = features + offset[t] + c;
+          for (int32_t t = row_begin[r]; t < row_begin[r + 1]; ++t) {
+            const T* from = source + offset[t] + c;
             const acc_t w = weight[t];
             repeat<vectors>([&](int32_t v)
                                 ALWAYS_INLINE { sum[v] += w * load_vector(from + v * lanes); });
           }
           repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
-            store_vector(out + b * bin_stride + c + v * lanes, sum[v]);
+            store_vector(out + r * row_stride + c + v * lanes, sum[v]);
           });
         }
       },
       [&](int32_t c, int32_t n) ALWAYS_INLINE {
-        for (int32_t b = 0; b < bins; ++b) {
+        for (int32_t r = 0; r < rows; ++r) {
           vector_t<acc_t> sum = {};
-          for (int32_t t = bin_begin[b]; t < bin_begin[b + 1]; ++t) {
-            sum += weight[t] * load_partial(features + offset[t] + c, n);
+          for (int32_t t = row_begin[r]; t < row_begin[r + 1]; ++t) {
+            sum += weight[t] * load_partial(source + offset[t] + c, n);
           }
-          store_partial(out + b * bin_stride + c, sum, n);
+          store_partial(out + r * row_stride + c, sum, n);
         }
       });
 }
+
+// Products of many taps are summed over their lanes together.
+template <typename acc_t>
+struct DotProducts {
+  static constexpr int32_t lanes = kLanes<acc_t>;
+  acc_t* dot;  // of the first tap held
+  int32_t held = 0;
+  vector_t<acc_t> of_tap[lanes];
+
+  INLINE_MEMBER void add(vector_t<acc_t> products) {
+    of_tap[held++] = products;
+    if (held == lanes) {
+      store_vector(dot, load_vector(dot) + sum_of_each<lanes>(of_tap));
+      dot += lanes;
+      held = 0;
+    }
+  }
+  INLINE_MEMBER void finish() {
+    if (held > 0) {
+      for (int32_t i = held; i < lanes; ++i) {
+        of_tap[i] = vector_t<acc_t>{};
+      }
+      store_partial(dot, load_partial(dot, held) + sum_of_each<lanes>(of_tap), held);
+    }
+  }
+};
 
 template <typename T>
 static void dot_taps(
@@ -234,6 +266,7 @@ static void dot_taps(
   for_channel_blocks<acc_t>(
       channels,
       [&](int32_t c, auto vectors) ALWAYS_INLINE {
+        DotProducts<acc_t> products{dot};
         for (int32_t b = 0; b < bins; ++b) {
           vector_t<acc_t> of_bin[vectors];
           repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
@@ -249,56 +282,27 @@ static void dot_taps(
             for (int32_t v = 1; v < chains; ++v) {
               sum[0] += sum[v];
             }
-            dot[t] += horizontal_sum(sum[0]);
+            products.add(sum[0]);
           }
         }
+        products.finish();
       },
       [&](int32_t c, int32_t n) ALWAYS_INLINE {
+        DotProducts<acc_t> products{dot};
         for (int32_t b = 0; b < bins; ++b) {
           const vector_t<acc_t> of_bin = load_partial(tile + b * bin_stride + c, n);
           for (int32_t t = bin_begin[b]; t < bin_begin[b + 1]; ++t) {
-            dot[t] += horizontal_sum(of_bin * load_partial(features + offset[t] + c, n));
+            products.add(of_bin * load_partial(features + offset[t] + c, n));
           }
         }
-      });
-}
-
-template <typename acc_t>
-static void gather_pixels(
-    acc_t* gradient, const int64_t* offset, const int32_t* pixel_begin, const int32_t* bin,
-    const acc_t* weight, int32_t pixels, int32_t channels, const acc_t* tile, int64_t bin_stride) {
-  constexpr int32_t lanes = kLanes<acc_t>;
-  for_channel_blocks<acc_t>(
-      channels,
-      [&](int32_t c, auto vectors) ALWAYS_INLINE {
-        for (int32_t p = 0; p < pixels; ++p) {
-          acc_t* to = gradient + offset[p] + c;
-          vector_t<acc_t> sum[vectors];
-          repeat<vectors>([&](int32_t v) ALWAYS_INLINE { sum[v] = load_vector(to + v * lanes); });
-          for (int32_t e = pixel_begin[p]; e < pixel_begin[p + 1]; ++e) {
-            const acc_t* from = tile + bin[e] * bin_stride + c;
-            const acc_t w = weight[e];
-            repeat<vectors>([&](int32_t v)
-                                ALWAYS_INLINE { sum[v] += w * load_vector(from + v * lanes); });
-          }
-          repeat<vectors>([&](int32_t v) ALWAYS_INLINE { store_vector(to + v * lanes, sum[v]); });
-        }
-      },
-      [&](int32_t c, int32_t n) ALWAYS_INLINE {
-        for (int32_t p = 0; p < pixels; ++p) {
-          acc_t* to = gradient + offset[p] + c;
-          vector_t<acc_t> sum = load_partial(to, n);
-          for (int32_t e = pixel_begin[p]; e < pixel_begin[p + 1]; ++e) {
-            sum += weight[e] * load_partial(tile + bin[e] * bin_stride + c, n);
-          }
-          store_partial(to, sum, n);
-        }
+        products.finish();
       });
 }
 
 // Whole vectors of channels go through register transposes, the rest element by element.
 template <typename T>
-static void pack(const Planes<const T>& planes, accumulate_t<T>* tile, int64_t stride) {
+static void pack(
+    const Planes<const T>& planes, accumulate_t<T>* tile, int64_t tile_columns, int64_t stride) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
   int32_t c = 0;
@@ -309,6 +313,14 @@ static void pack(const Planes<const T>& planes, accumulate_t<T>* tile, int64_t s
                       planes.column_offset[0];
       for (int32_t column = 0; column < planes.num_columns; column += lanes) {
         const int32_t n = std::min(lanes, planes.num_columns - column);
+        if (n <= lanes / 4) {  // not worth a transpose
+          for (int32_t j = column; j < column + n; ++j) {
+            for (int32_t i = 0; i < lanes; ++i) {
+              to[j * stride + i] = load(from[i * planes.channel_stride + j]);
+            }
+          }
+          break;
+        }
         vector_t<acc_t> m[lanes];
         if (n == lanes) {
           repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
@@ -320,27 +332,24 @@ static void pack(const Planes<const T>& planes, accumulate_t<T>* tile, int64_t s
           });
         }
         transpose<lanes / 2>(m);
-        repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
-          store_vector(
-              to + (column + i) * stride,
-              m[i]);  // past the last column: the next row overwrites it
-        });
+        repeat<lanes>([&](int32_t i)
+                          ALWAYS_INLINE { store_vector(to + (column + i) * stride, m[i]); });
       }
-      to += planes.num_columns * stride;
+      to += tile_columns * stride;
     }
   }
   for (; c < planes.channels; ++c) {
     acc_t* to = tile + c;
-    for (int32_t row = 0; row < planes.num_rows; ++row) {
+    for (int32_t row = 0; row < planes.num_rows; ++row, to += tile_columns * stride) {
       const T* from = planes.data + c * planes.channel_stride + planes.row_offset[row];
-      for (int32_t column = 0; column < planes.num_columns; ++column, to += stride) {
-        *to = load(from[planes.column_offset[column]]);
+      for (int32_t column = 0; column < planes.num_columns; ++column) {
+        to[column * stride] = load(from[planes.column_offset[column]]);
       }
     }
   }
 }
 
-template <typename T, bool Add>
+template <typename T>
 static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>& planes) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
@@ -352,6 +361,14 @@ static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>&
               planes.column_offset[0];
       for (int32_t column = 0; column < planes.num_columns; column += lanes) {
         const int32_t n = std::min(lanes, planes.num_columns - column);
+        if (n <= lanes / 4) {  // not worth a transpose
+          for (int32_t j = column; j < column + n; ++j) {
+            for (int32_t i = 0; i < lanes; ++i) {
+              store(from[j * stride + i], to + i * planes.channel_stride + j);
+            }
+          }
+          break;
+        }
         vector_t<acc_t> m[lanes];
         repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
           m[i] = load_vector(from + (column + i) * stride);  // past the last column: read, not used
@@ -360,16 +377,10 @@ static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>&
         T* first = to + column;
         if (n == lanes) {
           repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
-            if constexpr (Add) {
-              m[i] += load_vector(first + i * planes.channel_stride);
-            }
             store_vector(first + i * planes.channel_stride, m[i]);
           });
         } else {
           repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
-            if constexpr (Add) {
-              m[i] += load_partial(first + i * planes.channel_stride, n);
-            }
             store_partial(first + i * planes.channel_stride, m[i], n);
           });
         }
@@ -382,22 +393,9 @@ static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>&
     for (int32_t row = 0; row < planes.num_rows; ++row) {
       T* to = planes.data + c * planes.channel_stride + planes.row_offset[row];
       for (int32_t column = 0; column < planes.num_columns; ++column, from += stride) {
-        T& element = to[planes.column_offset[column]];
-        store(Add ? acc_t(load(element) + *from) : *from, &element);
+        store(*from, &to[planes.column_offset[column]]);
       }
     }
-  }
-}
-
-template <typename T>
-static void convert(const accumulate_t<T>* from, T* to, int64_t n) {
-  constexpr int32_t lanes = kLanes<accumulate_t<T>>;
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    store_vector(to + i, load_vector(from + i));
-  }
-  for (; i < n; ++i) {
-    store(from[i], to + i);
   }
 }
 
@@ -405,14 +403,12 @@ template <typename T>
 static const Kernels<T>& table() {
   using acc_t = accumulate_t<T>;
   static const Kernels<T> kTable = {
-      CAPABILITY,        kLanes<acc_t>,         4 * kLanes<acc_t>,
-      gather_bins<T, T>, gather_bins<T, acc_t>, gather_bins<acc_t, acc_t>,
-      dot_taps<T>,       dot_taps<acc_t>,       gather_pixels<acc_t>,
-      pack<T>,           unpack<T, false>,      unpack<acc_t, true>,
-      convert<T>,
+      kLanes<acc_t>,        4 * kLanes<acc_t>, gather<T, T>,    gather<T, acc_t>, gather<acc_t, T>,
+      gather<acc_t, acc_t>, dot_taps<T>,       dot_taps<acc_t>, pack<T>,          unpack<T>,
   };
   return kTable;
 }
 
 #undef INLINE
+#undef INLINE_MEMBER
 #undef ALWAYS_INLINE

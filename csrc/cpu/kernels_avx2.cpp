@@ -21,7 +21,6 @@ namespace shape_roi_align::cpu {
 namespace avx2 {
 #define VECTOR_BYTES 32
 #define ACCUMULATORS 8
-#define CAPABILITY "avx2"
 #include "kernels.inl"
 }  // namespace avx2
 }  // namespace shape_roi_align::cpu

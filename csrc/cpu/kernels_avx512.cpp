@@ -21,7 +21,6 @@ namespace shape_roi_align::cpu {
 namespace avx512 {
 #define VECTOR_BYTES 64
 #define ACCUMULATORS 16
-#define CAPABILITY "avx512"
 #include "kernels.inl"
 }  // namespace avx512
 }  // namespace shape_roi_align::cpu

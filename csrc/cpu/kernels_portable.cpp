@@ -8,7 +8,6 @@ namespace shape_roi_align::cpu {
 namespace portable {
 #define VECTOR_BYTES 16
 #define ACCUMULATORS 8
-#define CAPABILITY "portable"
 #include "kernels.inl"
 }  // namespace portable
 

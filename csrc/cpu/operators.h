@@ -8,16 +8,13 @@ namespace shape_roi_align::cpu {
 // output: [K, C, PH, PW] of params.feature_type, each box dense in memory.
 void forward(const Params& params, const PooledMap& output);
 
-// gradients[l]: [N, C, H_l, W_l] in the accumulate type of the features, zeroed; data is null where
-// not asked for.
+// gradients[l]: [N, C, H_l, W_l] of params.feature_type, all of it written; data is null where not
+// asked for.
 void backward_features(const Params& params, const PooledMap& grad, const FeatureMap* gradients);
 
 // grad_maps: [K, Mh, Mw] of params.map_type or null. grad_rois: [K, 5] of params.roi_type or null.
 // Both contiguous and zeroed.
 void backward_maps_and_boxes(
     const Params& params, const PooledMap& grad, void* grad_maps, void* grad_rois);
-
-// from[n] in the accumulate type -> to[n]; of the half types only.
-void convert_gradient(ScalarType type, const float* from, void* to, int64_t n);
 
 }  // namespace shape_roi_align::cpu

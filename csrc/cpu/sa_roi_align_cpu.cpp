@@ -1,13 +1,34 @@
 // The operators on CPU tensors.
 #include <torch/csrc/stable/library.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <tuple>
 
 #include "../checks.h"
 #include "operators.h"
+#include "streaming.h"
 
 namespace shape_roi_align {
 namespace {
+
+// Fresh memory costs a page fault per page, more than what is computed into it. Allocators map
+// tensors of this size afresh; where one keeps the memory, the advice stays with it.
+Tensor on_huge_pages(Tensor tensor) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t end = begin + tensor.numel() * tensor.element_size();
+  const uintptr_t first = (begin + kPage - 1) / kPage * kPage;
+  if (end - begin >= cpu::kLargeResult) {
+    madvise(reinterpret_cast<void*>(first), (end - first) / kPage * kPage, MADV_HUGEPAGE);
+  }
+#endif
+  return tensor;
+}
 
 Tensor sa_roi_align_forward_cpu(
     const std::vector<Tensor>& inputs, const Tensor& rois, const std::optional<Tensor>& levels,
@@ -18,9 +39,9 @@ Tensor sa_roi_align_forward_cpu(
       inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
       aligned, map_aligned);
   const Params& params = call.params;
-  Tensor output = empty(
+  Tensor output = on_huge_pages(empty(
       {params.num_rois, params.channels, pooled_height, pooled_width}, inputs[0].scalar_type(),
-      inputs[0], output_memory_format(inputs));
+      inputs[0], output_memory_format(inputs)));
   cpu::forward(params, to_pooled_map(output));
   return output;
 }
@@ -38,37 +59,23 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
   check_backward(params, grad, inputs[0], output_mask);
   const PooledMap pooled = to_pooled_map(grad);
   const size_t num_levels = inputs.size();
-  const bool is_half =
-      params.feature_type == ScalarType::kHalf || params.feature_type == ScalarType::kBFloat16;
 
   std::vector<Tensor> grad_inputs;
-  std::vector<Tensor> accumulated;
   std::vector<FeatureMap> maps(num_levels);
   bool any = false;
   for (size_t l = 0; l < num_levels; ++l) {
     const Tensor& input = inputs[l];
     if (!output_mask[l]) {
       grad_inputs.push_back(empty({0}, input.scalar_type(), input));
-      accumulated.push_back(grad_inputs.back());
       continue;
     }
     any = true;
-    const MemoryFormat format = memory_format_of(input);
-    const auto acc_type = is_half ? torch::headeronly::ScalarType::Float : input.scalar_type();
-    accumulated.push_back(zeros(size_of(input), acc_type, input, format));
     grad_inputs.push_back(
-        is_half ? empty(size_of(input), input.scalar_type(), input, format) : accumulated.back());
-    maps[l] = to_feature_map(accumulated.back(), spatial_scales[l]);
+        on_huge_pages(empty(size_of(input), input.scalar_type(), input, memory_format_of(input))));
+    maps[l] = to_feature_map(grad_inputs.back(), spatial_scales[l]);
   }
   if (any) {
     cpu::backward_features(params, pooled, maps.data());
-  }
-  for (size_t l = 0; is_half && l < num_levels; ++l) {
-    if (output_mask[l]) {
-      cpu::convert_gradient(
-          params.feature_type, static_cast<const float*>(accumulated[l].data_ptr()),
-          grad_inputs[l].data_ptr(), inputs[l].numel());
-    }
   }
 
   const bool wants_maps = output_mask[num_levels] && prob_maps.has_value();

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "../geometry.h"
@@ -109,7 +110,7 @@ struct BoxTaps {
   std::vector<int64_t> offset;     // of each tap: row_offset[row slot] + column_offset[column slot]
   std::vector<weight_t> weight;
 
-  // map: [map_height, map_width] of this box, or null.
+  // map_height, map_width: of the probability map, 0 without.
   void build_axes(
       const BoxGeometry<T>& geometry, int32_t height, int32_t width, int32_t map_height,
       int32_t map_width, bool map_aligned) {
@@ -122,45 +123,86 @@ struct BoxTaps {
     return int64_t(y.cells.size()) * int64_t(x.cells.size());
   }
 
+  // Pixels of all bins, each counted for every bin that it is in.
+  int64_t num_taps() const {
+    return num_slots(y.bin_slots) * num_slots(x.bin_slots);
+  }
+
+  // Fills bin_begin, offset and weight. map: [map_height, map_width] of this box, or null.
   void build_taps(
       const T* map, int32_t map_width, const int64_t* row_offset, const int64_t* column_offset) {
-    bin_begin.assign(1, 0);
-    offset.clear();
-    weight.clear();
-    for (size_t ph = 0; ph < y.bin_slots.size(); ++ph) {
-      for (size_t pw = 0; pw < x.bin_slots.size(); ++pw) {
-        const Range<int32_t> rows = y.bin_slots[ph];
+    const size_t num_taps = static_cast<size_t>(this->num_taps());
+    bin_begin.resize(y.bin_slots.size() * x.bin_slots.size() + 1);
+    offset.resize(num_taps);
+    weight.resize(num_taps);
+    std::vector<T>& weights = weights_to_fill();
+    weights.assign(num_taps, T(0));
+    int32_t bin = 0;
+    int32_t tap = 0;
+    bin_begin[0] = 0;
+    for (int32_t ph = 0; ph < static_cast<int32_t>(y.bin_slots.size()); ++ph) {
+      const Range<int32_t> rows = y.bin_slots[ph];
+      for (int32_t pw = 0; pw < static_cast<int32_t>(x.bin_slots.size()); ++pw) {
         const Range<int32_t> columns = x.bin_slots[pw];
-        const int32_t num_columns = columns.end - columns.begin;
-        grid_.assign(size_t(rows.end - rows.begin) * num_columns, T(0));
-        for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
-          const AxisSample<T>& sy = y.samples[iy];
-          T* low = grid_.data() + int64_t(sy.low - rows.begin) * num_columns - columns.begin;
-          T* high = grid_.data() + int64_t(sy.high - rows.begin) * num_columns - columns.begin;
-          for (int32_t ix = x.sample_begin[pw]; ix < x.sample_begin[pw + 1]; ++ix) {
-            const AxisSample<T>& sx = x.samples[ix];
-            const T w = map == nullptr ? inverse_count
-                                       : inverse_count * sample_map(map, map_width, sy.map, sx.map);
-            low[sx.low] += w * sy.low_weight * sx.low_weight;
-            low[sx.high] += w * sy.low_weight * sx.high_weight;
-            high[sx.low] += w * sy.high_weight * sx.low_weight;
-            high[sx.high] += w * sy.high_weight * sx.high_weight;
-          }
-        }
-        const T* w = grid_.data();
+        add_weights(ph, pw, rows, map, map_width, weights.data() + tap);
         for (int32_t row = rows.begin; row < rows.end; ++row) {
           for (int32_t column = columns.begin; column < columns.end; ++column) {
-            offset.push_back(row_offset[row] + column_offset[column]);
-            weight.push_back(static_cast<weight_t>(*w++));
+            offset[tap++] = row_offset[row] + column_offset[column];
           }
         }
-        bin_begin.push_back(static_cast<int32_t>(weight.size()));
+        bin_begin[++bin] = tap;
+      }
+    }
+    if constexpr (!std::is_same_v<T, weight_t>) {
+      std::transform(
+          weights.begin(), weights.end(), weight.begin(), [](T w) { return weight_t(w); });
+    }
+  }
+
+  // grid[row slots x column slots] += the weights of a bin; complete in the row slots `wanted`.
+  void add_weights(
+      int32_t ph, int32_t pw, Range<int32_t> wanted, const T* map, int32_t map_width,
+      T* grid) const {
+    const Range<int32_t> rows = y.bin_slots[ph];
+    const Range<int32_t> columns = x.bin_slots[pw];
+    const int64_t num_columns = columns.end - columns.begin;
+    for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
+      const AxisSample<T>& sy = y.samples[iy];
+      if (sy.high < wanted.begin || sy.low >= wanted.end) {
+        continue;
+      }
+      T* low = grid + (sy.low - rows.begin) * num_columns - columns.begin;
+      T* high = grid + (sy.high - rows.begin) * num_columns - columns.begin;
+      for (int32_t ix = x.sample_begin[pw]; ix < x.sample_begin[pw + 1]; ++ix) {
+        const AxisSample<T>& sx = x.samples[ix];
+        const T w = map == nullptr ? inverse_count
+                                   : inverse_count * sample_map(map, map_width, sy.map, sx.map);
+        low[sx.low] += w * sy.low_weight * sx.low_weight;
+        low[sx.high] += w * sy.low_weight * sx.high_weight;
+        high[sx.low] += w * sy.high_weight * sx.low_weight;
+        high[sx.high] += w * sy.high_weight * sx.high_weight;
       }
     }
   }
 
  private:
-  std::vector<T> grid_;
+  std::vector<T> weights_;
+
+  std::vector<T>& weights_to_fill() {
+    if constexpr (std::is_same_v<T, weight_t>) {
+      return weight;
+    } else {
+      return weights_;
+    }
+  }
+
+  static int64_t num_slots(const std::vector<Range<int32_t>>& bin_slots) {
+    int64_t sum = 0;
+    for (const Range<int32_t>& slots : bin_slots) {
+      sum += slots.end - slots.begin;
+    }
+    return sum;
+  }
 };
 
 }  // namespace shape_roi_align::cpu
