@@ -1,23 +1,31 @@
 #!/usr/bin/env python3
 """Registers, spills and shared memory of every CUDA kernel, from what `nvcc -Xptxas -v` prints.
 
-    nvcc -Xptxas -v ... 2>&1 | python scripts/ptxas_report.py
+    nvcc -Xptxas -v ... 2>&1 | python scripts/ptxas_report.py [--update]
 
-Exits with 1 when a kernel spills registers.
+Exits with 1 when a kernel spills registers, or takes more registers, stack or shared memory than
+ptxas_baseline.tsv says (registers: by more than a granule of 8, for compilers differ). --update
+writes that file instead.
 """
 
 from __future__ import annotations
 
+import argparse
+import csv
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
+
+BASELINE = Path(__file__).with_name("ptxas_baseline.tsv")
+REGISTER_GRANULE = 8
 
 
 class Kernel(NamedTuple):
-    name: str
     architecture: str
+    name: str
     registers: int
     stack: int  # bytes
     spills: int  # bytes, stores + loads
@@ -42,21 +50,62 @@ def parse(lines: Iterable[str]) -> Iterator[Kernel]:
         elif used := re.search(r"Used (\d+) registers", line):
             shared = re.search(r"(\d+) bytes smem", line)
             yield Kernel(
-                name, architecture, int(used[1]), stack, spills, int(shared[1]) if shared else 0
+                architecture, name, int(used[1]), stack, spills, int(shared[1]) if shared else 0
             )
 
 
+def read_baseline(path: Path) -> dict[tuple[str, str], Kernel]:
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file, delimiter="\t"))[1:]
+    kernels = [Kernel(architecture, name, *map(int, rest)) for architecture, name, *rest in rows]
+    return {(kernel.architecture, kernel.name): kernel for kernel in kernels}
+
+
+def write_baseline(path: Path, kernels: Iterable[Kernel]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(Kernel._fields)
+        writer.writerows(sorted(kernels))
+
+
+def regressions(
+    kernels: Iterable[Kernel], baseline: dict[tuple[str, str], Kernel]
+) -> Iterator[str]:
+    for kernel in kernels:
+        what = f"{kernel.architecture} {kernel.name}"
+        before = baseline.get((kernel.architecture, kernel.name))
+        if kernel.spills > 0:
+            yield f"{what} spills {kernel.spills} bytes"
+        if before is None:
+            continue
+        if kernel.registers > before.registers + REGISTER_GRANULE:
+            yield f"{what} takes {kernel.registers} registers, before {before.registers}"
+        for field in ("stack", "shared"):
+            now, then = getattr(kernel, field), getattr(before, field)
+            if now > then:
+                yield f"{what} takes {now} bytes of {field} memory, before {then}"
+
+
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--baseline", type=Path, default=BASELINE)
+    parser.add_argument("--update", action="store_true", help="write the baseline")
+    options = parser.parse_args()
     kernels = list(parse(sys.stdin))
     if not kernels:
         sys.exit("no kernels: is the input that of nvcc -Xptxas -v?")
     names = demangle([kernel.name for kernel in kernels])
-    rows = sorted((name, kernel) for name, kernel in zip(names, kernels, strict=True))
+    kernels = [kernel._replace(name=name) for kernel, name in zip(kernels, names, strict=True)]
     print(f"{'registers':>9} {'spills':>6} {'stack':>6} {'shared':>6}  kernel")
-    for name, kernel in rows:
+    for kernel in sorted(kernels, key=lambda kernel: (kernel.name, kernel.architecture)):
         numbers = f"{kernel.registers:9} {kernel.spills:6} {kernel.stack:6} {kernel.shared:6}"
-        print(f"{numbers}  {kernel.architecture} {name}")
-    return int(any(kernel.spills for kernel in kernels))
+        print(f"{numbers}  {kernel.architecture} {kernel.name}")
+    if options.update:
+        write_baseline(options.baseline, kernels)
+    found = list(regressions(kernels, read_baseline(options.baseline)))
+    for regression in found:
+        print(regression, file=sys.stderr)
+    return int(bool(found))
 
 
 if __name__ == "__main__":

@@ -1,122 +1,120 @@
-// How the threads of a block share the work of the kernels that pool features or their gradients.
+// Warps, lanes and channels: how the threads of a block share the work.
 //
-// A block serves a tile: a few units (bins of one box, or pixels of one map) times a slab of
-// channels. Its threads first compute, together, the entries of each unit, i.e. (weight, offset of
-// the other side), a bounded number at a time into shared memory; then each thread runs its own
-// channels of one unit through them. Weights thus cost once per tile, not once per channel.
+// Blocks consist of whole warps. Where channels are innermost in memory, the lanes of a warp serve
+// neighbouring channels; elsewhere they serve neighbouring pixels and each runs through channels.
 #pragma once
 
 #include "sampling.cuh"
 
 namespace shape_roi_align::cuda {
 
+constexpr int32_t kWarp = 32;
 constexpr int32_t kMaxThreads = 256;
-constexpr int32_t kMinBlocks = 1;          // per multiprocessor: rather many registers than spills
-constexpr int32_t kMaxEntries = 1024;      // in shared memory at a time; at least one per unit
-constexpr int32_t kChannelsPerThread = 8;  // independent loads in flight
+constexpr int32_t kChannelsPerLane = 8;  // in registers at a time
+// Blocks per multiprocessor, at least, and thus registers per thread: either many warps, each with
+// few loads in flight, or the reverse. float64 takes twice the registers.
+constexpr int32_t kManyBlocks = 3;  // 80 registers
+constexpr int32_t kFewBlocks = 2;   // 128 registers
+template <typename coord_t, int32_t blocks>
+constexpr int32_t kMinBlocks = sizeof(coord_t) == sizeof(double) ? blocks - 1 : blocks;
 
-// Threads of a block as units x lanes. A thread serves channels lane, lane + lanes, ... of its
-// unit.
-struct ThreadLayout {
-  int32_t units;
-  int32_t lanes;
-  bool lanes_adjacent;  // neighbouring threads serve neighbouring channels, else neighbouring units
+// Times kChannelsPerLane channels that a lane loads before it uses the first.
+template <typename T, int32_t blocks>
+constexpr int32_t kLoadsInFlight = blocks == kManyBlocks ? (sizeof(T) == sizeof(double) ? 1 : 2)
+                                                         : (sizeof(T) == sizeof(double) ? 2 : 4);
 
-  __host__ __device__ int32_t threads() const {
-    return units * lanes;
-  }
-  __host__ __device__ int32_t slab() const {
-    return lanes * kChannelsPerThread;
-  }
-  __device__ int32_t unit() const {
-    const int32_t thread = threadIdx.x;
-    return lanes_adjacent ? thread / lanes : thread % units;
-  }
-  __device__ int32_t lane() const {
-    const int32_t thread = threadIdx.x;
-    return lanes_adjacent ? thread % lanes : thread / units;
-  }
-};
+constexpr int32_t kChannelsPerWarp = kWarp * kChannelsPerLane;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ inline int32_t lane_index() {
+  return threadIdx.x % kWarp;
+}
+__device__ inline int32_t warp_index() {
+  return threadIdx.x / kWarp;
+}
+__device__ inline int32_t num_warps() {
+  return blockDim.x / kWarp;
+}
 
 __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
+template <typename index_t>
+__host__ __device__ index_t least(index_t a, std::type_identity_t<index_t> b) {
+  return a < b ? a : b;
+}
+template <typename index_t>
+__host__ __device__ index_t most(index_t a, std::type_identity_t<index_t> b) {
+  return a > b ? a : b;
+}
 
-// A thread's channels within one slab.
-struct ChannelRange {
+// A lane's share of kChannelsPerWarp channels of which neighbours are adjacent in memory: vectors
+// of `width`, kWarp vectors apart. The number of channels is a multiple of `width`.
+template <int32_t width>
+struct LaneChannels {
+  static constexpr int32_t kVectors = kChannelsPerLane / width;
   int64_t first;
-  int32_t step;
-  int32_t count;  // at most kChannelsPerThread
+  int32_t left;  // channels from `first` on, at most kChannelsPerWarp
 
-  __device__ ChannelRange(const ThreadLayout& layout, int64_t slab, int64_t channels) {
-    first = slab * layout.slab() + layout.lane();
-    step = layout.lanes;
-    const int64_t left = first < channels ? ceil_div(channels - first, step) : 0;
-    count = left < kChannelsPerThread ? static_cast<int32_t>(left) : kChannelsPerThread;
+  __device__ LaneChannels(int64_t slab, int64_t channels) {
+    first = slab * kChannelsPerWarp + lane_index() * width;
+    const int64_t all = channels - first;
+    left = all < kChannelsPerWarp ? static_cast<int32_t>(all) : kChannelsPerWarp;
   }
 
-  // f(i, offset in elements); i is a constant in every unrolled copy.
+  // f(index of the vector's first channel among the lane's kChannelsPerLane, its offset from
+  // `first`)
   template <typename F>
-  __device__ void for_each(int64_t channel_stride, F f) const {
-    int64_t offset = first * channel_stride;
+  __device__ void for_each(F f) const {
 #pragma unroll
-    for (int32_t i = 0; i < kChannelsPerThread; ++i) {
-      if (i < count) {
-        f(i, offset);
+    for (int32_t i = 0; i < kVectors; ++i) {
+      if (i * kWarp * width < left) {
+        f(i * width, i * kWarp * width);
       }
-      offset += step * channel_stride;
     }
+  }
+
+  // Leaves channels that are not there as they are.
+  template <typename T>
+  __device__ void load(const T* from, accumulate_t<T>* to) const {
+    for_each([&](int32_t i, int32_t offset) { load_vector<width>(from + offset, to + i); });
+  }
+
+  template <typename T>
+  __device__ void store(const accumulate_t<T>* from, T* to) const {
+    for_each([&](int32_t i, int32_t offset) { store_vector<width>(from + i, to + offset); });
   }
 };
 
-// Shared memory of the entries; unit u owns [u * per_unit, (u + 1) * per_unit) of offset and
-// weight.
 template <typename acc_t>
-struct Entries {
-  int64_t* offset;  // [kMaxEntries]
-  acc_t* weight;    // [kMaxEntries]
-};
-
-// consume(weight, offset) of every entry of this thread's unit, in order. fill(unit, i, offset)
-// returns the weight of entry i and sets its offset; counts(unit) is the number of entries. To be
-// called by all threads of the block with counts visible to all of them. Ends with a barrier: what
-// it reads of shared memory may be overwritten at once.
-template <typename acc_t, typename Counts, typename Fill, typename Consume>
-__device__ void for_each_entry(
-    const ThreadLayout& layout, const Entries<acc_t>& entries, Counts counts, Fill fill,
-    Consume consume) {
-  const int32_t per_unit = kMaxEntries / layout.units;
-  const int32_t unit = layout.unit();
-  const int64_t count = counts(unit);
-  for (int64_t first = 0; __syncthreads_or(first < count); first += per_unit) {
-    for (int32_t slot = threadIdx.x; slot < layout.units * per_unit; slot += layout.threads()) {
-      const int32_t of_unit = slot / per_unit;
-      const int64_t i = first + slot % per_unit;
-      if (i < counts(of_unit)) {
-        int64_t offset = 0;
-        entries.weight[slot] = static_cast<acc_t>(fill(of_unit, i, offset));
-        entries.offset[slot] = offset;
-      }
-    }
-    __syncthreads();
-    const int64_t left = count - first;
-    const int32_t here = left < per_unit ? static_cast<int32_t>(left > 0 ? left : 0) : per_unit;
-#pragma unroll 1  // consume has kChannelsPerThread independent loads
-    for (int32_t i = 0; i < here; ++i) {
-      consume(entries.weight[unit * per_unit + i], entries.offset[unit * per_unit + i]);
-    }
+__device__ void add_scaled(acc_t weight, const acc_t* values, acc_t* sum) {
+#pragma unroll
+  for (int32_t c = 0; c < kChannelsPerLane; ++c) {
+    sum[c] += weight * values[c];
   }
 }
 
-// Loads box k into shared memory that no thread is reading any more. Called by all threads of the
-// block; ends with a barrier.
-template <typename coord_t>
-__device__ void load_box(const Params& params, int64_t k, Box<coord_t>& box) {
-  if (threadIdx.x == 0) {
-    const Box<coord_t> loaded = make_box<coord_t>(params, k);
-    box = loaded;  // GCC's ThreadSanitizer would not see the result of a call stored here
+// Sums of kChannelsPerLane values each over teams of lanes, 8 or all 32 of a warp: lane i returns
+// the total of value i % 8. To be called by whole warps; destroys `values`.
+template <typename T>
+__device__ T sum_over_lanes(T* values, int32_t lanes) {
+  static_assert(kChannelsPerLane == 8);
+#pragma unroll
+  for (int32_t half = kChannelsPerLane / 2; half > 0; half /= 2) {
+    const bool keeps_upper = (lane_index() & half) != 0;
+#pragma unroll
+    for (int32_t i = 0; i < half; ++i) {
+      const T given = keeps_upper ? values[i] : values[i + half];
+      const T kept = keeps_upper ? values[i + half] : values[i];
+      values[i] = kept + __shfl_xor_sync(kAllLanes, given, half);
+    }
   }
-  __syncthreads();
+  T total = values[0];
+  if (lanes == kWarp) {
+    total += __shfl_xor_sync(kAllLanes, total, 8);
+    total += __shfl_xor_sync(kAllLanes, total, 16);
+  }
+  return total;
 }
 
 }  // namespace shape_roi_align::cuda

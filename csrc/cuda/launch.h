@@ -1,52 +1,43 @@
-// Which kernels run with how many threads, for any way of launching them.
+// Which kernels run with how many threads, for any way of launching them, by shapes and strides
+// alone.
 //
 // A Launcher has operator()(kernel, blocks, threads, arguments...). The kernels thus run as
 // configured here on a GPU and, in the tests, on the host.
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
-#include "bin_kernels.cuh"
+#include "feature_gradient_kernels.cuh"
+#include "forward_kernels.cuh"
 #include "map_and_box_kernel.cuh"
-#include "pixel_kernels.cuh"
 
 namespace shape_roi_align::cuda {
 
 constexpr int64_t kMaxBlocks = (int64_t(1) << 31) - 1;
 
 struct LaunchOptions {
-  int32_t threads = kMaxThreads;  // of a block, at most; 1 to kMaxThreads
+  int32_t threads = kMaxThreads;  // of a block; a multiple of kWarp, at most kMaxThreads
   int64_t blocks = kMaxBlocks;    // of a grid, at most
+  // Fewer boxes than this are shared among blocks: some four per multiprocessor of large GPUs.
+  int64_t wanted_blocks = 512;
 };
-
-// Lanes enough for all channels at once, if a block has them; the other threads serve more units,
-// of which there are `units`.
-inline ThreadLayout make_layout(
-    int64_t units, int64_t channels, bool channels_innermost, const LaunchOptions& options) {
-  constexpr int32_t kMaxLanes = 64;
-  const int32_t max_lanes = std::min(kMaxLanes, options.threads);
-  ThreadLayout layout{1, 1, channels_innermost};
-  while (2 * layout.lanes <= max_lanes && layout.slab() < channels) {
-    layout.lanes *= 2;
-  }
-  layout.units =
-      static_cast<int32_t>(std::clamp<int64_t>(units, 1, options.threads / layout.lanes));
-  return layout;
-}
-
-inline bool channels_innermost(const FeatureMap& map, int64_t channels) {
-  return map.channel_stride == 1 && channels > 1;
-}
 
 inline int64_t num_bins(const Params& params) {
   return int64_t(params.options.pooled_height) * params.options.pooled_width;
 }
 
-// f(feature type instance, coordinate type instance): coordinates are f64 where features or boxes
-// are, else f32.
+// The type of coordinates and weights, in which the gradients of maps and boxes are summed.
+inline ScalarType coordinate_type(const Params& params) {
+  const bool wide =
+      params.feature_type == ScalarType::kDouble || params.roi_type == ScalarType::kDouble;
+  return wide ? ScalarType::kDouble : ScalarType::kFloat;
+}
+
+// f(feature type instance, coordinate type instance).
 template <typename F>
 void dispatch(const Params& params, F f) {
-  const bool wide = params.roi_type == ScalarType::kDouble;
+  const bool wide = coordinate_type(params) == ScalarType::kDouble;
   switch (params.feature_type) {
     case ScalarType::kDouble:
       return f(double{}, double{});
@@ -59,85 +50,208 @@ void dispatch(const Params& params, F f) {
   }
 }
 
+// The width of vectors for which there are kernels, apart from 1; none where boxes are f64 and
+// features are not.
+template <typename feature_t, typename coord_t>
+constexpr int32_t kKernelWidth =
+    std::is_same_v<accumulate_t<feature_t>, coord_t> ? kVectorWidth<feature_t> : 1;
+
+inline bool channels_innermost(const FeatureMap& map) {
+  return map.channel_stride == 1;
+}
+
+// Few channels leave most lanes of a warp idle: these are better served pixel by pixel.
+inline bool lanes_serve_channels(const Params& params) {
+  return params.channels >= kChannelsPerLane &&
+         std::all_of(params.levels, params.levels + params.num_levels, channels_innermost);
+}
+
+template <typename map_t>
+bool is_aligned(const map_t& map, std::initializer_list<int64_t> strides, int32_t width) {
+  return reinterpret_cast<uintptr_t>(map.data) % kVectorBytes == 0 &&
+         std::all_of(strides.begin(), strides.end(), [&](int64_t s) { return s % width == 0; });
+}
+inline bool allows_vectors(const FeatureMap& map, int32_t width) {
+  return is_aligned(map, {map.image_stride, map.row_stride, map.column_stride}, width);
+}
+inline bool allows_vectors(const PooledMap& map, int32_t width) {
+  return is_aligned(map, {map.box_stride, map.row_stride, map.column_stride}, width);
+}
+inline bool allow_vectors(const FeatureMap* maps, int32_t count, int32_t width) {
+  return std::all_of(maps, maps + count, [&](const FeatureMap& map) {
+    return !channels_innermost(map) || allows_vectors(map, width);
+  });
+}
+
+// f(std::integral_constant of the vector width).
+template <typename feature_t, typename coord_t, typename F>
+void dispatch_width(bool vectors, F f) {
+  constexpr int32_t kWidth = kKernelWidth<feature_t, coord_t>;
+  if constexpr (kWidth > 1) {
+    if (vectors) {
+      return f(std::integral_constant<int32_t, kWidth>{});
+    }
+  }
+  f(std::integral_constant<int32_t, 1>{});
+}
+
+template <typename feature_t>
+bool is_vectorizable(const Params& params, const PooledMap& pooled) {
+  constexpr int32_t kWidth = kVectorWidth<feature_t>;
+  return params.channels % kWidth == 0 && pooled.channel_stride == 1 &&
+         allows_vectors(pooled, kWidth) && allow_vectors(params.levels, params.num_levels, kWidth);
+}
+
+// Boxes are shared among blocks where they are few.
+inline BoxGrid make_box_grid(
+    const Params& params, int64_t slab_channels, const LaunchOptions& options) {
+  BoxGrid grid;
+  grid.num_rois = params.num_rois;
+  grid.slab_channels = slab_channels;
+  grid.slabs = ceil_div(params.channels, slab_channels);
+  const int64_t blocks = std::max<int64_t>(1, grid.num_rois * grid.slabs);
+  const int64_t shares = std::clamp<int64_t>(options.wanted_blocks / blocks, 1, num_bins(params));
+  grid.max_bins = static_cast<int32_t>(ceil_div(num_bins(params), shares));
+  grid.shares = static_cast<int32_t>(shares);
+  return grid;
+}
+
+// Channels that a block of forward_pixels_kernel serves with the same taps: few enough that the
+// features' slab stays in the second-level cache while all boxes pass, or that there are blocks for
+// the whole GPU.
+template <typename feature_t>
+int64_t channels_per_slab(const Params& params, const LaunchOptions& options) {
+  constexpr int64_t kCacheBytes = 25 << 20;  // half of an H100's
+  constexpr int64_t kMostAtOnce = 4;
+  const int64_t at_once = options.threads / kWarp * kChannelsPerLane;
+  int64_t pixels = 0;
+  for (int32_t l = 0; l < params.num_levels; ++l) {
+    pixels += params.num_images * params.levels[l].height * params.levels[l].width;
+  }
+  const int64_t bytes = std::max<int64_t>(1, pixels * at_once * sizeof(feature_t));
+  const int64_t blocks = params.num_rois * ceil_div(params.channels, at_once);
+  return at_once *
+         std::clamp<int64_t>(
+             std::min(kCacheBytes / bytes, blocks / options.wanted_blocks), 1, kMostAtOnce);
+}
+
 // output: [K, C, PH, PW] of params.feature_type, every element is written.
 template <typename Launcher>
 void forward(
     const Params& params, const PooledMap& output, const LaunchOptions& options, Launcher launch) {
-  const ThreadLayout layout = make_layout(
-      num_bins(params), params.channels, channels_innermost(params.levels[0], params.channels),
-      options);
-  const int64_t tiles = BinTile::count(params, layout);
-  if (tiles == 0) {
+  if (params.num_rois == 0 || params.channels == 0) {
     return;
   }
-  dispatch(params, [&](auto feature, auto coordinate) {
-    launch(
-        forward_kernel<decltype(feature), decltype(coordinate)>, std::min(tiles, options.blocks),
-        layout.threads(), params, output, layout, tiles);
-  });
-}
-
-// gradients: zeroed, in the accumulate type of the features.
-template <typename Launcher>
-void scatter_feature_gradient(
-    const Params& params, const PooledMap& grad, const FeatureGradients& gradients,
-    const LaunchOptions& options, Launcher launch) {
-  const ThreadLayout layout = make_layout(
-      num_bins(params), params.channels, channels_innermost(params.levels[0], params.channels),
-      options);
-  const int64_t tiles = BinTile::count(params, layout);
-  if (tiles == 0) {
-    return;
-  }
-  dispatch(params, [&](auto feature, auto coordinate) {
-    launch(
-        scatter_feature_gradient_kernel<decltype(feature), decltype(coordinate)>,
-        std::min(tiles, options.blocks), layout.threads(), params, grad, gradients, layout, tiles);
-  });
-}
-
-// gradients: in params.feature_type, every element is written. footprints: scratch, [K].
-template <typename Launcher>
-void gather_feature_gradient(
-    const Params& params, const PooledMap& grad, const FeatureGradients& gradients,
-    BoxFootprint* footprints, const LaunchOptions& options, Launcher launch) {
+  const bool by_channels = lanes_serve_channels(params) && output.channel_stride == 1;
   dispatch(params, [&](auto feature, auto coordinate) {
     using feature_t = decltype(feature);
     using coord_t = decltype(coordinate);
-    if (params.num_rois > 0) {
+    const BoxGrid grid = make_box_grid(
+        params, by_channels ? kChannelsPerWarp : channels_per_slab<feature_t>(params, options),
+        options);
+    const int64_t blocks = std::min(grid.size(), options.blocks);
+    if (!by_channels) {
+      return launch(
+          forward_pixels_kernel<feature_t, coord_t>, blocks, options.threads, params, output, grid);
+    }
+    dispatch_width<feature_t, coord_t>(is_vectorizable<feature_t>(params, output), [&](auto width) {
       launch(
-          box_footprints_kernel<coord_t>,
-          std::min(ceil_div(params.num_rois, options.threads), options.blocks), options.threads,
-          params, footprints);
-    }
-    for (int32_t level = 0; level < params.num_levels; ++level) {
-      const FeatureMap& gradient = gradients.levels[level];
-      const ThreadLayout layout = make_layout(
-          int64_t(gradient.height) * gradient.width, params.channels,
-          channels_innermost(gradient, params.channels), options);
-      int32_t tile_width = 1;
-      while (2 * tile_width * tile_width <= layout.units) {
-        tile_width *= 2;
-      }
-      const int64_t tiles = PixelTile::count(params, gradient, layout, tile_width);
-      if (gradient.data != nullptr && tiles > 0) {
-        launch(
-            gather_feature_gradient_kernel<feature_t, coord_t>, std::min(tiles, options.blocks),
-            layout.threads(), params, grad, footprints, level, gradient, layout, tile_width, tiles);
-      }
-    }
+          forward_channels_kernel<feature_t, coord_t, width>, blocks, options.threads, params,
+          output, grid);
+    });
   });
 }
 
-// The type that dispatch's coordinates have; the gradients of maps and boxes are accumulated in it.
-inline ScalarType coordinate_type(const Params& params) {
-  const bool wide =
-      params.feature_type == ScalarType::kDouble || params.roi_type == ScalarType::kDouble;
-  return wide ? ScalarType::kDouble : ScalarType::kFloat;
+// Tiles of the maps that a gradient is asked for. Wider ones where columns are innermost, which
+// they are written along.
+inline TileGrid make_tiles(
+    const Params& params, const FeatureGradients& gradients, const LaunchOptions& options) {
+  bool by_channels = true;
+  for (int32_t l = 0; l < params.num_levels; ++l) {
+    by_channels = by_channels && channels_innermost(gradients.levels[l]);
+  }
+  const int32_t warps = options.threads / kWarp;
+  int32_t warps_across = by_channels ? 2 : 4;
+  while (warps % warps_across != 0) {
+    warps_across /= 2;
+  }
+  TileGrid tiles{};
+  tiles.num_levels = params.num_levels;
+  tiles.width = kPixelsPerWarp * warps_across;
+  tiles.height = warps / warps_across;
+  tiles.words = ceil_div(params.num_rois, kBoxesPerWord);
+  for (int32_t l = 0; l < params.num_levels; ++l) {
+    const FeatureMap& map = params.levels[l];
+    const bool is_asked = gradients.levels[l].data != nullptr;
+    tiles.down[l] = is_asked ? static_cast<int32_t>(ceil_div(map.height, tiles.height)) : 0;
+    tiles.across[l] = is_asked ? static_cast<int32_t>(ceil_div(map.width, tiles.width)) : 0;
+    tiles.first[l + 1] = tiles.first[l] + tiles.down[l] * tiles.across[l];
+  }
+  return tiles;
 }
 
-// grad_maps: [K, map_height, map_width], zeroed, or null. grad_rois: [K, 5] or null. Both of
-// coordinate_type(params).
+// Scratch of feature_gradient, in bytes.
+struct FeatureGradientScratch {
+  int64_t boxes;   // uninitialised
+  int64_t images;  // zeroed, as is `bits`
+  int64_t bits;
+
+  FeatureGradientScratch(
+      const Params& params, const FeatureGradients& gradients, const LaunchOptions& options) {
+    const bool wide = coordinate_type(params) == ScalarType::kDouble;
+    boxes = params.num_rois * (wide ? sizeof(Box<double>) : sizeof(Box<float>));
+    images = params.num_images * sizeof(BoxesOfImage);
+    const TileGrid tiles = make_tiles(params, gradients, options);
+    bits = tiles.count() * tiles.words * sizeof(uint32_t);
+  }
+};
+
+// grad: channels are innermost. gradients: of params.feature_type, every element is written.
+template <typename Launcher>
+void feature_gradient(
+    const Params& params, const PooledMap& grad, const FeatureGradients& gradients, void* boxes,
+    void* images, void* bits, const LaunchOptions& options, Launcher launch) {
+  const TileGrid tiles = make_tiles(params, gradients, options);
+  const int64_t size =
+      tiles.count() * params.num_images * ceil_div(params.channels, kChannelsPerWarp);
+  if (size == 0) {
+    return;
+  }
+  dispatch(params, [&](auto feature, auto coordinate) {
+    using feature_t = decltype(feature);
+    using coord_t = decltype(coordinate);
+    Box<coord_t>* of_boxes = static_cast<Box<coord_t>*>(boxes);
+    uint32_t* of_tiles = static_cast<uint32_t*>(bits);
+    BoxesOfImage* of_images = static_cast<BoxesOfImage*>(images);
+    if (params.num_rois > 0) {
+      const int64_t blocks = ceil_div(params.num_rois, options.threads / kWarp);
+      launch(
+          touched_tiles_kernel<coord_t>, std::min(blocks, options.blocks), options.threads, params,
+          tiles, of_boxes, of_tiles, of_images);
+    }
+    constexpr int32_t kWidth = kVectorWidth<feature_t>;
+    const bool vectors = params.channels % kWidth == 0 && allows_vectors(grad, kWidth) &&
+                         allow_vectors(gradients.levels, params.num_levels, kWidth);
+    dispatch_width<feature_t, coord_t>(vectors, [&](auto width) {
+      launch(
+          gather_feature_gradient_kernel<feature_t, coord_t, width>, std::min(size, options.blocks),
+          options.threads, params, grad, gradients, tiles, of_boxes, of_tiles, of_images, size);
+    });
+  });
+}
+
+// Whether map_and_box_gradient reads a grad with channels innermost best.
+inline bool prefers_channels_innermost(const Params& params) {
+  return lanes_serve_channels(params);
+}
+
+// How many gradients of maps and boxes map_and_box_gradient makes, to be added up.
+inline int32_t map_and_box_shares(const Params& params, const LaunchOptions& options) {
+  return make_box_grid(params, std::max<int64_t>(1, params.channels), options).shares;
+}
+
+// grad_maps: [shares, K, map_height, map_width], zeroed, or null. grad_rois: [shares, K, 5] or
+// null. Both of coordinate_type(params).
 template <typename Launcher>
 void map_and_box_gradient(
     const Params& params, const PooledMap& grad, void* grad_maps, void* grad_rois,
@@ -145,15 +259,23 @@ void map_and_box_gradient(
   if (params.num_rois == 0) {
     return;
   }
-  const ThreadLayout layout = make_layout(
-      options.threads, params.channels, channels_innermost(params.levels[0], params.channels),
-      options);
+  BoxGrid grid = make_box_grid(params, std::max<int64_t>(1, params.channels), options);
+  grid.slabs = 1;
+  const bool by_channels = lanes_serve_channels(params) && grad.channel_stride == 1;
+  const int64_t blocks = std::min(grid.size(), options.blocks);
   dispatch(params, [&](auto feature, auto coordinate) {
+    using feature_t = decltype(feature);
     using coord_t = decltype(coordinate);
-    launch(
-        map_and_box_gradient_kernel<decltype(feature), coord_t>,
-        std::min(params.num_rois, options.blocks), layout.threads(), params, grad,
-        static_cast<coord_t*>(grad_maps), static_cast<coord_t*>(grad_rois), layout);
+    const auto run = [&](auto width) {
+      launch(
+          map_and_box_gradient_kernel<feature_t, coord_t, width>, blocks, options.threads, params,
+          grad, grid, static_cast<coord_t*>(grad_maps), static_cast<coord_t*>(grad_rois));
+    };
+    if (by_channels) {
+      dispatch_width<feature_t, coord_t>(is_vectorizable<feature_t>(params, grad), run);
+    } else {
+      run(std::integral_constant<int32_t, 0>{});
+    }
   });
 }
 

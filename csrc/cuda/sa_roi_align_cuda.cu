@@ -1,34 +1,20 @@
 // The operators on CUDA tensors.
-#include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
 #include "../checks.h"
-#include "launch.h"
+#include "on_stream.h"
 
 namespace shape_roi_align {
 namespace {
 
-class StreamLauncher {
- public:
-  explicit StreamLauncher(const Tensor& tensor) {
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
-
-  template <typename Kernel, typename... Arguments>
-  void operator()(
-      Kernel kernel, int64_t blocks, int32_t threads, const Arguments&... arguments) const {
-    kernel<<<static_cast<unsigned>(blocks), threads, 0, stream_>>>(arguments...);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-
- private:
-  cudaStream_t stream_;
-};
+cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
 
 torch::headeronly::ScalarType torch_type(ScalarType type) {
   return type == ScalarType::kDouble ? torch::headeronly::ScalarType::Double
@@ -51,52 +37,64 @@ Tensor sa_roi_align_forward_cuda(
   Tensor output = empty(
       {params.num_rois, params.channels, pooled_height, pooled_width}, inputs[0].scalar_type(),
       inputs[0], output_memory_format(inputs));
-  cuda::forward(params, to_pooled_map(output), cuda::LaunchOptions{}, StreamLauncher(inputs[0]));
+  cuda::forward_on(current_stream(inputs[0]), params, to_pooled_map(output));
   return output;
 }
 
 // Gradients of the feature maps, each in the layout of its map; shape [0] where not asked for.
+// grad: channels are innermost.
 std::vector<Tensor> feature_gradients(
     const Params& params, const Tensor& grad, const std::vector<Tensor>& inputs,
-    const std::vector<double>& spatial_scales, const std::vector<bool>& output_mask,
-    bool deterministic) {
-  const StreamLauncher launch(grad);
-  const auto type = inputs[0].scalar_type();
-  // Gathered gradients are summed in registers; scattered ones in memory, hence in the accumulate
-  // type.
-  const bool is_half =
-      params.feature_type == ScalarType::kHalf || params.feature_type == ScalarType::kBFloat16;
-  const auto sum_type = is_half ? torch::headeronly::ScalarType::Float : type;
+    const std::vector<double>& spatial_scales, const std::vector<bool>& output_mask) {
+  using torch::headeronly::ScalarType::Byte;
   std::vector<Tensor> gradients;
   cuda::FeatureGradients maps{};
-  bool is_asked = false;
   for (size_t l = 0; l < inputs.size(); ++l) {
-    if (!output_mask[l]) {
+    const auto type = inputs[l].scalar_type();
+    if (output_mask[l]) {
+      gradients.push_back(empty(size_of(inputs[l]), type, grad, memory_format_of(inputs[l])));
+      maps.levels[l] = to_feature_map(gradients[l], spatial_scales[l]);
+    } else {
       gradients.push_back(empty({0}, type, grad));
-      continue;
-    }
-    is_asked = true;
-    const std::vector<int64_t> size = size_of(inputs[l]);
-    const MemoryFormat format = memory_format_of(inputs[l]);
-    gradients.push_back(
-        deterministic ? empty(size, type, grad, format) : zeros(size, sum_type, grad, format));
-    maps.levels[l] = to_feature_map(gradients[l], spatial_scales[l]);
-  }
-  if (is_asked && deterministic) {
-    const Tensor footprints = empty(
-        {params.num_rois * static_cast<int64_t>(sizeof(cuda::BoxFootprint))},
-        torch::headeronly::ScalarType::Byte, grad);
-    cuda::gather_feature_gradient(
-        params, to_pooled_map(grad), maps, static_cast<cuda::BoxFootprint*>(footprints.data_ptr()),
-        cuda::LaunchOptions{}, launch);
-  } else if (is_asked) {
-    cuda::scatter_feature_gradient(
-        params, to_pooled_map(grad), maps, cuda::LaunchOptions{}, launch);
-    for (Tensor& gradient : gradients) {
-      gradient = torch::stable::to(gradient, type);
     }
   }
+  const cuda::FeatureGradientScratch scratch(params, maps, cuda::LaunchOptions{});
+  const Tensor boxes = empty({scratch.boxes}, Byte, grad);
+  const Tensor zeroed = zeros({scratch.images + scratch.bits}, Byte, grad);
+  char* const images = static_cast<char*>(zeroed.data_ptr());
+  cuda::feature_gradient_on(
+      current_stream(grad), params, to_pooled_map(grad), maps, boxes.data_ptr(), images,
+      images + scratch.images);
   return gradients;
+}
+
+// Gradients of the maps and the boxes, shape [0] where not asked for.
+std::tuple<Tensor, Tensor> map_and_box_gradients(
+    const Params& params, const Tensor& grad, const Tensor& rois,
+    const std::optional<Tensor>& prob_maps, bool wants_maps, bool wants_rois) {
+  const auto type = torch_type(cuda::coordinate_type(params));
+  const int64_t shares = cuda::map_and_box_shares(params, cuda::LaunchOptions{});
+  const auto with_shares = [&](const Tensor& like) {
+    std::vector<int64_t> size = size_of(like);
+    size.insert(size.begin(), shares);
+    return size;
+  };
+  Tensor of_maps = wants_maps ? zeros(with_shares(*prob_maps), type, grad) : empty({0}, type, grad);
+  Tensor of_rois = wants_rois ? empty(with_shares(rois), type, grad) : empty({0}, type, grad);
+  if (wants_maps || wants_rois) {
+    cuda::map_and_box_gradient_on(
+        current_stream(grad), params, to_pooled_map(grad),
+        wants_maps ? of_maps.data_ptr() : nullptr, wants_rois ? of_rois.data_ptr() : nullptr);
+  }
+  const auto add_shares = [&](const Tensor& of_shares, bool is_wanted, const Tensor& like) {
+    const Tensor sum = !is_wanted    ? of_shares
+                       : shares == 1 ? torch::stable::select(of_shares, 0, 0)
+                                     : torch::stable::sum(of_shares, {{0}});
+    return torch::stable::to(sum, like.scalar_type());
+  };
+  return {
+      prob_maps.has_value() ? add_shares(of_maps, wants_maps, *prob_maps) : of_maps,
+      add_shares(of_rois, wants_rois, rois)};
 }
 
 std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cuda(
@@ -109,30 +107,26 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cuda(
     int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
     bool map_aligned,
     const std::vector<bool>& output_mask,  // L + 2: each map of inputs, prob_maps, rois
-    bool deterministic) {
+    bool /*deterministic: always*/) {
   const Call call = check_call(
       inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
       aligned, map_aligned);
   const Params& params = call.params;
   check_backward(params, grad, inputs[0], output_mask);
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-  std::vector<Tensor> grad_inputs =
-      feature_gradients(params, grad, inputs, spatial_scales, output_mask, deterministic);
-
-  const auto type = torch_type(cuda::coordinate_type(params));
+  const bool wants_features =
+      std::find(output_mask.begin(), output_mask.end() - 2, true) != output_mask.end() - 2;
   const bool wants_maps = output_mask[inputs.size()] && prob_maps.has_value();
   const bool wants_rois = output_mask[inputs.size() + 1];
-  Tensor grad_maps = wants_maps ? zeros(size_of(*prob_maps), type, grad) : empty({0}, type, grad);
-  Tensor grad_rois = wants_rois ? empty(size_of(rois), type, grad) : empty({0}, type, grad);
-  if (wants_maps || wants_rois) {
-    cuda::map_and_box_gradient(
-        params, to_pooled_map(grad), wants_maps ? grad_maps.data_ptr() : nullptr,
-        wants_rois ? grad_rois.data_ptr() : nullptr, cuda::LaunchOptions{}, StreamLauncher(grad));
-  }
-  if (prob_maps.has_value()) {
-    grad_maps = torch::stable::to(grad_maps, prob_maps->scalar_type());
-  }
-  return {grad_inputs, grad_maps, torch::stable::to(grad_rois, rois.scalar_type())};
+  const bool reads_by_channels = cuda::prefers_channels_innermost(params);
+  const bool by_channels = wants_features || ((wants_maps || wants_rois) && reads_by_channels);
+  const Tensor grad_by_channels =
+      by_channels ? torch::stable::contiguous(grad, MemoryFormat::ChannelsLast) : grad;
+  std::vector<Tensor> grad_inputs =
+      feature_gradients(params, grad_by_channels, inputs, spatial_scales, output_mask);
+  auto [grad_maps, grad_rois] = map_and_box_gradients(
+      params, reads_by_channels ? grad_by_channels : grad, rois, prob_maps, wants_maps, wants_rois);
+  return {grad_inputs, grad_maps, grad_rois};
 }
 
 }  // namespace

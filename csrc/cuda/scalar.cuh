@@ -8,6 +8,8 @@
 #include <cuda_fp16.h>
 #endif
 
+#include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 namespace shape_roi_align::cuda {
@@ -40,6 +42,45 @@ __device__ inline void store(float value, __half* to) {
 }
 __device__ inline void store(float value, __nv_bfloat16* to) {
   *to = __float2bfloat16_rn(value);
+}
+
+// Neighbours that one thread reads or writes at once; the widest access is 16 bytes.
+constexpr int32_t kVectorBytes = 16;
+template <typename T>
+constexpr int32_t kVectorWidth = kVectorBytes / sizeof(T);
+
+// width: 1, or kVectorWidth<T> where `from` is aligned to kVectorBytes.
+template <int32_t width, typename T>
+__device__ void load_vector(const T* from, accumulate_t<T>* to) {
+  if constexpr (width == 1) {
+    to[0] = load(*from);
+  } else {
+    static_assert(width == kVectorWidth<T>);
+    const uint4 bits = *reinterpret_cast<const uint4*>(from);
+    T values[width];
+    std::memcpy(values, &bits, sizeof(bits));
+#pragma unroll
+    for (int32_t i = 0; i < width; ++i) {
+      to[i] = load(values[i]);
+    }
+  }
+}
+
+template <int32_t width, typename T>
+__device__ void store_vector(const accumulate_t<T>* from, T* to) {
+  if constexpr (width == 1) {
+    store(from[0], to);
+  } else {
+    static_assert(width == kVectorWidth<T>);
+    T values[width];
+#pragma unroll
+    for (int32_t i = 0; i < width; ++i) {
+      store(from[i], values + i);
+    }
+    uint4 bits;
+    std::memcpy(&bits, values, sizeof(bits));
+    __stcs(reinterpret_cast<uint4*>(to), bits);  // streamed: the caches are for what is read
+  }
 }
 
 }  // namespace shape_roi_align::cuda

@@ -5,25 +5,35 @@
 // an order that can be chosen: a barrier that is missing shows as a wrong result in some order, one
 // that not all threads reach aborts. With CUDA_ON_HOST_THREADS they are threads of the operating
 // system, so that ThreadSanitizer sees races (but, with GCC, no store of a call's struct result).
-// Shared arrays are separate static variables, which AddressSanitizer surrounds with red zones;
-// internal linkage of the kernels is what makes it do so in templates too.
+// Shuffles and votes are barriers of a warp. Shared arrays are separate static variables, which
+// AddressSanitizer surrounds with red zones; internal linkage of the kernels is what makes it do so
+// in templates too. Each launch finds them filled with NaN.
 //
-// Covers what the kernels here use: grids of one dimension, static shared memory, __syncthreads and
-// __syncthreads_or, atomicAdd, conversions of the half types. C++20, x86-64 or any other POSIX with
-// ucontext.
+// Covers what the kernels here use: grids of one dimension, blocks of whole warps, static shared
+// memory, __syncthreads, __syncthreads_or, __syncwarp, shuffles and ballots of whole warps, atomics
+// on integers, 16-byte accesses (UndefinedBehaviorSanitizer checks their alignment), conversions of
+// the half types. C++20, 64-bit Linux.
 #pragma once
+
+#include <elf.h>
+#include <link.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <fstream>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <source_location>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -73,46 +83,52 @@ enum class Order { kAscending, kDescending, kShuffled };
   std::abort();
 }
 
-constexpr char kSomeReturn[] = "some threads of a block return, others wait at this barrier";
-constexpr char kDifferentBarriers[] = "threads of a block wait at different barriers";
+constexpr int kWarpSize = 32;
+constexpr char kSomeReturn[] = "some threads return, others wait at this barrier";
+constexpr char kDifferentBarriers[] = "threads wait at different barriers";
+constexpr char kSomeLanes[] = "some lanes of a warp only take part";
 
-// A barrier, as all threads of the block must see it.
+// A barrier of the block or of a warp, as all its threads must see it.
 struct Barrier {
   std::source_location where;
+  bool of_warp = false;
   int predicate = 0;
 
   bool is_same_as(const Barrier& other) const {
-    return where.line() == other.where.line() && where.column() == other.where.column();
+    return of_warp == other.of_warp && where.line() == other.where.line() &&
+           where.column() == other.where.column();
   }
+};
+
+// What the lanes of a warp show one another: two values in turn, for a lane may be one shuffle
+// ahead of those that still read.
+struct Shown {
+  uint64_t values[2];
+  unsigned turn = 0;
 };
 
 #ifdef CUDA_ON_HOST_THREADS
 
-// Each barrier passed has its own variables, so that it orders what precedes it before what follows
-// it and nothing more: a lock shared by successive barriers would hide races from ThreadSanitizer.
-class Block {
+// Where a number of threads meet, again and again. Each barrier passed has its own variables, so
+// that it orders what precedes it before what follows it and nothing more: a lock shared by
+// successive barriers would hide races from ThreadSanitizer.
+class MeetingPlace {
  public:
-  explicit Block(int threads) : threads_(threads) {}
-
-  // f(thread) on all threads of the block at once.
-  void run(const std::function<void(int)>& f) {
-    has_returned_ = false;
-    std::for_each(meetings_.begin(), meetings_.end(), clear);
-    std::vector<std::thread> running;
-    for (int thread = 0; thread < threads_; ++thread) {
-      running.emplace_back([&, thread] {
-        passed_ = 0;
-        f(thread);
-        has_returned_.store(true, std::memory_order_release);
-      });
-    }
-    for (std::thread& thread : running) {
-      thread.join();
-    }
+  explicit MeetingPlace(int threads) : threads_(threads) {
+    reset();
   }
 
-  int wait(const Barrier& barrier) {
-    Meeting& meeting = meetings_[passed_ % meetings_.size()];
+  void reset() {
+    has_returned_ = false;
+    std::for_each(meetings_.begin(), meetings_.end(), clear);
+  }
+  void leave() {
+    has_returned_.store(true, std::memory_order_release);
+  }
+
+  // passed: the meetings the thread has been at.
+  int wait(const Barrier& barrier, size_t& passed) {
+    Meeting& meeting = meetings_[passed % meetings_.size()];
     uint32_t line = 0;
     if (!meeting.line.compare_exchange_strong(
             line, barrier.where.line(), std::memory_order_relaxed) &&
@@ -124,7 +140,7 @@ class Block {
     }
     if (meeting.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
       // All have left the meeting before the last.
-      clear(meetings_[(passed_ + 2) % meetings_.size()]);
+      clear(meetings_[(passed + 2) % meetings_.size()]);
       meeting.is_complete.store(true, std::memory_order_release);
     }
     while (!meeting.is_complete.load(std::memory_order_acquire)) {
@@ -133,7 +149,7 @@ class Block {
       }
       std::this_thread::yield();
     }
-    ++passed_;
+    ++passed;
     return meeting.any.load(std::memory_order_relaxed);
   }
 
@@ -148,7 +164,6 @@ class Block {
   int threads_;
   std::array<Meeting, 4> meetings_;
   std::atomic<bool> has_returned_;
-  inline static thread_local size_t passed_ = 0;
 
   static void clear(Meeting& meeting) {
     meeting.line.store(0, std::memory_order_relaxed);
@@ -158,17 +173,67 @@ class Block {
   }
 };
 
+class Block {
+ public:
+  explicit Block(int threads) : shown(threads), threads_(threads), of_block_(threads) {
+    for (int warp = 0; warp < threads / kWarpSize; ++warp) {
+      of_warps_.push_back(std::make_unique<MeetingPlace>(kWarpSize));
+    }
+  }
+
+  std::vector<Shown> shown;
+
+  // f(thread) on all threads of the block at once.
+  void run(const std::function<void(int)>& f) {
+    of_block_.reset();
+    for (auto& of_warp : of_warps_) {
+      of_warp->reset();
+    }
+    std::vector<std::thread> running;
+    for (int thread = 0; thread < threads_; ++thread) {
+      running.emplace_back([&, thread] {
+        current_ = thread;
+        passed_ = passed_in_warp_ = 0;
+        f(thread);
+        of_warps_[thread / kWarpSize]->leave();
+        of_block_.leave();
+      });
+    }
+    for (std::thread& thread : running) {
+      thread.join();
+    }
+  }
+
+  int wait(const Barrier& barrier) {
+    return barrier.of_warp ? of_warps_[current_ / kWarpSize]->wait(barrier, passed_in_warp_)
+                           : of_block_.wait(barrier, passed_);
+  }
+
+  int current() const {
+    return current_;
+  }
+
+ private:
+  int threads_;
+  MeetingPlace of_block_;
+  std::vector<std::unique_ptr<MeetingPlace>> of_warps_;
+  inline static thread_local int current_ = 0;
+  inline static thread_local size_t passed_ = 0;
+  inline static thread_local size_t passed_in_warp_ = 0;
+};
+
 #else
 
 class Block {
  public:
-  explicit Block(int threads) : fibers_(threads) {
+  explicit Block(int threads) : shown(threads), fibers_(threads) {
     for (Fiber& fiber : fibers_) {
       fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
     }
   }
 
   Order order = Order::kAscending;
+  std::vector<Shown> shown;
 
   // f(thread) on all threads of the block, each up to its next barrier in turn.
   void run(const std::function<void(int)>& f) {
@@ -179,19 +244,21 @@ class Block {
     if (order == Order::kDescending) {
       std::reverse(turn.begin(), turn.end());
     }
-    while (!fibers_[0].is_finished) {
+    do {
       if (order == Order::kShuffled) {
         std::shuffle(turn.begin(), turn.end(), random_);
       }
       for (const int thread : turn) {
-        switch_to(thread);
+        if (fibers_[thread].state == State::kReady) {
+          switch_to(thread);
+        }
       }
-      meet();
-    }
+    } while (meet());
   }
 
   int wait(const Barrier& barrier) {
     fibers_[current_].barrier = barrier;
+    fibers_[current_].state = State::kWaiting;
     switch_back(false);
     return result_;
   }
@@ -203,12 +270,19 @@ class Block {
  private:
   static constexpr size_t kStackBytes = 256 << 10;
 
+  enum class State { kReady, kWaiting, kFinished };
+
   struct Fiber {
     std::unique_ptr<char[]> stack;
     ucontext_t context;
     Barrier barrier;
-    bool is_finished;
+    State state;
     void* fake_stack;
+
+    bool is_with(const Fiber& other) const {
+      return state == other.state &&
+             (state == State::kFinished || barrier.is_same_as(other.barrier));
+    }
   };
 
   std::vector<Fiber> fibers_;
@@ -224,7 +298,7 @@ class Block {
   inline static Block* entering_ = nullptr;
 
   static void prepare(Fiber& fiber) {
-    fiber.is_finished = false;
+    fiber.state = State::kReady;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -239,7 +313,7 @@ class Block {
         nullptr, &block->scheduler_stack_, &block->scheduler_stack_bytes_);
 #endif
     (*block->function_)(block->current_);
-    block->fibers_[block->current_].is_finished = true;
+    block->fibers_[block->current_].state = State::kFinished;
     block->switch_back(true);
   }
 
@@ -256,7 +330,7 @@ class Block {
 #endif
   }
 
-  void switch_back(bool for_good) {
+  void switch_back([[maybe_unused]] bool for_good) {
     Fiber& fiber = fibers_[current_];
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(
@@ -268,22 +342,100 @@ class Block {
 #endif
   }
 
-  // All threads stand at one barrier, or all have returned.
-  void meet() {
-    result_ = 0;
-    for (const Fiber& fiber : fibers_) {
-      if (fiber.is_finished != fibers_[0].is_finished) {
-        fail(kSomeReturn, (fiber.is_finished ? fibers_[0] : fiber).barrier.where);
+  using Fibers = std::vector<Fiber>::iterator;
+
+  static void check_together(Fibers begin, Fibers end) {
+    for (Fibers fiber = begin; fiber != end; ++fiber) {
+      if (fiber->state != begin->state) {
+        fail(kSomeReturn, (fiber->state == State::kFinished ? begin : fiber)->barrier.where);
       }
-      if (!fiber.is_finished && !fiber.barrier.is_same_as(fibers_[0].barrier)) {
-        fail(kDifferentBarriers, fiber.barrier.where);
+      if (!fiber->is_with(*begin)) {
+        fail(kDifferentBarriers, fiber->barrier.where);
+      }
+    }
+  }
+
+  // No thread is ready. Lets the warps that have met at a barrier of theirs go on; else the block,
+  // of which all threads then stand at one barrier or have returned. False in the latter case.
+  bool meet() {
+    bool has_met = false;
+    for (Fibers warp = fibers_.begin(); warp != fibers_.end();) {
+      const Fibers end = warp + std::min<ptrdiff_t>(kWarpSize, fibers_.end() - warp);
+      const bool waits = std::any_of(warp, end, [](const Fiber& fiber) {
+        return fiber.state == State::kWaiting && fiber.barrier.of_warp;
+      });
+      if (waits) {
+        check_together(warp, end);
+        std::for_each(warp, end, [](Fiber& fiber) { fiber.state = State::kReady; });
+        has_met = true;
+      }
+      warp = end;
+    }
+    if (has_met) {
+      return true;
+    }
+    check_together(fibers_.begin(), fibers_.end());
+    result_ = 0;
+    for (Fiber& fiber : fibers_) {
+      if (fiber.state == State::kFinished) {
+        return false;
       }
       result_ |= fiber.barrier.predicate != 0;
+      fiber.state = State::kReady;
     }
+    return true;
   }
 };
 
 #endif
+
+struct Memory {
+  char* begin;
+  size_t bytes;
+};
+
+// The local static variables of functions called ..._kernel, from the program's symbol table.
+inline std::vector<Memory> find_shared_memory() {
+  std::ifstream file("/proc/self/exe", std::ios::binary);
+  const std::vector<char> program{std::istreambuf_iterator<char>(file), {}};
+  char* base = nullptr;
+  dl_iterate_phdr(
+      [](dl_phdr_info* info, size_t, void* to) {
+        *static_cast<char**>(to) = reinterpret_cast<char*>(info->dlpi_addr);
+        return 1;  // the program is the first
+      },
+      &base);
+  const auto* header = reinterpret_cast<const Elf64_Ehdr*>(program.data());
+  const auto* sections = reinterpret_cast<const Elf64_Shdr*>(program.data() + header->e_shoff);
+  std::vector<Memory> found;
+  for (int i = 0; i < header->e_shnum; ++i) {
+    if (sections[i].sh_type != SHT_SYMTAB) {
+      continue;
+    }
+    const char* names = program.data() + sections[sections[i].sh_link].sh_offset;
+    const auto* symbols =
+        reinterpret_cast<const Elf64_Sym*>(program.data() + sections[i].sh_offset);
+    for (size_t j = 0; j < sections[i].sh_size / sizeof(Elf64_Sym); ++j) {
+      const std::string_view name = names + symbols[j].st_name;
+      if (ELF64_ST_TYPE(symbols[j].st_info) == STT_OBJECT && name.starts_with("_ZZ") &&
+          name.find("_kernel") != name.npos) {
+        found.push_back({base + symbols[j].st_value, symbols[j].st_size});
+      }
+    }
+  }
+  return found;
+}
+
+// A symbol's size includes its red zone.
+__attribute__((no_sanitize("address", "thread"))) inline void poison_shared_memory() {
+  static const std::vector<Memory> all = find_shared_memory();
+  for (const Memory& memory : all) {
+    volatile char* at = memory.begin;
+    for (size_t i = 0; i < memory.bytes; ++i) {
+      at[i] = static_cast<char>(0xff);
+    }
+  }
+}
 
 inline Block* block = nullptr;
 inline Order order = Order::kAscending;
@@ -302,6 +454,7 @@ inline const Indices& current_indices() {
 
 // Runs kernel() as every thread of every block.
 inline void launch(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
+  poison_shared_memory();
   Block running(static_cast<int>(threads.x));
   block = &running;
 #ifndef CUDA_ON_HOST_THREADS
@@ -330,17 +483,87 @@ inline void launch(dim3 grid, dim3 threads, const std::function<void()>& kernel)
 #define threadIdx (cuda_on_host::current_indices().thread_index)
 
 inline void __syncthreads(std::source_location where = std::source_location::current()) {
-  cuda_on_host::block->wait({where, 0});
+  cuda_on_host::block->wait({where});
 }
 
 inline int __syncthreads_or(
     int predicate, std::source_location where = std::source_location::current()) {
-  return cuda_on_host::block->wait({where, predicate});
+  return cuda_on_host::block->wait({where, false, predicate});
 }
 
+inline void __syncwarp(std::source_location where = std::source_location::current()) {
+  cuda_on_host::block->wait({where, true});
+}
+
+namespace cuda_on_host {
+
+// f(lane) is what a lane of this warp shows, after all have shown theirs.
+template <typename T, typename F>
+auto show_to_warp(unsigned mask, T value, const std::source_location& where, F f) {
+  if (mask != 0xffffffffu) {
+    fail(kSomeLanes, where);
+  }
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  const int thread = block->current();
+  Shown& mine = block->shown[thread];
+  const unsigned turn = mine.turn++ % 2;
+  std::memcpy(&mine.values[turn], &value, sizeof(T));
+  block->wait({where, true});
+  return f([&](int lane) {
+    T shown;
+    const Shown& theirs = block->shown[thread / kWarpSize * kWarpSize + lane];
+    std::memcpy(&shown, &theirs.values[turn], sizeof(T));
+    return shown;
+  });
+}
+
+}  // namespace cuda_on_host
+
 template <typename T>
-T atomicAdd(T* address, T value) {
-  return std::atomic_ref<T>(*address).fetch_add(value, std::memory_order_relaxed);
+T __shfl_xor_sync(
+    unsigned mask, T value, int lane_mask,
+    std::source_location where = std::source_location::current()) {
+  const int lane = cuda_on_host::block->current() % cuda_on_host::kWarpSize;
+  return cuda_on_host::show_to_warp(
+      mask, value, where, [&](auto shown) { return shown(lane ^ lane_mask); });
+}
+
+inline unsigned __ballot_sync(
+    unsigned mask, int predicate, std::source_location where = std::source_location::current()) {
+  return cuda_on_host::show_to_warp(mask, predicate != 0, where, [](auto shown) {
+    unsigned votes = 0;
+    for (int lane = 0; lane < cuda_on_host::kWarpSize; ++lane) {
+      votes |= unsigned(shown(lane)) << lane;
+    }
+    return votes;
+  });
+}
+
+inline int __popc(unsigned bits) {
+  return std::popcount(bits);
+}
+
+inline unsigned atomicOr(unsigned* address, unsigned value) {
+  return std::atomic_ref<unsigned>(*address).fetch_or(value, std::memory_order_relaxed);
+}
+
+inline int atomicMax(int* address, int value) {
+  std::atomic_ref<int> at(*address);
+  int old = at.load(std::memory_order_relaxed);
+  while (old < value && !at.compare_exchange_weak(old, value, std::memory_order_relaxed)) {
+  }
+  return old;
+}
+
+struct __attribute__((may_alias, aligned(16))) uint4 {
+  unsigned x;
+  unsigned y;
+  unsigned z;
+  unsigned w;
+};
+
+inline void __stcs(uint4* to, uint4 value) {
+  *to = value;
 }
 
 struct __half {

@@ -41,17 +41,14 @@ class Variant:
     box_dtype: torch.dtype
     map_dtype: torch.dtype
     layout: str
-    threads: int  # of a block, at most
+    threads: int  # of a block
     blocks: int  # of a grid, at most
     order: str = "ascending"
+    wanted_blocks: int = 1  # fewer boxes than this are shared among blocks
 
     @property
     def coordinate_dtype(self) -> torch.dtype:
         return F64 if F64 in (self.dtype, self.box_dtype) else F32
-
-    @property
-    def accumulate_dtype(self) -> torch.dtype:
-        return F64 if self.dtype == F64 else F32
 
 
 @cache
@@ -73,9 +70,17 @@ def compile_program(source: str, flags: Sequence[str], folder: Path) -> Path:
     return program
 
 
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def lay_out(x: Tensor, layout: str) -> Tensor:
     if layout == "channels_last":
-        return x.contiguous(memory_format=torch.channels_last)
+        return channels_last(x)
+    if layout == "channels_last_unaligned":  # by one element
+        x = channels_last(x)
+        storage = x.new_empty(x.numel() + 1)
+        return storage.as_strided(x.shape, x.stride(), 1).copy_(x)
     if layout == "sliced":
         return x.repeat(1, 2, 2, 3)[:, ::2, ::2, ::3].copy_(x)
     return x
@@ -104,6 +109,10 @@ class JobWriter:
         if tensor is not None:
             self.array(bytes_of(tensor))
 
+    def elements(self, tensor: Tensor) -> None:
+        self.integers(tensor.storage_offset())
+        self.optional(tensor)
+
     def feature_map(self, tensor: Tensor, spatial_scale: float) -> None:
         self.integers(*tensor.stride(), *tensor.shape[2:])
         self.data += struct.pack("d", spatial_scale)
@@ -126,14 +135,15 @@ class Job:
         self.asked = [*of_levels, of_maps and self.call.prob_maps is not None, of_rois]
 
     def result_like(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        channels_last = self.variant.layout == "channels_last"
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        by_channels = self.variant.layout.startswith("channels_last")
+        memory_format = torch.channels_last if by_channels else torch.contiguous_format
         return torch.empty(tensor.shape, dtype=dtype, memory_format=memory_format)
 
     def pack(self) -> bytes:
         call, variant, to = self.call, self.variant, JobWriter()
         to.array(f"{self.case.name}: {variant}".encode())
-        to.integers(variant.threads, variant.blocks, ORDERS.index(variant.order), len(call.inputs))
+        to.integers(variant.threads, variant.blocks, variant.wanted_blocks)
+        to.integers(ORDERS.index(variant.order), len(call.inputs))
         to.integers(*call.inputs[0].shape[:2], len(call.rois))
         to.integers(*map(SCALAR_TYPES.index, (variant.dtype, variant.box_dtype, variant.map_dtype)))
         to.integers(*((0, 0) if call.prob_maps is None else call.prob_maps.shape[1:]))
@@ -142,12 +152,15 @@ class Job:
             to.optional(tensor)
         for x, scale, asked in zip(call.inputs, call.spatial_scales, self.asked, strict=False):
             to.feature_map(x, scale)
-            to.optional(x)
+            to.elements(x)
             to.feature_map(self.result_like(x, variant.dtype), scale)
             to.integers(asked)
         to.integers(*self.asked[-2:])
-        to.integers(*self.result_like(self.grad, variant.dtype).stride(), *self.grad.stride())
-        to.optional(self.grad)
+        to.integers(*self.result_like(self.grad, variant.dtype).stride())
+        unaligned = variant.layout == "channels_last_unaligned"
+        for grad in (self.grad, self.grad if unaligned else channels_last(self.grad)):
+            to.integers(*grad.stride())
+            to.elements(grad)
         return bytes(to.data)
 
     def results(self) -> dict[str, Tensor]:
@@ -157,8 +170,7 @@ class Job:
         tensors = {"output": self.result_like(self.grad, variant.dtype)}
         for level, x in enumerate(call.inputs):
             if self.asked[level]:
-                tensors[f"scattered {level}"] = self.result_like(x, variant.accumulate_dtype)
-                tensors[f"gathered {level}"] = self.result_like(x, variant.dtype)
+                tensors[f"features {level}"] = self.result_like(x, variant.dtype)
         if of_maps and call.prob_maps is not None:
             tensors["maps"] = torch.empty(call.prob_maps.shape, dtype=variant.coordinate_dtype)
         if of_rois:

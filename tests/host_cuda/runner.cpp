@@ -97,6 +97,7 @@ class Job {
     name_.assign(static_cast<const char*>(const_cast<Array&>(name).data()), name.bytes());
     options_.threads = file.read_int();
     options_.blocks = file.read_int();
+    options_.wanted_blocks = file.read_int();
     cuda_on_host::order = static_cast<cuda_on_host::Order>(file.read_int());
     params_.num_levels = file.read_int();
     params_.num_images = file.read<int64_t>();
@@ -118,7 +119,7 @@ class Job {
     params_.prob_maps = read_pointer(file);
     for (int32_t l = 0; l < params_.num_levels; ++l) {
       params_.levels[l] = read_feature_map(file);
-      params_.levels[l].data = read_pointer(file);
+      params_.levels[l].data = read_elements(file);
       gradients_[l] = read_feature_map(file);
       is_asked_[l] = file.read_int() != 0;
     }
@@ -126,15 +127,17 @@ class Job {
     asks_rois_ = file.read_int() != 0;
     output_ = read_pooled_map(file);
     grad_ = read_pooled_map(file);
-    grad_.data = read_pointer(file);
+    grad_.data = read_elements(file);
+    grad_by_channels_ = read_pooled_map(file);
+    grad_by_channels_.data = read_elements(file);
   }
 
   const std::string& name() const {
     return name_;
   }
 
-  // Writes the output, the scattered and the gathered gradient of each level asked for, the
-  // gradients of the maps and of the boxes if asked for.
+  // Writes the output, the gradients of the levels, of the maps and of the boxes that are asked
+  // for.
   void run(File& results) {
     const HostLauncher launch;
     const size_t feature_size = size_of(params_.feature_type);
@@ -144,34 +147,32 @@ class Job {
     cuda::forward(params_, output_, options_, launch);
     results.write(output);
 
-    const bool is_double = params_.feature_type == ScalarType::kDouble;
-    std::vector<Array> scattered = allocate_gradients(is_double ? 8 : 4);
-    for (Array& array : scattered) {
-      std::memset(array.data(), 0, array.bytes());
-    }
-    cuda::scatter_feature_gradient(params_, grad_, feature_gradients(scattered), options_, launch);
-    std::vector<Array> gathered = allocate_gradients(feature_size);
-    Array footprints(params_.num_rois * sizeof(cuda::BoxFootprint));
-    cuda::gather_feature_gradient(
-        params_, grad_, feature_gradients(gathered),
-        static_cast<cuda::BoxFootprint*>(footprints.data()), options_, launch);
+    std::vector<Array> arrays = allocate_gradients(feature_size);
+    const cuda::FeatureGradients gradients = feature_gradients(arrays);
+    const cuda::FeatureGradientScratch scratch(params_, gradients, options_);
+    Array boxes(scratch.boxes);
+    Array images = zeroed(scratch.images);
+    Array bits = zeroed(scratch.bits);
+    cuda::feature_gradient(
+        params_, grad_by_channels_, gradients, boxes.data(), images.data(), bits.data(), options_,
+        launch);
     for (int32_t l = 0; l < params_.num_levels; ++l) {
       if (is_asked_[l]) {
-        results.write(scattered[l]);
-        results.write(gathered[l]);
+        results.write(arrays[l]);
       }
     }
 
+    const int64_t shares = cuda::map_and_box_shares(params_, options_);
+    const int64_t map_cells = params_.num_rois * params_.map_height * params_.map_width;
     const size_t coordinate_size = size_of(cuda::coordinate_type(params_));
-    const int64_t map_cells = int64_t(params_.map_height) * params_.map_width;
-    Array grad_maps(asks_maps_ ? params_.num_rois * map_cells * coordinate_size : 0);
-    std::memset(grad_maps.data(), 0, grad_maps.bytes());
-    Array grad_rois(asks_rois_ ? params_.num_rois * 5 * coordinate_size : 0);
+    Array of_maps = zeroed(asks_maps_ ? shares * map_cells * coordinate_size : 0);
+    Array of_rois(asks_rois_ ? shares * params_.num_rois * 5 * coordinate_size : 0);
     cuda::map_and_box_gradient(
-        params_, grad_, asks_maps_ ? grad_maps.data() : nullptr,
-        asks_rois_ ? grad_rois.data() : nullptr, options_, launch);
-    results.write(grad_maps);
-    results.write(grad_rois);
+        params_, cuda::prefers_channels_innermost(params_) ? grad_by_channels_ : grad_,
+        asks_maps_ ? of_maps.data() : nullptr, asks_rois_ ? of_rois.data() : nullptr, options_,
+        launch);
+    write_sum(results, of_maps, shares);
+    write_sum(results, of_rois, shares);
   }
 
  private:
@@ -184,7 +185,39 @@ class Job {
   bool asks_rois_;
   PooledMap output_;
   PooledMap grad_;
+  PooledMap grad_by_channels_;
   std::vector<Array> arrays_;
+
+  static Array zeroed(size_t bytes) {
+    Array array(bytes);
+    std::memset(array.data(), 0, bytes);
+    return array;
+  }
+
+  // The sum over the first of its dimensions, of size `shares`.
+  void write_sum(File& results, Array& array, int64_t shares) const {
+    if (cuda::coordinate_type(params_) == ScalarType::kDouble) {
+      write_sum_of<double>(results, array, shares);
+    } else {
+      write_sum_of<float>(results, array, shares);
+    }
+  }
+
+  template <typename T>
+  static void write_sum_of(File& results, Array& array, int64_t shares) {
+    const size_t size = array.bytes() / sizeof(T) / shares;
+    Array sum = zeroed(size * sizeof(T));
+    for (size_t i = 0; i < size * shares; ++i) {
+      static_cast<T*>(sum.data())[i % size] += static_cast<T*>(array.data())[i];
+    }
+    results.write(sum);
+  }
+
+  // int64: elements of params_.feature_type to skip; then as read_pointer.
+  void* read_elements(File& file) {
+    const int64_t skipped = file.read<int64_t>();
+    return static_cast<char*>(read_pointer(file)) + skipped * size_of(params_.feature_type);
+  }
 
   // int64: whether there is an array; then the array.
   void* read_pointer(File& file) {

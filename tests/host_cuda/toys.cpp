@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int kThreads = 32;
+constexpr int kThreads = 64;
 
 enum class Fault {
   kNone,
@@ -15,16 +15,20 @@ enum class Fault {
   kOverrun,
   kOverrunByFunction,
   kSomeReturn,
-  kDifferentBarriers
+  kDifferentBarriers,
+  kSomeLanes,
+  kNotWritten
 };
 
-// out[i] = sum of in
+// out[i] = sum of in, which starts with 1
 template <Fault fault>
 __global__ void sum_kernel(const int* in, int* out) {
   __shared__ int values[kThreads];
   __shared__ int after[kThreads];
   const int thread = threadIdx.x;
-  after[thread] = 0;
+  if (fault != Fault::kNotWritten || thread % 2 == 0) {
+    after[thread] = in[0] - 1;
+  }
   int* to = values;
   to[thread + (fault == Fault::kOverrun)] = in[thread];
   if (fault == Fault::kOverrunByFunction) {
@@ -49,8 +53,44 @@ __global__ void any_kernel(int* out) {
   out[threadIdx.x] = __syncthreads_or(threadIdx.x == 5) + __syncthreads_or(0);
 }
 
-__global__ void count_kernel(float* out) {
-  atomicAdd(out, float(blockDim.x * blockIdx.x + threadIdx.x));
+// out[i] = sum of in over the warp of i
+template <Fault fault>
+__global__ void sum_over_warp_kernel(const int* in, int* out) {
+  __shared__ int values[kThreads];
+  int sum = in[threadIdx.x];
+  for (int distance = 16; distance > 1; distance /= 2) {
+    if (fault == Fault::kSomeLanes && threadIdx.x == 3) {
+      continue;
+    }
+    sum += __shfl_xor_sync(0xffffffffu, sum, distance);
+  }
+  values[threadIdx.x] = sum;
+  if (fault != Fault::kNoBarrier) {
+    __syncwarp();
+  }
+  out[threadIdx.x] = sum + values[threadIdx.x ^ 1];
+}
+
+__global__ void vote_kernel(unsigned* out) {
+  const unsigned all = 0xffffffffu;
+  // The second warp votes less often.
+  for (unsigned i = 0; i < 2 - threadIdx.x / 32; ++i) {
+    out[threadIdx.x] = __ballot_sync(all, threadIdx.x % 3 == i);
+  }
+  out[threadIdx.x] += __popc(0b1011u);
+}
+
+__global__ void count_kernel(unsigned* bits, int* largest) {
+  const int i = blockDim.x * blockIdx.x + threadIdx.x;
+  atomicOr(bits, 1u << i % 5);
+  atomicMax(largest, i % 100);
+}
+
+template <int offset>
+__global__ void copy_kernel(const float* in, float* out) {
+  if (threadIdx.x == 0) {
+    *reinterpret_cast<uint4*>(out) = *reinterpret_cast<const uint4*>(in + offset);
+  }
 }
 
 template <Fault fault>
@@ -68,10 +108,38 @@ bool reduces_predicates() {
   return out == std::vector<int>(kThreads, 1);
 }
 
-bool adds_atomically() {
-  float out = 0;
-  cuda_on_host::launch({3}, {kThreads}, [&] { count_kernel(&out); });
-  return out == 3 * kThreads * (3 * kThreads - 1) / 2;
+template <Fault fault>
+bool sums_over_warps() {
+  std::vector<int> in(kThreads);
+  std::iota(in.begin(), in.end(), 1);
+  std::vector<int> out(kThreads);
+  cuda_on_host::launch(
+      {1}, {kThreads}, [&] { sum_over_warp_kernel<fault>(in.data(), out.data()); });
+  std::vector<int> expected(kThreads, 32 * 33 / 2);
+  std::fill(expected.begin() + 32, expected.end(), 32 * 33 / 2 + 32 * 32);
+  return out == expected;
+}
+
+bool votes() {
+  std::vector<unsigned> out(kThreads);
+  cuda_on_host::launch({1}, {kThreads}, [&] { vote_kernel(out.data()); });
+  // Lanes 1, 4, 7, ... are threads 1 of 3 in the first warp, 0 of 3 in the second.
+  return out == std::vector<unsigned>(kThreads, 0x92492492u + 3);
+}
+
+bool combines_atomically() {
+  unsigned bits = 0;
+  int largest = 0;
+  cuda_on_host::launch({3}, {kThreads}, [&] { count_kernel(&bits, &largest); });
+  return bits == 0b11111 && largest == 99;
+}
+
+template <int offset>
+bool copies() {
+  alignas(16) float in[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  alignas(16) float out[4] = {};
+  cuda_on_host::launch({1}, {kThreads}, [&] { copy_kernel<offset>(in, out); });
+  return std::equal(out, out + 4, in + offset);
 }
 
 }  // namespace
@@ -87,8 +155,15 @@ int main(int, char** argv) {
       {"overrun_by_function", sums<Fault::kOverrunByFunction>},
       {"some_return", sums<Fault::kSomeReturn>},
       {"different_barriers", sums<Fault::kDifferentBarriers>},
+      {"not_written", sums<Fault::kNotWritten>},
       {"syncthreads_or", reduces_predicates},
-      {"atomic_add", adds_atomically},
+      {"shuffle", sums_over_warps<Fault::kNone>},
+      {"shuffle_of_some_lanes", sums_over_warps<Fault::kSomeLanes>},
+      {"no_warp_barrier", sums_over_warps<Fault::kNoBarrier>},
+      {"ballot", votes},
+      {"atomics", combines_atomically},
+      {"aligned_vector", copies<4>},
+      {"unaligned_vector", copies<1>},
   };
   for (const auto& toy : toys) {
     if (std::strcmp(toy.name, argv[1]) == 0) {

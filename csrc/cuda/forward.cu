@@ -1,0 +1,10 @@
+#include "on_stream.h"
+#include "stream_launcher.h"
+
+namespace shape_roi_align::cuda {
+
+void forward_on(cudaStream_t stream, const Params& params, const PooledMap& output) {
+  forward(params, output, LaunchOptions{}, StreamLauncher{stream});
+}
+
+}  // namespace shape_roi_align::cuda

@@ -1,0 +1,12 @@
+#include "on_stream.h"
+#include "stream_launcher.h"
+
+namespace shape_roi_align::cuda {
+
+void map_and_box_gradient_on(
+    cudaStream_t stream, const Params& params, const PooledMap& grad, void* grad_maps,
+    void* grad_rois) {
+  map_and_box_gradient(params, grad, grad_maps, grad_rois, LaunchOptions{}, StreamLauncher{stream});
+}
+
+}  // namespace shape_roi_align::cuda

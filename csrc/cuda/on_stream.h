@@ -1,0 +1,21 @@
+// The kernels on a CUDA stream. Each has a source file of its own: they compile side by side.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "launch.h"
+
+namespace shape_roi_align::cuda {
+
+// Contracts: launch.h.
+void forward_on(cudaStream_t stream, const Params& params, const PooledMap& output);
+
+void feature_gradient_on(
+    cudaStream_t stream, const Params& params, const PooledMap& grad,
+    const FeatureGradients& gradients, void* boxes, void* images, void* bits);
+
+void map_and_box_gradient_on(
+    cudaStream_t stream, const Params& params, const PooledMap& grad, void* grad_maps,
+    void* grad_rois);
+
+}  // namespace shape_roi_align::cuda

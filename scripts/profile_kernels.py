@@ -1,0 +1,67 @@
+"""One forward and one backward pass of a benchmark case, for a profiler to look at.
+
+python scripts/profile_kernels.py p2_7x7 --times
+ncu --profile-from-start off python scripts/profile_kernels.py p2_7x7 --dtype float16
+"""
+
+import argparse
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from cases import SINGLE_LEVEL, make_inputs
+from providers import ours
+from runner import DTYPES, LAYOUTS, deterministic_algorithms
+from timing import make_call
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", choices=[case.name for case in SINGLE_LEVEL], metavar="CASE")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--layout", choices=LAYOUTS, default="contiguous")
+    parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--times", action="store_true", help="torch's profiler: times of kernels; not inside ncu"
+    )
+    arguments = parser.parse_args()
+    case = next(case for case in SINGLE_LEVEL if case.name == arguments.case)
+    device = torch.device(arguments.device)
+    inputs = make_inputs(
+        case,
+        dtype=DTYPES[arguments.dtype],
+        device=device,
+        memory_format=LAYOUTS[arguments.layout],
+    )
+    is_cuda = device.type == "cuda"
+    activity = ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU
+    with deterministic_algorithms(arguments.deterministic):
+        calls = [make_call(ours(case), inputs, mode) for mode in ("forward", "backward")]
+        for call in calls:
+            call()
+        if is_cuda:
+            torch.cuda.synchronize(device)
+            torch.cuda.profiler.start()
+        with profile(activities=[activity]) if arguments.times else nullcontext() as times:
+            for call in calls:
+                call()
+            if is_cuda:
+                torch.cuda.synchronize(device)
+        if is_cuda:
+            torch.cuda.profiler.stop()
+    print(f"{case.name}, {arguments.dtype}, {arguments.layout}", end="")
+    print(", deterministic" if arguments.deterministic else "")
+    if times:
+        print(times.key_averages().table(row_limit=20, max_name_column_width=80))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Memory on a CUDA device: beyond the results, scratch for the boxes and their samples, not for
+channels. One exception, asserted as such: of features in planes, the backward pass copies the
+output's gradient to have its channels side by side."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from shape_roi_align import sa_roi_align
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.parametrize("device", ["cuda"], indirect=True),
+    pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"]),
+    pytest.mark.parametrize("dtype", [torch.float32, torch.float16]),
+]
+
+NUM_ROIS, CHANNELS, BINS, SAMPLES = 512, 512, 7, 2
+BYTES_PER_SAMPLE = 32  # two weights and an address of each of its four pixels, in part shared
+# 3.2 MB, where a value per sample and channel would be 205 MB in float16
+SCRATCH = NUM_ROIS * (BINS * SAMPLES) ** 2 * BYTES_PER_SAMPLE
+ROUNDING = 2**21  # of the caching allocator, per large block
+
+
+def make_leaves(dtype: torch.dtype, channels_last: bool, device: torch.device) -> list[Tensor]:
+    """Features [2, 512, 100, 168], as large as 34 MB in float16, boxes and maps."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(NUM_ROIS, 2, generator=generator) * 80
+    images = torch.arange(NUM_ROIS)[:, None] % 2
+    rois = torch.cat([images, corners, corners + 30], 1).to(device)
+    features = torch.randn(2, CHANNELS, 100, 168, device=device, dtype=dtype)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    maps = torch.rand(NUM_ROIS, 28, 28, device=device, dtype=dtype)
+    return [t.requires_grad_() for t in (features.contiguous(memory_format=layout), rois, maps)]
+
+
+def beyond_results(call: Callable[[], tuple[Tensor, ...]], device: torch.device) -> int:
+    """Bytes in use at the peak of `call`, less those before it and those of its results."""
+    call()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    results = call()
+    peak = torch.cuda.max_memory_allocated(device)
+    return peak - before - sum(result.numel() * result.itemsize for result in results)
+
+
+def test_scratch_of_the_forward_pass(
+    dtype: torch.dtype, channels_last: bool, device: torch.device
+) -> None:
+    leaves = [leaf.detach() for leaf in make_leaves(dtype, channels_last, device)]
+
+    def call() -> tuple[Tensor, ...]:
+        return (sa_roi_align(*leaves, BINS, sampling_ratio=SAMPLES),)
+
+    assert beyond_results(call, device) <= SCRATCH + ROUNDING
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_scratch_of_the_backward_pass(
+    deterministic: bool, dtype: torch.dtype, channels_last: bool, device: torch.device
+) -> None:
+    leaves = make_leaves(dtype, channels_last, device)
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        out = sa_roi_align(*leaves, BINS, sampling_ratio=SAMPLES)
+        grad = torch.ones_like(out)
+
+        def call() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+        copies = 0 if channels_last else grad.numel() * grad.element_size()
+        # maps and boxes are summed in float32 too
+        of_maps = leaves[2].numel() * 4
+        extra = beyond_results(call, device)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert extra <= copies + of_maps + SCRATCH + 4 * ROUNDING
