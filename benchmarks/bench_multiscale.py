@@ -2,9 +2,7 @@
 
 import sys
 
-from cases import MULTI_SCALE, SMOKE_MULTI_SCALE
-from providers import MULTI_SCALE as PROVIDERS
-from runner import run
+from runner import MULTI_SCALE, run
 
 if __name__ == "__main__":
-    sys.exit(run("multiscale", MULTI_SCALE, PROVIDERS, SMOKE_MULTI_SCALE))
+    sys.exit(run(MULTI_SCALE))

@@ -2,9 +2,7 @@
 
 import sys
 
-from cases import SINGLE_LEVEL, SMOKE
-from providers import SINGLE_LEVEL as PROVIDERS
-from runner import run
+from runner import ROI_ALIGN, run
 
 if __name__ == "__main__":
-    sys.exit(run("roi_align", SINGLE_LEVEL, PROVIDERS, SMOKE))
+    sys.exit(run(ROI_ALIGN))

@@ -9,6 +9,7 @@ from torch import Tensor
 # Feature maps [height, width] and pixels per feature pixel of an image of 800 x 1333 pixels, the
 # size at which Mask R-CNN is trained and tested on COCO, padded to a multiple of 32: 800 x 1344.
 PYRAMID = ((200, 336, 4), (100, 168, 8), (50, 84, 16), (25, 42, 32))
+P2, P3, P4 = PYRAMID[:1], PYRAMID[1:2], PYRAMID[2:3]
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,12 @@ class Case:
     num_images: int
     boxes_per_image: int
     output_size: int
-    sampling_ratio: int
+    sampling_ratio: int = 2
+    smallest_side: float = 16  # of a box, image pixels
     map_size: int = 28  # side of Mask R-CNN's masks
     aligned: bool = False  # as torchvision's models pool
     map_aligned: bool = True  # as masks are trained
+    devices: tuple[str, ...] = ("cpu", "cuda")  # where it is measured unless asked for by name
 
     @property
     def num_rois(self) -> int:
@@ -35,11 +38,23 @@ class Case:
         height, width, stride = self.levels[0]
         return height * stride, width * stride
 
+    def problem(self) -> dict[str, object]:
+        """The sizes that a time depends on."""
+        return {
+            "levels": [f"{self.num_images}x{self.channels}x{h}x{w}" for h, w, _ in self.levels],
+            "boxes": self.num_rois,
+            "smallest_side": self.smallest_side,
+            "channels": self.channels,
+            "bins": self.output_size,
+            "sampling_ratio": self.sampling_ratio,
+            "map_size": self.map_size,
+        }
+
 
 @dataclass
 class Inputs:
     features: list[Tensor]  # one [N, C, H, W] per level
-    boxes: list[Tensor]  # one [L, 4] per image, image pixels, float32
+    boxes: list[Tensor]  # one [L, 4] per image, image pixels
     prob_maps: Tensor  # [K, Mh, Mw]
 
     def __post_init__(self) -> None:
@@ -50,37 +65,123 @@ class Inputs:
         """The tensors that gradients are asked for."""
         return [*self.features, self.prob_maps]
 
+    def first_boxes(self, count: int) -> "Inputs":
+        """The same features with the first `count` boxes of the first image only."""
+        none = [boxes[:0] for boxes in self.boxes[1:]]
+        maps = self.prob_maps.detach()[:count].requires_grad_()
+        return Inputs(self.features, [self.boxes[0][:count], *none], maps)
+
+    def in_float32(self) -> "Inputs":
+        leaves = [leaf.detach().float().requires_grad_() for leaf in self.leaves()]
+        return Inputs(leaves[:-1], self.boxes, leaves[-1])
+
+    def with_boxes_as_features(self) -> "Inputs":
+        """Boxes rounded to the features' type, for those who want both alike."""
+        boxes = [boxes.to(self.features[0].dtype) for boxes in self.boxes]
+        return Inputs(self.features, boxes, self.prob_maps)
+
+
+BOX_HEAD = Case(
+    "p3_7x7",
+    "Mask R-CNN's box head in training, 7 x 7 bins of 2 x 2 samples; two images, half of their "
+    "2 x 512 sampled boxes, all on P3",
+    levels=P3,
+    channels=256,
+    num_images=2,
+    boxes_per_image=256,
+    output_size=7,
+)
 
 SINGLE_LEVEL = [
-    Case(
-        "box_head_p3",
-        "512 sampled boxes, 7 x 7 bins of 2 x 2 samples: Mask R-CNN's box head in training, on P3",
-        levels=PYRAMID[1:2],
-        channels=256,
-        num_images=1,
-        boxes_per_image=512,
-        output_size=7,
-        sampling_ratio=2,
+    BOX_HEAD,
+    replace(BOX_HEAD, name="p2_7x7", source="the same boxes on P2", levels=P2),
+    replace(
+        BOX_HEAD, name="p3_14x14", source="as p3_7x7 with the mask head's bins", output_size=14
     ),
-    Case(
-        "mask_head_p3",
-        "128 positive boxes, 14 x 14 bins of 2 x 2 samples: Mask R-CNN's mask head; level P3",
-        levels=PYRAMID[1:2],
-        channels=256,
-        num_images=1,
-        boxes_per_image=128,
+    replace(
+        BOX_HEAD,
+        name="p2_14x14",
+        source="as p2_7x7 with the mask head's bins",
+        levels=P2,
         output_size=14,
-        sampling_ratio=2,
     ),
     Case(
         "c4",
         "1024 channels at stride 16, 14 x 14 bins, adaptive sampling: the ResNet-50-C4 models",
-        levels=PYRAMID[2:3],
+        levels=P4,
         channels=1024,
         num_images=1,
         boxes_per_image=128,
         output_size=14,
         sampling_ratio=-1,
+    ),
+    Case(
+        "large_boxes",
+        "512 channels at stride 16, VGG-16's last, adaptive sampling of boxes from 256 pixels on",
+        levels=P4,
+        channels=512,
+        num_images=1,
+        boxes_per_image=64,
+        output_size=7,
+        sampling_ratio=-1,
+        smallest_side=256,
+    ),
+    replace(
+        BOX_HEAD,
+        name="one_box",
+        source="one detection in one image",
+        num_images=1,
+        boxes_per_image=1,
+    ),
+    replace(
+        BOX_HEAD,
+        name="ten_boxes",
+        source="ten detections in one image",
+        num_images=1,
+        boxes_per_image=10,
+    ),
+    Case(
+        "six_boxes",
+        "six large boxes with adaptive sampling on 160 x 160: many samples, few bins to share them",
+        levels=((160, 160, 4),),
+        channels=256,
+        num_images=1,
+        boxes_per_image=6,
+        output_size=7,
+        sampling_ratio=-1,
+        smallest_side=256,
+    ),
+    replace(BOX_HEAD, name="channels_3", source="p3_7x7 of an RGB image", channels=3),
+    replace(BOX_HEAD, name="channels_96", source="p3_7x7 of Swin-T's first stage", channels=96),
+    replace(
+        BOX_HEAD,
+        name="channels_130",
+        source="p3_7x7 with channels that fill no whole number of vectors",
+        channels=130,
+    ),
+    Case(
+        "tiny",
+        "one sample of one channel: the overhead of a call",
+        levels=((8, 8, 4),),
+        channels=1,
+        num_images=1,
+        boxes_per_image=1,
+        output_size=1,
+        sampling_ratio=1,
+        map_size=1,
+    ),
+    *(
+        Case(
+            f"p2_1000_boxes_{bins}x{bins}",
+            "two images, 1000 boxes on P2: half of the 2 x 1000 proposals kept at test time",
+            levels=P2,
+            channels=256,
+            num_images=2,
+            boxes_per_image=500,
+            output_size=bins,
+            devices=("cuda",),
+        )
+        for bins in (7, 14)
     ),
 ]
 
@@ -93,7 +194,6 @@ MULTI_SCALE = [
         num_images=1,
         boxes_per_image=100,
         output_size=7,
-        sampling_ratio=2,
     ),
     Case(
         "refine_training",
@@ -103,13 +203,32 @@ MULTI_SCALE = [
         num_images=2,
         boxes_per_image=512,
         output_size=7,
-        sampling_ratio=2,
     ),
 ]
 
 # Seconds instead of minutes; for the test that benchmarks run at all.
-SMOKE = replace(SINGLE_LEVEL[0], name="smoke", channels=8, boxes_per_image=16)
+SMOKE = replace(BOX_HEAD, name="smoke", channels=8, num_images=1, boxes_per_image=16)
 SMOKE_MULTI_SCALE = replace(MULTI_SCALE[0], name="smoke", channels=8, boxes_per_image=16)
+
+# One size of a case over its range; the names are those of Case.problem().
+CURVES = {
+    "boxes": (8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+    "channels": (16, 32, 64, 128, 256, 512, 1024),
+    "bins": (1, 2, 4, 7, 14, 28),
+}
+
+
+def curve(base: Case, name: str) -> list[Case]:
+    """`base` with one of its sizes over CURVES[name]."""
+    return [
+        with_size(replace(base, name=f"{base.name}, {n} {name}"), name, n) for n in CURVES[name]
+    ]
+
+
+def with_size(case: Case, name: str, size: int) -> Case:
+    if name == "boxes":
+        return replace(case, boxes_per_image=size // case.num_images)
+    return replace(case, channels=size) if name == "channels" else replace(case, output_size=size)
 
 
 def make_inputs(
@@ -117,8 +236,8 @@ def make_inputs(
 ) -> Inputs:
     """The case's tensors, the same in every run; gradients are asked for features and maps.
 
-    Box sides are log-uniform between 16 pixels and 80 % of the image, independently, which spreads
-    the boxes over all levels of the pyramid; centres are uniform.
+    Box sides are log-uniform between the smallest and 80 % of the image, independently, which
+    spreads the boxes over all levels of the pyramid; centres are uniform.
     """
     generator = torch.Generator().manual_seed(0)
     image_height, image_width = case.image_size
@@ -130,7 +249,8 @@ def make_inputs(
     for _ in range(case.num_images):
         place = torch.rand(case.boxes_per_image, 4, generator=generator)
         image = torch.tensor([image_width, image_height])
-        sides = 16 * torch.exp(place[:, 2:] * torch.log(0.8 * image / 16))
+        largest = 0.8 * image / case.smallest_side
+        sides = case.smallest_side * torch.exp(place[:, 2:] * torch.log(largest))
         corners = place[:, :2] * (image - sides)
         boxes.append(torch.cat([corners, corners + sides], dim=1).to(device))
     maps = torch.rand(case.num_rois, case.map_size, case.map_size, generator=generator)
@@ -140,16 +260,22 @@ def make_inputs(
     return inputs
 
 
-def first_boxes(inputs: Inputs, count: int) -> Inputs:
-    """The same features with the first `count` boxes of the first image only."""
-    none = [boxes[:0] for boxes in inputs.boxes[1:]]
-    maps = inputs.prob_maps.detach()[:count].requires_grad_()
-    return Inputs(inputs.features, [inputs.boxes[0][:count], *none], maps)
-
-
 def level_of_boxes(case: Case, boxes: Tensor) -> Tensor:
     """Index into `case.levels` of each of `boxes` [K, 4]: Feature Pyramid Networks, eq. 1."""
     sides = torch.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     finest = math.log2(case.levels[0][2])
     level = torch.floor(4 + torch.log2(sides / 224) + 1e-6) - finest
     return level.clamp(0, len(case.levels) - 1).long()
+
+
+def pixels_under_boxes(case: Case, inputs: Inputs) -> int:
+    """Feature pixels, over all images and levels, between the outermost corners of some box."""
+    count = 0
+    for boxes in inputs.boxes:
+        level_of_box = level_of_boxes(case, boxes)
+        for i, (height, width, stride) in enumerate(case.levels):
+            covered = torch.zeros(height, width, dtype=torch.bool)
+            for x1, y1, x2, y2 in (boxes[level_of_box == i] / stride).tolist():
+                covered[int(y1) : int(y2) + 2, int(x1) : int(x2) + 2] = True
+            count += int(covered.sum())
+    return count

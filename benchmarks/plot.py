@@ -1,51 +1,97 @@
 """Draws benchmark rows: python benchmarks/plot.py ROWS.jsonl [PICTURE.png]
 
-One panel per case and mode, one bar per provider and layout, annotated with the share of the limit.
+Named cases: a panel per case and mode, a bar per provider and layout with its share of the limit.
+Curves: a panel per layout and mode, a line per provider over the size that varies. The limit is the
+time of the least traffic at copy bandwidth.
 """
 
-import json
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from report import Row, read_rows
+
+
+def limit(row: Row) -> float:
+    """Milliseconds."""
+    bandwidth = row.identity["copy_bytes_per_second"]
+    assert isinstance(bandwidth, float)
+    return row.least_traffic_bytes / bandwidth * 1e3
+
+
+def draw_bars(panel: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None:
+    # Of the whole work, which is that of the first provider.
+    names = ["limit", *(f"{row.provider}\n{row.layout}" for row in rows)]
+    times = [limit(rows[0]), *((row.median_seconds or 0) * 1e3 for row in rows)]
+    shares = [
+        "failed" if row.fraction_of_limit is None else f"{row.fraction_of_limit:.0%}"
+        for row in rows
+    ]
+    bars = panel.barh(names, times, color=["0.6", *(colors[row.provider] for row in rows)])
+    panel.bar_label(bars, ["", *shares], fontsize=7)
+    panel.axvline(times[0], color="0.6", linestyle="--", linewidth=1)
+    panel.invert_yaxis()
+    panel.tick_params(labelsize=7)
+    panel.set_xlabel("milliseconds; label: share of the limit", fontsize=7)
+
+
+def draw_lines(panel: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None:
+    name = rows[0].curve
+    for provider in dict.fromkeys(row.provider for row in rows):
+        line = [row for row in rows if row.provider == provider and row.median_seconds is not None]
+        sizes = [row.problem[name] for row in line]
+        times = [row.median_seconds * 1e3 for row in line if row.median_seconds is not None]
+        panel.plot(sizes, times, marker=".", color=colors[provider], label=provider)
+    first = [row for row in rows if row.provider == rows[0].provider]
+    sizes, limits = [row.problem[name] for row in first], [limit(row) for row in first]
+    panel.plot(sizes, limits, color="0.6", linestyle="--", label="limit")
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.set_xlabel(name, fontsize=8)
+    panel.set_ylabel("milliseconds", fontsize=8)
+    panel.legend(fontsize=6)
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Rows of one run, all of a curve or none."""
+    colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row.provider for row in rows))}
+
+    def line_of(row: Row) -> str:
+        parts = [row.layout if row.curve else row.case, row.dtype, f"{row.threads} threads"]
+        return ", ".join([*parts, "deterministic"] if row.deterministic else parts)
+
+    lines = list(dict.fromkeys(map(line_of, rows)))
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    figure, panels = plt.subplots(
+        len(lines), len(modes), squeeze=False, figsize=(5 * len(modes), 3.6 * len(lines))
+    )
+    for panel, (line, mode) in zip(panels.flat, product(lines, modes), strict=True):
+        shown = [row for row in rows if (line_of(row), row.mode) == (line, mode)]
+        if shown:
+            (draw_lines if shown[0].curve else draw_bars)(panel, shown, colors)
+        panel.set_title(f"{line}: {mode}", fontsize=9)
+    identity = rows[0].identity
+    figure.suptitle(
+        f"{identity['device']}, {identity['cpu']}, torch {identity['torch']}, {identity['time']}",
+        fontsize=8,
+    )
+    figure.tight_layout(rect=(0, 0, 1, 0.98))
+    return figure
 
 
 def main(rows_path: Path, picture: Path) -> None:
-    rows = [json.loads(line) for line in rows_path.read_text().splitlines()]
-    cases = list(dict.fromkeys((row["case"], row["dtype"]) for row in rows))
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
-    providers = list(dict.fromkeys(row["provider"] for row in rows))
-    figure, panels = plt.subplots(
-        len(cases), len(modes), squeeze=False, figsize=(5 * len(modes), 3.2 * len(cases))
-    )
-    for line, (case, dtype) in zip(panels, cases, strict=True):
-        for panel, mode in zip(line, modes, strict=True):
-            shown = [
-                row
-                for row in rows
-                if (row["case"], row["dtype"], row["mode"]) == (case, dtype, mode)
-            ]
-            bars = panel.barh(
-                [f"{row['provider']}\n{row['layout']}" for row in shown],
-                [row["median_seconds"] * 1e3 for row in shown],
-                color=[f"C{providers.index(row['provider'])}" for row in shown],
-            )
-            panel.bar_label(bars, [f"{row['fraction_of_limit']:.0%}" for row in shown], fontsize=7)
-            panel.invert_yaxis()
-            panel.tick_params(labelsize=7)
-            panel.set_title(f"{case}, {dtype}: {mode}", fontsize=9)
-            panel.set_xlabel("milliseconds; label: share of the copy-bandwidth limit", fontsize=7)
-    identity = rows[0]["identity"]
-    figure.suptitle(
-        f"{identity['device']}, {identity['cpu']}, {identity['threads']} threads, "
-        f"torch {identity['torch']}, {identity['time']}",
-        fontsize=8,
-    )
-    figure.tight_layout()
-    figure.savefig(picture, dpi=150)
+    rows = read_rows(rows_path)
+    if not rows:
+        sys.exit(f"{rows_path} has no rows of today's form")
+    draw(rows).savefig(picture, dpi=150)
     print(picture)
 
 

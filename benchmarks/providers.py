@@ -4,6 +4,7 @@ Those with `uses_maps` do the whole work of shape-aware RoIAlign; the others are
 which is less work, as a yardstick. Each is compared with the reference before it is timed.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,14 +15,31 @@ from torch import Tensor
 
 import shape_roi_align
 from cases import Case, Inputs
+from timing import Pool
+
+OURS = "shape_roi_align"
+YARDSTICK = "torchvision, no maps"
+
+
+HALVES = (torch.float16, torch.bfloat16)
 
 
 class Provider(NamedTuple):
     name: str
     uses_maps: bool
-    build: Callable[[Case], Callable[[Inputs], Tensor]]
+    build: Callable[[Case], Pool]
+    prepare: Callable[[Inputs], Inputs] = lambda inputs: inputs  # before the clock starts
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, *HALVES)  # of the case's features
     fixed_sampling_only: bool = False
-    slow_to_start: bool = False
+    compiles: bool = False
+    synchronises: bool = False  # and so cannot be captured in a CUDA graph
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith(OURS)
+
+    def takes(self, case: Case, dtype: torch.dtype) -> bool:
+        return dtype in self.dtypes and (case.sampling_ratio > 0 or not self.fixed_sampling_only)
 
 
 def scale_of(case: Case) -> float:
@@ -32,7 +50,7 @@ def named_levels(inputs: Inputs) -> dict[str, Tensor]:
     return {str(i): level for i, level in enumerate(inputs.features)}
 
 
-def ours(case: Case) -> Callable[[Inputs], Tensor]:
+def ours(case: Case) -> Pool:
     pool = shape_roi_align.SaRoIAlign(
         case.output_size,
         scale_of(case),
@@ -43,8 +61,8 @@ def ours(case: Case) -> Callable[[Inputs], Tensor]:
     return lambda inputs: pool(inputs.features[0], inputs.rois, inputs.prob_maps)
 
 
-def plain(module: type[torch.nn.Module]) -> Callable[[Case], Callable[[Inputs], Tensor]]:
-    def build(case: Case) -> Callable[[Inputs], Tensor]:
+def plain(module: type[torch.nn.Module]) -> Callable[[Case], Pool]:
+    def build(case: Case) -> Pool:
         pool = module(case.output_size, scale_of(case), case.sampling_ratio, case.aligned)
         return lambda inputs: pool(inputs.features[0], inputs.rois)
 
@@ -57,7 +75,7 @@ def weighted_mean(samples: Tensor, prob_maps: Tensor, per_bin: int) -> Tensor:
     return F.avg_pool2d(samples * weights, per_bin)
 
 
-def composition(case: Case) -> Callable[[Inputs], Tensor]:
+def composition(case: Case) -> Pool:
     """The same from torchvision's parts: one RoIAlign bin per sample, times the resized map."""
     size = case.output_size * case.sampling_ratio
     pool = torchvision.ops.RoIAlign(size, scale_of(case), 1, case.aligned)
@@ -69,7 +87,7 @@ def composition(case: Case) -> Callable[[Inputs], Tensor]:
     return run
 
 
-def ours_multi_scale(case: Case) -> Callable[[Inputs], Tensor]:
+def ours_multi_scale(case: Case) -> Pool:
     names = [str(i) for i in range(len(case.levels))]
     pool = shape_roi_align.MultiScaleSaRoIAlign(
         names,
@@ -84,8 +102,8 @@ def ours_multi_scale(case: Case) -> Callable[[Inputs], Tensor]:
 
 def plain_multi_scale(
     module: type[torch.nn.Module],
-) -> Callable[[Case], Callable[[Inputs], Tensor]]:
-    def build(case: Case) -> Callable[[Inputs], Tensor]:
+) -> Callable[[Case], Pool]:
+    def build(case: Case) -> Pool:
         names = [str(i) for i in range(len(case.levels))]
         pool = module(names, case.output_size, case.sampling_ratio)
         shapes = [case.image_size] * case.num_images
@@ -94,7 +112,7 @@ def plain_multi_scale(
     return build
 
 
-def composition_multi_scale(case: Case) -> Callable[[Inputs], Tensor]:
+def composition_multi_scale(case: Case) -> Pool:
     names = [str(i) for i in range(len(case.levels))]
     size = case.output_size * case.sampling_ratio
     pool = torchvision.ops.MultiScaleRoIAlign(names, size, sampling_ratio=1)
@@ -107,32 +125,103 @@ def composition_multi_scale(case: Case) -> Callable[[Inputs], Tensor]:
     return run
 
 
-def compiled(
-    build: Callable[[Case], Callable[[Inputs], Tensor]],
-) -> Callable[[Case], Callable[[Inputs], Tensor]]:
+def compiled(build: Callable[[Case], Pool]) -> Callable[[Case], Pool]:
     torch._functorch.config.donated_buffer = False  # the backward pass is timed on a retained graph
-    return lambda case: torch.compile(build(case))
+    torch._dynamo.config.recompile_limit = 64  # every case, level and mode gets code of its own
+    return lambda case: torch.compile(build(case), dynamic=False)
 
 
-SINGLE_LEVEL = [
-    Provider("shape_roi_align", True, ours),
-    Provider("composition", True, composition, fixed_sampling_only=True),
-    Provider(
-        "composition, compiled",
-        True,
-        compiled(composition),
-        fixed_sampling_only=True,
-        slow_to_start=True,
-    ),
-    Provider("shape_roi_align, no maps", False, plain(shape_roi_align.RoIAlign)),
-    Provider("torchvision, no maps", False, plain(torchvision.ops.RoIAlign)),
-]
+def mmcv(case: Case) -> Pool:
+    adaptive = max(case.sampling_ratio, 0)
+    pool = importlib.import_module("mmcv.ops").RoIAlign(
+        case.output_size, scale_of(case), adaptive, "avg", case.aligned
+    )
+    # It reads features as contiguous without asking.
+    return lambda inputs: pool(inputs.features[0].contiguous(), inputs.rois)
 
-MULTI_SCALE = [
-    Provider("shape_roi_align", True, ours_multi_scale),
-    Provider("composition", True, composition_multi_scale, fixed_sampling_only=True),
-    Provider(
-        "shape_roi_align, no maps", False, plain_multi_scale(shape_roi_align.MultiScaleRoIAlign)
-    ),
-    Provider("torchvision, no maps", False, plain_multi_scale(torchvision.ops.MultiScaleRoIAlign)),
-]
+
+def detectron2(case: Case) -> Pool:
+    adaptive = max(case.sampling_ratio, 0)
+    pool = importlib.import_module("detectron2.layers").ROIAlign(
+        case.output_size, scale_of(case), adaptive, case.aligned
+    )
+    return lambda inputs: pool(inputs.features[0], inputs.rois)
+
+
+def is_importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def single_level() -> list[Provider]:
+    """All that work here. A name that begins with OURS is this library."""
+    others = {"mmcv": ("mmcv.ops", mmcv), "detectron2": ("detectron2.layers", detectron2)}
+    return [
+        Provider(OURS, True, ours),
+        Provider("composition", True, composition, fixed_sampling_only=True),
+        Provider(
+            "composition, compiled",
+            True,
+            compiled(composition),
+            fixed_sampling_only=True,
+            compiles=True,
+        ),
+        Provider(f"{OURS}, no maps", False, plain(shape_roi_align.RoIAlign)),
+        Provider(YARDSTICK, False, plain(torchvision.ops.RoIAlign)),
+        Provider(
+            f"{YARDSTICK}, float32 features",
+            False,
+            plain(torchvision.ops.RoIAlign),
+            prepare=Inputs.in_float32,
+            dtypes=HALVES,
+        ),
+        Provider(
+            f"{YARDSTICK}, float16 throughout",
+            False,
+            plain(torchvision.ops.RoIAlign),
+            prepare=Inputs.with_boxes_as_features,
+            dtypes=(torch.float16,),
+        ),
+        *(
+            Provider(
+                f"{name}, no maps",
+                False,
+                build,
+                prepare=Inputs.with_boxes_as_features,
+                dtypes=(torch.float32, torch.float16),
+            )
+            for name, (module, build) in others.items()
+            if is_importable(module)
+        ),
+    ]
+
+
+def multi_scale() -> list[Provider]:
+    return [
+        Provider(OURS, True, ours_multi_scale),
+        Provider(
+            "composition",
+            True,
+            composition_multi_scale,
+            fixed_sampling_only=True,
+            synchronises=True,
+        ),
+        Provider(
+            "composition, compiled",
+            True,
+            compiled(composition_multi_scale),
+            fixed_sampling_only=True,
+            compiles=True,
+            synchronises=True,
+        ),
+        Provider(f"{OURS}, no maps", False, plain_multi_scale(shape_roi_align.MultiScaleRoIAlign)),
+        Provider(
+            YARDSTICK,
+            False,
+            plain_multi_scale(torchvision.ops.MultiScaleRoIAlign),
+            synchronises=True,
+        ),
+    ]

@@ -1,17 +1,20 @@
 """Where results go: JSON rows that say who, what, where and when, and a table for people."""
 
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 
 import shape_roi_align
+from shape_roi_align import _C
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -19,31 +22,47 @@ RESULTS = Path(__file__).with_name("results")
 @dataclass
 class Row:
     case: str
+    curve: str  # which size of the case varies; "" if none
     provider: str
     mode: str  # forward, backward, forward+backward
     dtype: str
     layout: str
-    median_seconds: float
-    fastest_seconds: float
+    threads: int
+    deterministic: bool  # under torch.use_deterministic_algorithms
+    problem: dict[str, Any]  # Case.problem()
+    failure: str  # why there is no time; "" if there is
+    median_seconds: float | None
+    fastest_seconds: float | None
+    graph_seconds: float | None  # median of a CUDA graph's replays
+    graph_failure: str
     rounds: int
     peak_extra_bytes: int | None
     least_traffic_bytes: int
-    fraction_of_limit: float  # the time that the traffic takes at copy bandwidth, over the median
+    fraction_of_limit: float | None  # time of the traffic at copy bandwidth, over the median
+    speedup_over_torchvision: float | None  # plain RoIAlign's median over this one
     identity: dict[str, object] = field(repr=False)
+
+    def setting(self) -> tuple[object, ...]:
+        """What rows must share to be compared, within one run."""
+        return (self.case, self.mode, self.dtype, self.layout, self.threads, self.deterministic)
 
 
 def describe_run(device: torch.device, bandwidth: float) -> dict[str, object]:
     """What every row of a run has in common. `bandwidth` is in bytes per second."""
+    version, dirty = commit()
     return {
+        "device_kind": device.type,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": cpu_model(),
+        "capability": _C.cpu_capability(),
         "threads": torch.get_num_threads(),
         "copy_bytes_per_second": bandwidth,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "shape_roi_align": shape_roi_align.__version__,
-        "commit": commit(),
+        "commit": version,
+        "dirty": dirty,
         "platform": platform.platform(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
@@ -58,41 +77,74 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor()
 
 
-def commit() -> str:
-    """The commit measured, with "+" after it if files differ from it; "" outside a repository."""
-    try:
-        command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+"]
-        folder = Path(__file__).parent
-        return subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+def commit() -> tuple[str, bool]:
+    """The commit measured, and whether files differ from it. BENCHMARK_COMMIT names it where the
+    sources are a copy without their repository; a "+" at its end says that they differ."""
+    name = os.environ.get("BENCHMARK_COMMIT", "")
+    if not name:
+        command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+        try:
+            run = subprocess.run(
+                command, cwd=RESULTS.parent, capture_output=True, text=True, check=True
+            )
+        except (OSError, subprocess.CalledProcessError):
+            return "", False
+        name = run.stdout.strip()
+    return name.removesuffix("+"), name.endswith("+")
 
 
-def write_rows(rows: Iterable[Row], path: Path) -> None:
+def write_rows(rows: Iterable[Row], path: Path, *, append: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    with path.open("a" if append else "w") as file:
+        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
 
 
-def format_table(rows: list[Row]) -> str:
-    """One line per case, dtype, layout and provider: milliseconds, share of the limit, memory."""
-    modes = list(dict.fromkeys(row.mode for row in rows))
-    titles = [f"{mode} ms (of limit)" for mode in modes]
-    lines = [["case", "dtype", "layout", "provider", *titles, "peak extra MB"]]
-    groups: dict[tuple[str, ...], dict[str, Row]] = {}
-    for row in rows:
-        groups.setdefault((row.case, row.dtype, row.layout, row.provider), {})[row.mode] = row
-    for key, by_mode in groups.items():
-        cells = [
-            f"{row.median_seconds * 1e3:.2f} ({row.fraction_of_limit:.0%})"
-            for row in by_mode.values()
-        ]
-        peaks = [row.peak_extra_bytes for row in by_mode.values()]
-        peak = "?" if None in peaks else f"{max(p for p in peaks if p is not None) / 1e6:.1f}"
-        lines.append([*key, *cells, peak])
+def read_rows(path: Path) -> list[Row]:
+    """Those of today's fields; rows of other fields are of an older form and not comparable."""
+    parsed = map(json.loads, path.read_text().splitlines())
+    return [Row(**row) for row in parsed if row.keys() == Row.__dataclass_fields__.keys()]
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def format_table(rows: list[Row]) -> str:
+    """One line per provider of a case: milliseconds, (share of the limit), peak memory.
+
+    A median of CUDA graph replays stands behind a slash.
+    """
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    titles = [f"{mode} ms (of limit)" for mode in modes]
+    lines = [["case", "type", "layout", "threads", "provider", *titles, "peak extra MB"]]
+    groups: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        dtype = f"{row.dtype}, deterministic" if row.deterministic else row.dtype
+        key = (row.case, dtype, row.layout, str(row.threads), row.provider)
+        groups.setdefault(key, {})[row.mode] = row
+    failures: dict[str, list[str]] = {}
+    for names, by_mode in groups.items():
+        peaks = [row.peak_extra_bytes for row in by_mode.values()]
+        known = [peak for peak in peaks if peak is not None]
+        peak = f"{max(known) / 1e6:.1f}" if known else "?"
+        lines.append([*names, *map(format_time, by_mode.values()), peak])
+        for row in by_mode.values():
+            for text in failure_texts(row):
+                failures.setdefault(f"{', '.join(names)}: {text}", []).append(row.mode)
+    return "\n".join([align(lines), *(f"{text} ({', '.join(m)})" for text, m in failures.items())])
+
+
+def format_time(row: Row) -> str:
+    if row.median_seconds is None:
+        return "failed"
+    graph = "" if row.graph_seconds is None else f" / {row.graph_seconds * 1e3:.3g}"
+    return f"{row.median_seconds * 1e3:.3g}{graph} ({row.fraction_of_limit:.0%})"
+
+
+def failure_texts(row: Row) -> list[str]:
+    texts = {"failed": row.failure, "no CUDA graph": row.graph_failure}
+    return [f"{what}: {why}" for what, why in texts.items() if why]

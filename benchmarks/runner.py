@@ -2,21 +2,36 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cases import Case, Inputs, first_boxes, level_of_boxes, make_inputs
-from providers import Provider
+import cases
+import providers
+from cases import CURVES, Case, Inputs, curve, level_of_boxes, make_inputs, pixels_under_boxes
+from providers import OURS, YARDSTICK, Provider
 from report import RESULTS, Row, describe_run, format_table, write_rows
 from shape_roi_align.reference import pool_levels
-from timing import MODES, copy_bandwidth, least_traffic, make_call, measure
+from timing import (
+    MODES,
+    Call,
+    Measurement,
+    Pool,
+    copy_bandwidth,
+    describe,
+    least_traffic,
+    make_call,
+    make_replay,
+    measure,
+)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -24,107 +39,202 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 # Largest error allowed, relative to the largest value: a provider may sum in the features' own
 # type, over up to a few hundred terms.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# Coordinates in float16 have steps of a quarter of a pixel at 336.
+HALF_COORDINATES = 0.5
 
 
-def run(
-    name: str,
-    cases: Sequence[Case],
-    providers: Sequence[Provider],
-    smoke: Case,
-    argv: Sequence[str] | None = None,
-) -> int:
-    arguments = parse(name, cases, argv)
+class Suite(NamedTuple):
+    name: str
+    cases: list[Case]
+    smoke: Case
+    providers: Callable[[], list[Provider]]
+
+
+ROI_ALIGN = Suite("roi_align", cases.SINGLE_LEVEL, cases.SMOKE, providers.single_level)
+MULTI_SCALE = Suite("multiscale", cases.MULTI_SCALE, cases.SMOKE_MULTI_SCALE, providers.multi_scale)
+
+
+class Setting(NamedTuple):
+    """What the rows of one measurement share."""
+
+    case: Case
+    curve: str
+    dtype: str
+    layout: str
+    deterministic: bool
+    device: torch.device
+    rounds: int
+    identity: dict[str, object]
+
+
+class Wrong(Exception):
+    """A provider that computes something else."""
+
+
+def run(suite: Suite, argv: Sequence[str] | None = None) -> int:
+    """Exit status: 1 when a provider is wrong, this library fails or nothing was measured."""
+    arguments = parse(suite, argv)
     device = torch.device(arguments.device)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.quick:
-        cases, providers = cases[:1], [p for p in providers if not p.slow_to_start]
-        arguments.rounds = min(arguments.rounds, 5)
-    cases = (
-        [smoke] if arguments.smoke else [c for c in cases if c.name in (arguments.case or c.name)]
-    )
-    bandwidth = copy_bandwidth(device)
-    identity = describe_run(device, bandwidth)
+    chosen = choose_providers(suite, arguments)
     rows: list[Row] = []
-    plan = list(product(cases, arguments.dtype, arguments.layout))
-    for case, dtype, layout in tqdm(plan, disable=None, desc=name):
-        inputs = make_inputs(
-            case, dtype=DTYPES[dtype], device=device, memory_format=LAYOUTS[layout]
-        )
-        pools = admit(case, providers, inputs)
-        for mode in MODES:
-            calls = {p.name: make_call(pool, inputs, mode) for p, pool in pools.items()}
-            measurements = measure(calls, device, rounds=arguments.rounds)
-            for provider in pools:
-                traffic = least_traffic(case, inputs, mode, uses_maps=provider.uses_maps)
-                result = measurements[provider.name]
-                rows.append(
-                    Row(
-                        case=case.name,
-                        provider=provider.name,
-                        mode=mode,
-                        dtype=dtype,
-                        layout=layout,
-                        median_seconds=result.median,
-                        fastest_seconds=min(result.seconds),
-                        rounds=arguments.rounds,
-                        peak_extra_bytes=result.peak_extra_bytes,
-                        least_traffic_bytes=traffic,
-                        fraction_of_limit=traffic / bandwidth / result.median,
-                        identity=identity,
-                    )
-                )
     write_rows(rows, arguments.json)
-    print(format_table(rows))
-    print(f"{len(rows)} rows in {arguments.json}; copy bandwidth {bandwidth / 1e9:.1f} GB/s")
-    return 0 if rows else 1
+    for threads in arguments.threads:
+        torch.set_num_threads(threads)
+        bandwidth = copy_bandwidth(device)
+        identity = describe_run(device, bandwidth)
+        print(f"copy bandwidth of {threads} threads: {bandwidth / 1e9:.1f} GB/s", file=sys.stderr)
+        plan = product(
+            choose_cases(suite, arguments), arguments.dtype, arguments.layout, arguments.modes
+        )
+        for case, dtype, layout, deterministic in tqdm(list(plan), disable=None, desc=suite.name):
+            setting = Setting(
+                case,
+                arguments.curve,
+                dtype,
+                layout,
+                deterministic,
+                device,
+                arguments.rounds,
+                identity,
+            )
+            with deterministic_algorithms(deterministic):
+                news = list(measure_setting(setting, chosen))
+            write_rows(news, arguments.json, append=True)  # at once: a long run may be cut short
+            rows += news
+    if rows:
+        print(format_table(rows))
+    print(f"{len(rows)} rows in {arguments.json}")
+    mistakes = find_mistakes(rows)
+    for mistake in mistakes:
+        print(f"ERROR: {mistake}", file=sys.stderr)
+    return 0 if rows and not mistakes else 1
 
 
-def admit(
-    case: Case, providers: Sequence[Provider], inputs: Inputs
-) -> dict[Provider, Callable[[Inputs], Tensor]]:
-    """The providers that can do the case and agree with the reference; says who cannot and why."""
-    admitted = {}
-    for provider in providers:
-        if provider.fixed_sampling_only and case.sampling_ratio <= 0:
-            continue
-        pool = with_autocast(provider.build(case), inputs)
+def find_mistakes(rows: Sequence[Row]) -> list[str]:
+    """What no benchmark may pass over: other providers may fail, but not disagree."""
+    texts = [
+        f"{row.case}, {row.dtype}, {row.layout}: {row.provider}: {row.failure}"
+        for row in rows
+        if row.failure and (row.provider.startswith(OURS) or row.failure.startswith(Wrong.__name__))
+    ]
+    return list(dict.fromkeys(texts))
+
+
+@contextmanager
+def deterministic_algorithms(on: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def measure_setting(setting: Setting, chosen: Sequence[Provider]) -> Iterator[Row]:
+    """A row per provider and mode."""
+    case, dtype, device = setting.case, DTYPES[setting.dtype], setting.device
+    inputs = make_inputs(case, dtype=dtype, device=device, memory_format=LAYOUTS[setting.layout])
+    pixels = pixels_under_boxes(case, inputs)
+    prepared = {p: p.prepare(inputs) for p in chosen if p.takes(case, dtype)}
+    pools: dict[Provider, Pool] = {}
+    failures: dict[Provider, str] = {}
+    expected: dict[object, list[Tensor]] = {}
+    for provider, its_inputs in prepared.items():
         try:
-            disagreement = find_disagreement(case, provider, pool, first_boxes(inputs, 8))
-        except RuntimeError as error:
-            disagreement = str(error).splitlines()[0]
-        if disagreement:
-            print(f"{case.name}: {provider.name} is left out: {disagreement}", file=sys.stderr)
-        else:
-            admitted[provider] = pool
-    return admitted
+            pool = with_autocast(provider.build(case), its_inputs)
+            few = its_inputs.first_boxes(4)
+            expectation = provider.uses_maps, provider.prepare
+            if expectation not in expected:
+                expected[expectation] = output_and_gradients(
+                    partial(reference, case, provider.uses_maps), few
+                )
+            check(output_and_gradients(pool, few), expected[expectation], few)
+            pools[provider] = pool
+        except Exception as error:  # of any provider, its compiler's too
+            failures[provider] = describe(error)
+    for mode in MODES:
+        calls: dict[tuple[str, str], Callable[[], Call]] = {}
+        for provider, pool in pools.items():
+            calls[provider.name, ""] = partial(make_call, pool, prepared[provider], mode)
+            if device.type == "cuda" and not provider.synchronises:
+                calls[provider.name, "graph"] = partial(
+                    make_replay, pool, prepared[provider], mode, device
+                )
+        results = measure(calls, device, rounds=setting.rounds)
+        yardstick = results.get((YARDSTICK, ""), Measurement())
+        for provider, its_inputs in prepared.items():
+            failed = Measurement(failure=failures.get(provider, ""))
+            yield make_row(
+                setting,
+                provider,
+                mode,
+                least_traffic(case, its_inputs, pixels, mode, uses_maps=provider.uses_maps),
+                results.get((provider.name, ""), failed),
+                results.get((provider.name, "graph"), Measurement()),
+                yardstick.median if yardstick.seconds else None,
+            )
 
 
-def with_autocast(pool: Callable[[Inputs], Tensor], inputs: Inputs) -> Callable[[Inputs], Tensor]:
+def make_row(
+    setting: Setting,
+    provider: Provider,
+    mode: str,
+    traffic: int,
+    result: Measurement,
+    graph: Measurement,
+    yardstick: float | None,
+) -> Row:
+    median = result.median if result.seconds else None
+    bandwidth = setting.identity["copy_bytes_per_second"]
+    assert isinstance(bandwidth, float)
+    return Row(
+        case=setting.case.name,
+        curve=setting.curve,
+        provider=provider.name,
+        mode=mode,
+        dtype=setting.dtype,
+        layout=setting.layout,
+        threads=torch.get_num_threads(),
+        deterministic=setting.deterministic,
+        problem=setting.case.problem(),
+        failure=result.failure,
+        median_seconds=median,
+        fastest_seconds=min(result.seconds, default=None),
+        graph_seconds=graph.median if graph.seconds else None,
+        graph_failure=graph.failure,
+        rounds=len(result.seconds),
+        peak_extra_bytes=result.peak_extra_bytes,
+        least_traffic_bytes=traffic,
+        fraction_of_limit=traffic / bandwidth / median if median else None,
+        speedup_over_torchvision=yardstick / median if yardstick and median else None,
+        identity=setting.identity,
+    )
+
+
+def with_autocast(pool: Pool, inputs: Inputs) -> Pool:
     """Half types run under autocast, as in training: some refuse half features and float boxes."""
     features = inputs.features[0]
-    if features.dtype == torch.float32:
+    if features.dtype == inputs.rois.dtype:
         return pool
     return torch.autocast(features.device.type, features.dtype)(pool)
 
 
-def find_disagreement(
-    case: Case, provider: Provider, pool: Callable[[Inputs], Tensor], inputs: Inputs
-) -> str:
-    """What is wrong with the provider's output or gradients; "" if nothing is."""
-    dtype = inputs.features[0].dtype
-    expected = output_and_gradients(partial(reference, case, provider), inputs)
-    got = output_and_gradients(pool, inputs)
-    names = ["output", *(f"gradient of level {i}" for i in range(len(case.levels)))]
+def check(got: list[Tensor], expected: list[Tensor], inputs: Inputs) -> None:
+    """Raises Wrong where an output or a gradient, made of `inputs`, is not the reference's."""
+    half_coordinates = inputs.rois.dtype == torch.float16
+    tolerance = HALF_COORDINATES if half_coordinates else TOLERANCES[inputs.features[0].dtype]
+    names = ["output", *(f"gradient of level {i}" for i in range(len(inputs.features)))]
     names.append("gradient of the maps")
     for name, mine, theirs in zip(names, got, expected, strict=True):
-        error = (mine.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30)
-        if not error <= TOLERANCES[dtype]:
-            return f"its {name} is off by {error:.1e} of the largest value"
-    return ""
+        if mine.shape != theirs.shape:
+            raise Wrong(f"{name} has shape {tuple(mine.shape)}, not {tuple(theirs.shape)}")
+        largest = theirs.double().abs().max().clamp(min=1e-30)
+        error = (mine.double() - theirs.double()).abs().max() / largest
+        if not error <= tolerance:
+            raise Wrong(f"{name} is off by {error:.1e} of its largest value")
 
 
-def output_and_gradients(pool: Callable[[Inputs], Tensor], inputs: Inputs) -> list[Tensor]:
+def output_and_gradients(pool: Pool, inputs: Inputs) -> list[Tensor]:
     output = pool(inputs)
     weights = torch.linspace(0.5, 1.5, output.shape[-1], dtype=output.dtype, device=output.device)
     gradients = torch.autograd.grad(
@@ -137,14 +247,14 @@ def output_and_gradients(pool: Callable[[Inputs], Tensor], inputs: Inputs) -> li
     return [output.detach(), *gradients]
 
 
-def reference(case: Case, provider: Provider, inputs: Inputs) -> Tensor:
+def reference(case: Case, uses_maps: bool, inputs: Inputs) -> Tensor:
     """In float64, with gradients of the inputs as they are."""
     rois = inputs.rois.double()
     return pool_levels(
         [level.double() for level in inputs.features],
         rois,
         level_of_boxes(case, rois[:, 1:]),
-        inputs.prob_maps.double() if provider.uses_maps else None,
+        inputs.prob_maps.double() if uses_maps else None,
         [1 / stride for _, _, stride in case.levels],
         (case.output_size, case.output_size),
         case.sampling_ratio,
@@ -153,21 +263,97 @@ def reference(case: Case, provider: Provider, inputs: Inputs) -> Tensor:
     )
 
 
-def parse(name: str, cases: Sequence[Case], argv: Sequence[str] | None) -> argparse.Namespace:
+def choose_cases(suite: Suite, arguments: argparse.Namespace) -> list[Case]:
+    if arguments.smoke:
+        return [suite.smoke]
+    if arguments.curve:
+        named = [case for case in suite.cases if case.name in (arguments.case or [])]
+        return [each for case in named or suite.cases[:1] for each in curve(case, arguments.curve)]
+    if arguments.case:
+        return [case for case in suite.cases if case.name in arguments.case]
+    kind = torch.device(arguments.device).type
+    usual = [case for case in suite.cases if kind in case.devices]
+    return usual[:1] if arguments.quick else usual
+
+
+def choose_providers(suite: Suite, arguments: argparse.Namespace) -> list[Provider]:
+    available = suite.providers()
+    names = [provider.name for provider in available]
+    if unknown := set(arguments.provider or []) - set(names):
+        sys.exit(f"no provider {', '.join(sorted(unknown))}; here are: {'; '.join(names)}")
+    leave_out_compiled = arguments.quick or arguments.no_compile
+    return [
+        provider
+        for provider in available
+        if provider.name in (arguments.provider or names)
+        and not (leave_out_compiled and provider.compiles)
+    ]
+
+
+def parse(suite: Suite, argv: Sequence[str] | None) -> argparse.Namespace:
+    listing = "\n".join(
+        f"  {case.name:<22} {case.source}" + ("" if "cpu" in case.devices else " (CUDA only)")
+        for case in suite.cases
+    )
     parser = argparse.ArgumentParser(
-        description=f"Times {name}.",
-        epilog="cases: " + "; ".join(f"{case.name} ({case.source})" for case in cases),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=f"""Times {suite.name}, forward, backward and both, against its peers.
+
+Every provider must first agree with the float64 reference. Times are medians over rounds in which
+the providers take turns; "of limit" is the time of the least traffic at this machine's copy
+bandwidth over the time measured. On CUDA a time behind a slash is that of a CUDA graph's replay.
+SHAPE_ROI_ALIGN_CPU_CAPABILITY=portable|avx2|avx512 chooses the CPU kernels.""",
+        epilog=f"""cases, the first of which is that of --quick and of the curves:
+{listing}
+
+examples:
+  --quick                            a minute: the first case
+  --threads 1 2 --case p3_7x7        one case, by number of threads
+  --curve boxes --no-compile         {CURVES["boxes"][0]} to {CURVES["boxes"][-1]} boxes
+  --dtype float16 bfloat16           half types; float32 alone is the default
+  --deterministic off on             on CUDA: what reproducible gradients cost
+
+exit status: 1 when a provider disagrees with the reference, this library fails or nothing ran;
+a peer that cannot run a case is a row that says why.""",
     )
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--case", nargs="+", choices=[case.name for case in cases])
+    parser.add_argument(
+        "--case",
+        nargs="+",
+        metavar="NAME",
+        choices=[case.name for case in suite.cases],
+        help="default: all that are meant for the device",
+    )
+    parser.add_argument("--curve", choices=CURVES, default="", help="vary one size of a case")
+    parser.add_argument("--provider", nargs="+", metavar="NAME", help="default: all")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
-    parser.add_argument("--rounds", type=int, default=7, help="timed calls of each provider")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument(
-        "--quick", action="store_true", help="the first case, 5 rounds, nothing to compile"
+        "--deterministic",
+        nargs="+",
+        choices=["off", "on"],
+        default=["off"],
+        help="torch.use_deterministic_algorithms",
+    )
+    parser.add_argument("--threads", nargs="+", type=int, help="CPU threads; default: torch's")
+    parser.add_argument("--rounds", type=int, help="default: 7, on CUDA 30; what is slow has fewer")
+    parser.add_argument(
+        "--quick", action="store_true", help="one case, at most 5 rounds, nothing to compile"
     )
     parser.add_argument("--smoke", action="store_true", help="one tiny case: does it run at all?")
-    parser.add_argument("--json", type=Path, default=RESULTS / f"{name}-{stamp}.jsonl")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=RESULTS / f"{suite.name}-{stamp}.jsonl",
+        help="where the rows go; default: %(default)s",
+    )
+    arguments = parser.parse_args(argv)
+    arguments.threads = arguments.threads or [torch.get_num_threads()]
+    arguments.modes = [state == "on" for state in arguments.deterministic]
+    is_cuda = torch.device(arguments.device).type == "cuda"
+    arguments.rounds = arguments.rounds or (30 if is_cuda else 7)
+    if arguments.quick:
+        arguments.rounds = min(arguments.rounds, 5)
+    return arguments

@@ -1,34 +1,47 @@
 """How it is measured: times, peak memory, copy bandwidth and the least traffic a case needs.
 
-The providers of a case take turns, one call each per round, so that a machine that slows down or
-speeds up does so for all of them. Reported is the median over rounds.
+The providers of a case take turns, once each per round, so that a machine that slows down or speeds
+up does so for all of them. Reported is the median over rounds.
 """
 
 import ctypes
+import functools
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from cases import Case, Inputs, level_of_boxes
+from cases import Case, Inputs
 
 MODES = ("forward", "backward", "forward+backward")
 
+SHORTEST_SPAN = 2e-3  # seconds on the wall clock; what is quicker is called several times in one
+LONGEST_TOTAL = 5.0  # seconds; what takes longer leaves the rounds, but not before
+FEWEST_ROUNDS = 3
 
-class Measurement(NamedTuple):
-    seconds: list[float]  # one per round
-    peak_extra_bytes: int | None  # above what was in use before the call; None where unknown
+Call = Callable[[], object]
+Pool = Callable[[Inputs], Tensor]
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass
+class Measurement:
+    seconds: list[float] = field(default_factory=list)  # per call, one for each round
+    peak_extra_bytes: int | None = None  # above what was in use before; None where unknown
+    failure: str = ""  # why there are no seconds
 
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
 
 
-def make_call(pool: Callable[[Inputs], Tensor], inputs: Inputs, mode: str) -> Callable[[], object]:
+def make_call(pool: Pool, inputs: Inputs, mode: str) -> Call:
     """One call of `pool` in `mode`; gradients are those of all leaves the output depends on."""
     if mode == "forward":
 
@@ -48,37 +61,89 @@ def make_call(pool: Callable[[Inputs], Tensor], inputs: Inputs, mode: str) -> Ca
     return lambda: torch.autograd.grad(pool(inputs), leaves, grad, allow_unused=True)
 
 
-def time_once(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call: on CUDA between two events on its stream, else on the wall clock."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+def make_replay(pool: Pool, inputs: Inputs, mode: str, device: torch.device) -> Call:
+    """The same as a CUDA graph: the device's time without the processor's."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    # A backward pass runs on the stream of its forward pass: both on the one that is captured.
+    with torch.cuda.stream(stream):
+        call = make_call(pool, inputs, mode)
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
         call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3
-    start_time = time.perf_counter()
-    call()
-    return time.perf_counter() - start_time
+    torch.cuda.synchronize(device)
+    return graph.replay
 
 
 def measure(
-    calls: dict[str, Callable[[], object]], device: torch.device, *, rounds: int, warmup: int = 1
-) -> dict[str, Measurement]:
-    peaks = {name: peak_extra_bytes(call, device) for name, call in calls.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(warmup + rounds):
-        for name, call in calls.items():
-            elapsed = time_once(call, device)
-            if i >= warmup:
-                seconds[name].append(elapsed)
-    return {name: Measurement(seconds[name], peaks[name]) for name in calls}
+    calls: dict[Key, Callable[[], Call]], device: torch.device, *, rounds: int
+) -> dict[Key, Measurement]:
+    """Makes each call and times it; one that raises is left out and its reason kept."""
+    results = {key: Measurement() for key in calls}
+    ready: dict[Key, tuple[Call, int]] = {}
+    for key, make in calls.items():
+        try:
+            call = make()
+            results[key].peak_extra_bytes = peak_extra_bytes(call, device)
+            ready[key] = call, 1 if device.type == "cuda" else repeats_of(call)
+        except Exception as error:  # of any provider, its compiler's too
+            results[key].failure = describe(error)
+    for _ in range(rounds):
+        for key, (call, repeats) in ready.items():
+            seconds = results[key].seconds
+            if len(seconds) < FEWEST_ROUNDS or sum(seconds) * repeats < LONGEST_TOTAL:
+                seconds.append(time_calls(call, repeats, device))
+    return results
 
 
-def peak_extra_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Peak memory of one call, its result included, above that before it. Calls once before."""
+def repeats_of(call: Call) -> int:
+    """How many calls take SHORTEST_SPAN on a CPU."""
+    return min(max(math.ceil(SHORTEST_SPAN / time_calls(call, 1, torch.device("cpu"))), 1), 1000)
+
+
+def describe(error: Exception) -> str:
+    """In one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def time_calls(call: Call, repeats: int, device: torch.device) -> float:
+    """Seconds per call: on CUDA between two events on its stream, else on the wall clock."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # What the last call left in the cache goes; meanwhile the processor runs ahead.
+        larger_than_the_cache(device).zero_()
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3 / repeats
+    call()  # a loop's steady state: caches and free memory are as a call of its own left them
+    start_time = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start_time) / repeats
+
+
+@functools.cache
+def larger_than_the_cache(device: torch.device) -> Tensor:
+    size = 4 * torch.cuda.get_device_properties(device).L2_cache_size
+    return torch.empty(max(size, 2**28), dtype=torch.uint8, device=device)
+
+
+def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
+    """Peak memory of one call, its result included, above that before it. Calls once before.
+
+    On CUDA the allocator's; on a CPU the process's resident memory, which counts whatever a library
+    takes from the system, by tensor or not, but only the pages that it touches.
+    """
     call()
     if device.type == "cuda":
+        torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         call()
@@ -102,36 +167,24 @@ def resident_bytes(field: str) -> int:
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second, read plus written, of torch copying far more than the caches hold."""
-    count = 2**30 if device.type == "cuda" else 2**28
-    source = torch.zeros(count, dtype=torch.uint8, device=device)
+    size = 2**30 if device.type == "cuda" else 2**28
+    # Written to: a page of zeros that was never touched would be read from the cache.
+    source = torch.empty(size // 8, dtype=torch.int64, device=device).random_()
     target = torch.empty_like(source)
-    result = measure({"copy": lambda: target.copy_(source)}, device, rounds=7)
-    return 2 * count / result["copy"].median
+    result = measure({"copy": lambda: lambda: target.copy_(source)}, device, rounds=7)
+    return 2 * size / result["copy"].median
 
 
-def least_traffic(case: Case, inputs: Inputs, mode: str, *, uses_maps: bool) -> int:
-    """Bytes that must move in `mode`: feature pixels under the boxes once, maps, boxes and output.
+def least_traffic(case: Case, inputs: Inputs, pixels: int, mode: str, *, uses_maps: bool) -> int:
+    """Bytes that must move in `mode`: `pixels` under the boxes once, maps, boxes and output.
 
     The backward pass reads the gradient of the output, the maps and the boxes and writes the
     gradients of the pixels under the boxes; that of the maps also needs the features again.
     """
-    features = pixels_under_boxes(case, inputs) * case.channels * inputs.features[0].itemsize
+    features = pixels * case.channels * inputs.features[0].itemsize
     maps = inputs.prob_maps.numel() * inputs.prob_maps.itemsize if uses_maps else 0
     boxes = inputs.rois.numel() * inputs.rois.itemsize
     output = case.num_rois * case.channels * case.output_size**2 * inputs.features[0].itemsize
     forward = features + maps + boxes + output
     backward = output + boxes + features + 2 * maps + (features if uses_maps else 0)
     return {"forward": forward, "backward": backward, "forward+backward": forward + backward}[mode]
-
-
-def pixels_under_boxes(case: Case, inputs: Inputs) -> int:
-    """Feature pixels, over all images and levels, between the outermost corners of some box."""
-    count = 0
-    for boxes in inputs.boxes:
-        level_of_box = level_of_boxes(case, boxes)
-        for i, (height, width, stride) in enumerate(case.levels):
-            covered = torch.zeros(height, width, dtype=torch.bool)
-            for x1, y1, x2, y2 in (boxes[level_of_box == i] / stride).tolist():
-                covered[int(y1) : int(y2) + 2, int(x1) : int(x2) + 2] = True
-            count += int(covered.sum())
-    return count

@@ -1,0 +1,149 @@
+"""Has this library lost speed against its peers?
+
+Measures again what is recorded in benchmarks/results/ for this kind of device, number of threads
+and CPU capability, and compares the ratios of medians, ours over the peer's. A ratio of one run
+says more than a time: another machine, or a busy one, changes both sides.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from providers import OURS
+from report import RESULTS, Row, align, read_rows
+from runner import MULTI_SCALE, ROI_ALIGN, run
+
+
+class Pair(NamedTuple):
+    """A provider of ours and a peer, where ratios of two runs are comparable."""
+
+    device_kind: object
+    capability: object  # of the CPU kernels; "" on CUDA
+    setting: tuple[object, ...]
+    problem: str
+    ours: str
+    peer: str
+
+
+def ratios(rows: Iterable[Row]) -> dict[Pair, float | None]:
+    """Our median over the peer's, of the last run that has both; None where ours failed."""
+    runs: dict[tuple[object, ...], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: str(row.identity["time"])):
+        runs.setdefault((row.identity["time"], *row.setting()), []).append(row)
+    found: dict[Pair, float | None] = {}
+    for together in runs.values():
+        for ours in (row for row in together if row.provider.startswith(OURS)):
+            for peer in (row for row in together if not row.provider.startswith(OURS)):
+                has_more_to_do = is_plain(ours) and not is_plain(peer)
+                if peer.median_seconds is not None and not has_more_to_do:
+                    ratio = ours.median_seconds and ours.median_seconds / peer.median_seconds
+                    found[pair_of(ours, peer)] = ratio
+    return found
+
+
+def is_plain(row: Row) -> bool:
+    return "no maps" in row.provider
+
+
+def pair_of(ours: Row, peer: Row) -> Pair:
+    kind = ours.identity["device_kind"]
+    return Pair(
+        kind,
+        ours.identity["capability"] if kind == "cpu" else "",
+        ours.setting(),
+        str(sorted(ours.problem.items())),
+        ours.provider,
+        peer.provider,
+    )
+
+
+def compare(
+    recorded: dict[Pair, float | None], fresh: dict[Pair, float | None], tolerance: float
+) -> tuple[str, int, int]:
+    """A table, the number of ratios compared, and the number of those that got worse."""
+    lines = [["setting", "ours", "peer", "recorded", "now", "change", ""]]
+    worse = 0
+    for pair, now in fresh.items():
+        before = recorded.get(pair)
+        if before is None:
+            continue
+        is_worse = now is None or now > before * (1 + tolerance)
+        worse += is_worse
+        numbers = ["failed", ""] if now is None else [f"{now:.3g}", f"{now / before - 1:+.0%}"]
+        setting = ", ".join(str(part) for part in pair.setting if part is not False)
+        verdict = "WORSE" if is_worse else ""
+        lines.append([setting, pair.ours, pair.peer, f"{before:.3g}", *numbers, verdict])
+    return align(lines), len(lines) - 1, worse
+
+
+def measure_again(recorded: Sequence[Row], device: str, options: Sequence[str]) -> list[Row]:
+    """The named cases that were recorded for this kind of device, compiled peers excepted."""
+    rows: list[Row] = []
+    kind = torch.device(device).type
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "rows.jsonl"
+        for suite in (ROI_ALIGN, MULTI_SCALE):
+            known = {case.name for case in suite.cases}
+            cases_of: dict[tuple[str, str, int, bool], set[str]] = {}
+            for row in recorded:
+                if row.case in known and row.identity["device_kind"] == kind:
+                    key = (row.dtype, row.layout, row.threads, row.deterministic)
+                    cases_of.setdefault(key, set()).add(row.case)
+            for (dtype, layout, threads, deterministic), cases in cases_of.items():
+                command = ["--device", device, "--no-compile", "--json", str(output), *options]
+                command += ["--dtype", dtype, "--layout", layout, "--threads", str(threads)]
+                command += ["--deterministic", "on" if deterministic else "off"]
+                run(suite, [*command, "--case", *sorted(cases)])
+                rows += read_rows(output)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__,
+        epilog="exit status: 0; 1 when a ratio got worse; 2 when there was nothing to compare",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.25,
+        help="a ratio may grow by this part of itself; default: %(default)s",
+    )
+    parser.add_argument(
+        "--recorded",
+        type=Path,
+        nargs="+",
+        default=sorted(RESULTS.glob("recorded-*.jsonl")),
+        help="default: benchmarks/results/recorded-*.jsonl",
+    )
+    parser.add_argument("--fresh", type=Path, nargs="+", help="rows to use in place of a run")
+    parser.add_argument("--case", nargs="+", metavar="NAME", help="default: all recorded")
+    parser.add_argument("--rounds", type=int, help="of the run")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args(argv)
+
+    recorded = [row for path in arguments.recorded for row in read_rows(path)]
+    if arguments.case:
+        recorded = [row for row in recorded if row.case in arguments.case]
+    if arguments.fresh:
+        fresh = [row for path in arguments.fresh for row in read_rows(path)]
+    else:
+        rounds = ["--rounds", str(arguments.rounds)] if arguments.rounds else []
+        fresh = measure_again(recorded, arguments.device, rounds)
+    table, compared, worse = compare(ratios(recorded), ratios(fresh), arguments.tolerance)
+    if compared == 0:
+        print("nothing recorded is comparable: other sizes, device, threads or CPU capability")
+        return 2
+    print(table)
+    print(f"{worse} of {compared} ratios are worse by more than {arguments.tolerance:.0%}")
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
