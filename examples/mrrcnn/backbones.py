@@ -1,21 +1,35 @@
-"""Mask R-CNN builders by name: ResNet-50-FPN, and a small one that learns on a CPU in minutes."""
+"""Mask R-CNN builders by name: the paper's backbones, and a small one that learns on a CPU."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models import resnet as resnet_models
+from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.resnet import BasicBlock, conv1x1
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import DeformConv2d, FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionRoIAlign
 
 from shape_roi_align import MultiScaleRoIAlign
+
+from .checkpoint import load_weights
+
+DEFORMABLE_LAYERS = ("layer2", "layer3", "layer4")
+# Normalisation layer, and how many of ResNet's five stages train, counted from the last.
+NORMS: dict[str, tuple[type[nn.Module], int]] = {
+    "frozen": (FrozenBatchNorm2d, 3),
+    "batch": (nn.BatchNorm2d, 5),
+}
 
 
 class SmallFPN(nn.Module):
@@ -57,8 +71,9 @@ def small_mask_rcnn(num_classes: int, image_size: int = 128) -> MaskRCNN:
     channels = backbone.out_channels
     box_channels, mask_channels, unit = 128, 32, image_size / 128
     levels = ["0", "1", "2"]
-    # The canonical scale of 224 is for images of 800 pixels; it would send every box to level "0".
-    pool = {"sampling_ratio": 2, "canonical_scale": round(224 * image_size / 800)}
+    # Strides do not shrink with images, so neither does the canonical scale: boxes below 112 pixels
+    # are pooled from stride 4. A scale in proportion to the image leaves an object 3 x 3 cells.
+    pool = {"sampling_ratio": 2, "canonical_scale": 224}
     return MaskRCNN(
         backbone,
         min_size=image_size,
@@ -84,25 +99,132 @@ def small_mask_rcnn(num_classes: int, image_size: int = 128) -> MaskRCNN:
     )
 
 
-def resnet50_mask_rcnn(num_classes: int, image_size: int = 800) -> MaskRCNN:
-    """Torchvision's ``maskrcnn_resnet50_fpn`` without weights: loads its published state dicts."""
-    backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
+class DeformableConv(DeformConv2d):
+    """A 3x3 convolution that learns where to sample; as built, it samples where ``conv`` does.
+
+    Takes the convolution's parameters over under their names, so that a plain ResNet's state dict
+    lacks only ``offset``.
+    """
+
+    def __init__(self, conv: nn.Conv2d):
+        geometry = {
+            name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation")
+        }
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            **geometry,
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        height, width = self.kernel_size
+        self.offset = nn.Conv2d(conv.in_channels, 2 * height * width, **geometry)
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, self.offset(x))
+
+
+def make_deformable(resnet: nn.Module, layers: Sequence[str] = DEFORMABLE_LAYERS) -> None:
+    """Make the 3x3 convolutions of a bottleneck ResNet's layers deformable, in place."""
+    for layer in layers:
+        for block in resnet.get_submodule(layer).children():
+            block.conv2 = DeformableConv(block.conv2)  # type: ignore[arg-type]
+
+
+def resnet_mask_rcnn(
+    name: str,
+    num_classes: int,
+    image_size: int = 800,
+    *,
+    deformable: bool = False,
+    norm: str = "frozen",
+    weights: Mapping[str, Tensor] | None = None,
+) -> MaskRCNN:
+    """Torchvision's Mask R-CNN on a feature pyramid of one of its ResNets.
+
+    Args:
+        name: of the ResNet in ``torchvision.models``.
+        num_classes: with the background.
+        image_size: shorter side of the images in pixels.
+        deformable: sample the 3x3 convolutions of ``layer2`` to ``layer4`` where offsets point
+            (arXiv 1703.06211).
+        norm: ``"frozen"`` keeps the statistics of batch normalisation and the first two stages as
+            given: for weights that are trained. ``"batch"`` trains all: for a start from scratch.
+        weights: the classifier's state dict, such as torchvision's for ImageNet.
+
+    Raises:
+        RuntimeError: ``weights`` are of another architecture; the message names the keys.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm must be one of {list(NORMS)}, got {norm!r}")
+    norm_layer, trainable_layers = NORMS[norm]
+    resnet = resnet_models.__dict__[name](norm_layer=norm_layer)
+    if weights is not None:
+        resnet.load_state_dict(weights)
+    if deformable:
+        make_deformable(resnet)
+    backbone = _resnet_fpn_extractor(resnet, trainable_layers)
     return MaskRCNN(backbone, num_classes, min_size=image_size, max_size=image_size * 1333 // 800)
 
 
-BUILDERS: dict[str, Callable[[int, int], MaskRCNN]] = {
+def resnet50_mask_rcnn(num_classes: int, image_size: int = 800, **options: Any) -> MaskRCNN:
+    """Torchvision's ``maskrcnn_resnet50_fpn`` without weights: loads its published state dicts."""
+    return resnet_mask_rcnn("resnet50", num_classes, image_size, **options)
+
+
+BUILDERS: dict[str, Callable[..., MaskRCNN]] = {
     "small": small_mask_rcnn,
     "resnet50": resnet50_mask_rcnn,
+    "resnet101": partial(resnet_mask_rcnn, "resnet101"),
+    "resnext101_32x8d": partial(resnet_mask_rcnn, "resnext101_32x8d"),
+    "resnet101_dcn": partial(resnet_mask_rcnn, "resnet101", deformable=True),
 }
 
 
-def build_mask_rcnn(name: str, num_classes: int, image_size: int) -> MaskRCNN:
-    """A Mask R-CNN that pools with this package's RoIAlign."""
-    model = BUILDERS[name](num_classes, image_size)
+def build_mask_rcnn(name: str, num_classes: int, image_size: int, **options: Any) -> MaskRCNN:
+    """A Mask R-CNN that pools with this package's RoIAlign.
+
+    Args:
+        name: a key of ``BUILDERS``.
+        num_classes: with the background.
+        image_size: shorter side of the images in pixels.
+        options: ``norm`` and ``weights`` of :func:`resnet_mask_rcnn`; the small one has none.
+    """
+    if name not in BUILDERS:
+        raise ValueError(f"backbone must be one of {list(BUILDERS)}, got {name!r}")
+    model = BUILDERS[name](num_classes, image_size, **options)
     # MaskRCNN's constructor insists on torchvision's class; the heads only call it.
     for attribute in ("box_roi_pool", "mask_roi_pool"):
         setattr(model.roi_heads, attribute, use_own_kernel(getattr(model.roi_heads, attribute)))
     return model
+
+
+def load_base(model: MaskRCNN, path: str | Path) -> None:
+    """Load a file of Mask R-CNN's weights, such as torchvision's published one.
+
+    Raises:
+        RuntimeError: they are of another architecture; the message names the keys.
+        ValueError: the file holds no weights.
+    """
+    model.load_state_dict(load_weights(path))
+    # torchvision names its files by the beginning of their SHA-256.
+    published = Path(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url).stem.rpartition("-")[2]
+    if hashlib.sha256(Path(path).read_bytes()).hexdigest().startswith(published):
+        remove_epsilon(model)
+
+
+def remove_epsilon(model: nn.Module) -> None:
+    """Make frozen batch normalisation compute what it would without its epsilon.
+
+    torchvision's published weights were trained so, and its builder sets the epsilon to zero. Here
+    the scales absorb it, so that state dicts saved later need no such care.
+    """
+    for layer in model.modules():
+        if isinstance(layer, FrozenBatchNorm2d):
+            layer.weight *= (1 + layer.eps / layer.running_var).sqrt()
 
 
 def use_own_kernel(pool: TorchvisionRoIAlign) -> MultiScaleRoIAlign:

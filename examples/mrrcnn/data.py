@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 from torchvision import tv_tensors
 from torchvision.datasets import CocoDetection
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
 
+from .distributed import rank, share, world_size
+
 Target = dict[str, Any]
+
+TEST_DEV = "test-dev"  # its images are those of COCO's test2017, its annotations are not published
+LISTED_ENTRIES = 12  # of a wrong folder
 
 
 class CocoInstances(CocoDetection):
@@ -29,18 +35,26 @@ class CocoInstances(CocoDetection):
     ``masks`` [N, H, W] uint8 and ``image_id``. Crowd regions and boxes without an area are left
     out, since they name no single object; an image without objects has empty tensors.
 
+    Args:
+        root: the folder.
+        split: ``"train"``, ``"val"`` or another with ``<split>2017/`` and
+            ``annotations/instances_<split>2017.json``; ``"test-dev"`` has ``test2017/`` and
+            ``annotations/image_info_test-dev2017.json``.
+
     Raises:
-        FileNotFoundError: naming the path that a COCO folder would have.
+        FileNotFoundError: naming what was looked for and what is there.
     """
 
     def __init__(self, root: str | Path, split: str, transforms: Callable[..., Any] | None = None):
-        folder = Path(root) / f"{split}2017"
-        annotations = Path(root) / "annotations" / f"instances_{split}2017.json"
+        test_dev = split == TEST_DEV
+        folder = Path(root) / ("test2017" if test_dev else f"{split}2017")
+        kind = "image_info" if test_dev else "instances"
+        annotations = Path(root) / "annotations" / f"{kind}_{split}2017.json"
         for path in (folder, annotations):
             if not path.exists():
                 raise FileNotFoundError(
-                    f"{path} does not exist: {root} must hold {{train,val}}2017/ with images and "
-                    "annotations/instances_{train,val}2017.json"
+                    f"{path} does not exist: {root} must hold {folder.name}/ with images and "
+                    f"annotations/{annotations.name}; {_describe_folder(Path(root))}"
                 )
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             super().__init__(folder, annotations)
@@ -74,6 +88,21 @@ class CocoInstances(CocoDetection):
         """Largest category id + 1: class 0 is background; raw ids are kept, as in torchvision."""
         return max(self.coco.getCatIds()) + 1
 
+    @property
+    def portrait(self) -> list[bool]:
+        """Whether an image is taller than wide, of all images."""
+        return [image["height"] > image["width"] for image in self.coco.loadImgs(self.ids)]
+
+
+def _describe_folder(folder: Path) -> str:
+    """The nearest existing folder and what it holds."""
+    while not folder.is_dir():
+        folder = folder.absolute().parent
+    names = sorted(f"{x.name}/" if x.is_dir() else x.name for x in folder.iterdir())
+    if len(names) > LISTED_ENTRIES:
+        names[LISTED_ENTRIES:] = [f"and {len(names) - LISTED_ENTRIES} more"]
+    return f"{folder} holds {', '.join(names) if names else 'nothing'}"
+
 
 def decode_mask(
     segmentation: list[list[float]] | dict[str, Any], height: int, width: int
@@ -104,24 +133,103 @@ def collate(batch: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[
     return list(images), list(targets)
 
 
+class ShuffledBatches(Sampler[list[Any]]):
+    """Batches of indices in random order, that can go on where they stopped.
+
+    A batch is of one kind of item; what does not fill a batch at the end of an epoch is left out.
+    The order does not depend on the number of processes: each takes its part of every batch.
+
+    Args:
+        kinds: the kind of each item, such as images in portrait.
+        batch_size: of all processes together.
+        generator: decides the order.
+        seeds: yield (index, seed) instead of an index, a seed for each item of each epoch.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[Hashable],
+        batch_size: int,
+        generator: torch.Generator,
+        *,
+        seeds: bool = False,
+    ):
+        self.kinds = kinds
+        self.batch_size = batch_size
+        self.generator = generator
+        self.seeds = seeds
+        self.epoch = -1  # the one that runs
+        self._started = generator.get_state()  # the generator's state when it began
+        self._skip: int | None = None  # batches, after load_state_dict
+
+    def __len__(self) -> int:
+        return sum(n // self.batch_size for n in Counter(self.kinds).values())
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        if self._skip is None:
+            self.epoch += 1
+            self._started = self.generator.get_state()
+        else:
+            self.generator.set_state(self._started)
+        skip, self._skip = self._skip or 0, None
+        own = slice(rank() * share(self.batch_size), (rank() + 1) * share(self.batch_size))
+        waiting: dict[Hashable, list[Any]] = defaultdict(list)
+        first_seed = self.generator.initial_seed() + self.epoch * len(self.kinds)
+        for place, index in enumerate(RandomSampler(self.kinds, generator=self.generator)):
+            batch = waiting[self.kinds[index]]
+            batch.append((index, first_seed + place) if self.seeds else index)
+            if len(batch) == self.batch_size:
+                del waiting[self.kinds[index]]
+                if skip:
+                    skip -= 1
+                else:
+                    yield batch[own]
+
+    def state_dict(self, batches: int) -> dict[str, Any]:
+        """To go on behind the first ``batches`` of the running epoch; a loader reads ahead."""
+        return {"epoch": self.epoch, "generator": self._started, "batches": batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self._started = state["epoch"], state["generator"]
+        self._skip = state["batches"]
+
+
+class _Seeded(Dataset):
+    """Items by (index, seed), so that random transforms do not depend on what a worker did before.
+
+    A worker process's random state is not part of a checkpoint; the main process's is.
+    """
+
+    def __init__(self, items: Dataset):
+        self.items = items
+
+    def __getitem__(self, draw: tuple[int, int]) -> Any:
+        index, seed = draw
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        return self.items[index]
+
+
 def make_loader(
     dataset: CocoInstances, batch_size: int, *, train: bool, workers: int = 0, seed: int = 0
 ) -> DataLoader:
-    """In training shuffled after ``seed`` and without the last incomplete batch."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        shuffle=train,
-        drop_last=train,
-        num_workers=workers,
-        collate_fn=collate,
-        generator=torch.Generator().manual_seed(seed),
-        worker_init_fn=_seed_worker,
-        persistent_workers=workers > 0,
-    )
+    """Batches of ``batch_size`` images over all processes, of which each loads its part.
 
-
-def _seed_worker(_: int) -> None:
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)
+    In training shuffled after ``seed``, portraits and landscapes apart to save padding, without
+    incomplete batches. In evaluation in order, every image once.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    common: dict[str, Any] = {
+        "num_workers": workers,
+        "collate_fn": collate,
+        "generator": generator,
+        "persistent_workers": workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+    }
+    if not train:
+        own = range(rank(), len(dataset), world_size())
+        return DataLoader(dataset, max(1, batch_size // world_size()), sampler=own, **common)
+    batches = ShuffledBatches(dataset.portrait, batch_size, generator, seeds=workers > 0)
+    items = _Seeded(dataset) if workers > 0 else dataset
+    return DataLoader(items, batch_sampler=batches, **common)

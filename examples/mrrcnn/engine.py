@@ -1,23 +1,30 @@
-"""Training by iterations, as the paper counts them."""
+"""Training by iterations, as the paper counts them: plain PyTorch, on one process or many."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from . import checkpoint, distributed
+from .checkpoint import save_weights
+from .data import ShuffledBatches
+from .metrics import MetricsWriter
+
+__all__ = ["Options", "Schedule", "Training", "save_weights", "train"]
+
 LOG_EVERY = 10  # iterations
+AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -49,6 +56,197 @@ class Schedule:
         raise ValueError(f'optimizer must be "adamw" or "sgd", got {self.optimizer!r}')
 
 
+@dataclass
+class Options:
+    """How a schedule is run.
+
+    Attributes:
+        amp: ``"bfloat16"`` or ``"float16"``, the type of autocast; float16 scales the loss so that
+            small gradients do not vanish. None computes in float32.
+        clip_grad_norm: largest norm of all gradients together; None clips nothing.
+        ema_decay: average the weights exponentially, at this rate per iteration, and end with the
+            average; None ends with the last weights.
+        checkpoint_every: iterations between checkpoints; there is one at the end, too.
+    """
+
+    amp: str | None = None
+    clip_grad_norm: float | None = None
+    ema_decay: float | None = None
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.amp is not None and self.amp not in AMP_TYPES:
+            raise ValueError(f"amp must be None or one of {list(AMP_TYPES)}, got {self.amp!r}")
+        if self.checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
+
+
+class Training:
+    """A model and all that changes while it trains: what a checkpoint holds.
+
+    Under torchrun gradients are averaged over the processes.
+    """
+
+    def __init__(self, model: nn.Module, loader: DataLoader, schedule: Schedule, options: Options):
+        self.model = model
+        self.loader = loader
+        self.schedule = schedule
+        self.options = options
+        self.device = next(model.parameters()).device
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = schedule.make_optimizer(self.parameters)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.amp == "float16")
+        self.average: AveragedModel | None = None
+        if options.ema_decay is not None:
+            self.average = AveragedModel(
+                model, multi_avg_fn=get_ema_multi_avg_fn(options.ema_decay), use_buffers=True
+            )
+        self.replica = model
+        if distributed.world_size() > 1:
+            self.replica = DistributedDataParallel(
+                model, device_ids=[self.device] if self.device.type == "cuda" else None
+            )
+            # Each process draws its own proposals; the main one as if it were alone.
+            if not distributed.is_main():
+                torch.manual_seed(torch.initial_seed() + distributed.rank())
+        self.iteration = 0
+        self.seconds = 0.0
+        self.epoch_batches = 0  # taken of the running epoch
+        self.batches = self._endless()
+
+    def run(
+        self, metrics: MetricsWriter, description: str, checkpoint_file: Path | None = None
+    ) -> None:
+        """The iterations that are left."""
+        last = self.schedule.iterations
+        start = time.perf_counter() - self.seconds
+        with tqdm(
+            desc=description,
+            total=last,
+            initial=self.iteration,
+            unit="it",
+            disable=None if distributed.is_main() else True,
+        ) as bar:
+            while self.iteration < last:
+                values = self.step()
+                self.seconds = time.perf_counter() - start
+                bar.update()
+                if (self.iteration - 1) % LOG_EVERY == 0 or self.iteration == last:
+                    total = sum(values.values())
+                    bar.set_postfix(loss=f"{total:.3f}")
+                    metrics.add(
+                        {
+                            "phase": description,
+                            "iteration": self.iteration - 1,
+                            "seconds": round(self.seconds, 2),
+                            "lr": self.optimizer.param_groups[0]["lr"],
+                            "loss": total,
+                            **values,
+                        }
+                    )
+                if checkpoint_file is not None and (
+                    self.iteration % self.options.checkpoint_every == 0 or self.iteration == last
+                ):
+                    self.save(checkpoint_file)
+
+    def step(self) -> dict[str, float]:
+        """One iteration; returns its losses, means over the processes.
+
+        Raises:
+            FloatingPointError: a loss is not finite; the message names it. No weight has changed.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr * self.schedule.factor(self.iteration)
+        images, targets = next(self.batches)
+        with torch.autocast(
+            self.device.type,
+            AMP_TYPES.get(self.options.amp or ""),
+            enabled=self.options.amp is not None,
+        ):
+            losses = self.replica(
+                [x.to(self.device, non_blocking=True) for x in images],
+                [_to(t, self.device) for t in targets],
+            )
+        values = distributed.mean(torch.stack([x.detach().float() for x in losses.values()]))
+        named = dict(zip(losses, values.tolist(), strict=True))
+        _check_finite(named, self.iteration)
+        self.optimizer.zero_grad()
+        self.scaler.scale(sum(losses.values())).backward()
+        if self.options.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.options.clip_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.iteration += 1
+        return named
+
+    def _endless(self) -> Iterator[Any]:
+        if len(self.loader) == 0:
+            raise ValueError("the data set has fewer images than one batch")
+        while True:
+            for batch in self.loader:
+                self.epoch_batches += 1
+                yield batch
+            self.epoch_batches = 0
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; every process must call this, the main one writes."""
+        random_states = distributed.gather(checkpoint.random_state())
+        if not distributed.is_main():
+            return
+        state: dict[str, Any] = {
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "identity": self._identity(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_states,
+        }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        order = getattr(self.loader, "batch_sampler", None)
+        if isinstance(order, ShuffledBatches):
+            state["order"] = order.state_dict(self.epoch_batches)
+        checkpoint.save(state, path)
+
+    def resume(self, path: Path) -> None:
+        """Go on from a checkpoint as if nothing had been between.
+
+        Raises:
+            ValueError: it is another training's; the message names the difference.
+        """
+        state = checkpoint.load(path)
+        now, then = self._identity(), state["identity"]
+        differing = [k for k in now if now[k] != then[k]]
+        if differing:
+            raise ValueError(
+                f"{path} is of another training: "
+                + ", ".join(f"{k} was {then[k]!r}, now {now[k]!r}" for k in differing)
+            )
+        self.iteration, self.seconds = state["iteration"], state["seconds"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if "order" in state:
+            order: Any = self.loader.batch_sampler
+            order.load_state_dict(state["order"])
+            self.epoch_batches = state["order"]["batches"]
+        # A process that was not there before keeps its seed.
+        if distributed.rank() < len(state["random"]):
+            checkpoint.set_random_state(state["random"][distributed.rank()])
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between a checkpoint and its continuation."""
+        options = asdict(self.options)
+        del options["checkpoint_every"]
+        return asdict(self.schedule) | options | {"batches_per_epoch": len(self.loader)}
+
+
 def train(
     model: nn.Module,
     loader: DataLoader,
@@ -56,46 +254,36 @@ def train(
     *,
     description: str,
     metrics_file: Path | None = None,
+    tensorboard: Path | None = None,
+    options: Options | None = None,
+    checkpoint_file: Path | None = None,
+    resume: bool = False,
 ) -> None:
     """Train the parameters that require a gradient.
 
-    Appends a line of losses to ``metrics_file`` every few iterations.
+    Args:
+        description: names the phase in the progress bar and the metrics.
+        metrics_file: a line of losses is appended every few iterations.
+        tensorboard: folder for the same records.
+        checkpoint_file: written as ``options`` say.
+        resume: go on from ``checkpoint_file`` if it exists. The result is the uninterrupted
+            training's, bit for bit, on as many processes; on fewer or more only the order of the
+            images is.
 
     Raises:
         FloatingPointError: a loss is not finite; the message names it.
+        ValueError: ``checkpoint_file`` is of a training with other settings.
     """
-    device = next(model.parameters()).device
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = schedule.make_optimizer(parameters)
-    scheduler = LambdaLR(optimizer, schedule.factor)
+    training = Training(model, loader, schedule, options or Options())
     model.train()
-    batches = _endless(loader)
-    start = time.perf_counter()
-    with tqdm(total=schedule.iterations, desc=description, unit="it", disable=None) as bar:
-        for iteration in range(schedule.iterations):
-            images, targets = next(batches)
-            losses = model([x.to(device) for x in images], [_to(t, device) for t in targets])
-            values = {name: loss.item() for name, loss in losses.items()}
-            _check_finite(values, iteration)
-            optimizer.zero_grad()
-            sum(losses.values()).backward()
-            optimizer.step()
-            bar.update()
-            total = sum(values.values())
-            if iteration % LOG_EVERY == 0 or iteration + 1 == schedule.iterations:
-                bar.set_postfix(loss=f"{total:.3f}")
-                if metrics_file is not None:
-                    record = {
-                        "phase": description,
-                        "iteration": iteration,
-                        "seconds": round(time.perf_counter() - start, 2),
-                        "lr": optimizer.param_groups[0]["lr"],
-                        "loss": total,
-                        **values,
-                    }
-                    with metrics_file.open("a") as file:
-                        file.write(json.dumps(record) + "\n")
-            scheduler.step()
+    with MetricsWriter(metrics_file, tensorboard) as metrics:
+        if resume and checkpoint_file is not None and checkpoint_file.exists():
+            training.resume(checkpoint_file)
+            metrics.forget(description, training.iteration)
+        training.run(metrics, description, checkpoint_file)
+    if training.average is not None:
+        model.load_state_dict(checkpoint.average_weights(training.average.state_dict()))
+    distributed.equalize(model)
 
 
 def _check_finite(values: dict[str, float], iteration: int) -> None:
@@ -104,19 +292,8 @@ def _check_finite(values: dict[str, float], iteration: int) -> None:
         raise FloatingPointError(f"loss is not finite at iteration {iteration}: {wrong}")
 
 
-def _endless(loader: DataLoader) -> Iterator[Any]:
-    if len(loader) == 0:
-        raise ValueError("the data set has fewer images than one batch")
-    while True:
-        yield from loader
-
-
 def _to(target: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in target.items()}
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state dict so that ``path`` is never half a file."""
-    part = path.with_suffix(".part")
-    torch.save(model.state_dict(), part)
-    os.replace(part, path)
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v
+        for k, v in target.items()
+    }

@@ -1,10 +1,11 @@
-"""COCO average precision, over all instances and over those that stand alone or in a huddle."""
+"""COCO average precision, over all instances and by how much their neighbours crowd them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +18,11 @@ from tqdm import tqdm
 
 from .huddle import huddledness
 
-# Intruder ratio q: pixels of other instances in the box per pixel of the instance.
-ISOLATED_Q = 0.05
+# Upper ends of the bins, the last of which is open. q is the intruder ratio: pixels of other
+# instances in the box per pixel of the instance. IoU is the box's largest with another instance's.
+Q_BINS = (0.05, 0.8)
+IOU_BINS = (0.3, 0.5)
+ISOLATED_Q = Q_BINS[0]
 SPLITS = ("all", "isolated", "huddled")
 IOU_TYPES = ("bbox", "segm")
 METRICS = ("AP", "AP50", "AP75")
@@ -28,32 +32,38 @@ Scores = dict[str, dict[str, dict[str, float]]]  # split -> IoU type -> metric -
 
 
 class SplitCOCOeval(COCOeval):
-    """COCO evaluation of a subset of the instances.
+    """COCO evaluation of subsets of the instances.
 
-    The others are ignored as COCO ignores instances outside an area range: a detection matched to
-    one counts neither as right nor as wrong. A detection matched to nothing is a false positive of
-    every subset.
+    The others are ignored as COCO ignores instances outside an area range, whose place the subsets
+    take: a detection matched to one counts neither as right nor as wrong. A detection matched to
+    nothing is a false positive of every subset.
+
+    Args:
+        splits: annotation ids of each subset; None stands for all.
     """
 
-    def __init__(self, ground_truth: COCO, detections: COCO, iou_type: str, keep: set[int] | None):
+    def __init__(
+        self,
+        ground_truth: COCO,
+        detections: COCO,
+        iou_type: str,
+        splits: Sequence[set[int] | None],
+    ):
         super().__init__(ground_truth, detections, iou_type)
-        self.keep = keep
-        self.params.areaRng = [[0, 1e10]]
-        self.params.areaRngLbl = ["all"]
+        self.splits = splits
+        self.params.areaRng = [[i, i] for i in range(len(splits))]
+        self.params.areaRngLbl = [str(i) for i in range(len(splits))]
         self.params.maxDets = [100]
 
-    def _prepare(self) -> None:
-        super()._prepare()  # sets "ignore" from "iscrowd"
-        if self.keep is None:
-            return
-        for instances in self._gts.values():
-            for instance in instances:
-                if instance["id"] not in self.keep:
-                    instance["ignore"] = 1
+    def evaluateImg(self, imgId: int, catId: int, aRng: list[int], maxDet: int) -> Any:
+        keep = self.splits[aRng[0]]
+        for instance in self._gts[imgId, catId]:
+            instance["ignore"] = instance["iscrowd"] or not (keep is None or instance["id"] in keep)
+        return super().evaluateImg(imgId, catId, [0, float("inf")], maxDet)
 
-    def percentages(self) -> dict[str, float]:
-        """AP, AP50 and AP75 in percent; -1 where the subset has no instance."""
-        precision = self.eval["precision"][:, :, :, 0, 0]  # [T, R, C]
+    def percentages(self, split: int) -> dict[str, float]:
+        """AP, AP50 and AP75 of a subset in percent; -1 where it has no instance."""
+        precision = self.eval["precision"][:, :, :, split, 0]  # [T, R, C]
         chosen = {
             "AP": precision,
             "AP50": precision[np.isclose(self.params.iouThrs, 0.5)],
@@ -65,31 +75,80 @@ class SplitCOCOeval(COCOeval):
         }
 
 
-def instance_splits(ground_truth: COCO) -> dict[str, set[int] | None]:
-    """Annotation ids by intruder ratio, of any COCO file; None stands for all of them."""
-    isolated: set[int] = set()
-    huddled: set[int] = set()
+class Crowding(NamedTuple):
+    """How much an instance's neighbours crowd it; see :func:`huddledness`."""
+
+    intruder: float
+    max_iou: float
+
+
+def crowding(ground_truth: COCO) -> dict[int, Crowding]:
+    """Of every annotation of any COCO file that is no crowd region.
+
+    The keys that Huddle writes are taken; where they are absent the masks are measured.
+    """
+    measured: dict[int, Crowding] = {}
     for image_id in tqdm(ground_truth.getImgIds(), desc="measuring huddles", disable=None):
         objects = ground_truth.loadAnns(ground_truth.getAnnIds([image_id], iscrowd=False))
-        if not objects:
+        if all("intruder" in a and "huddle_iou" in a for a in objects):
+            measured |= {a["id"]: Crowding(a["intruder"], a["huddle_iou"]) for a in objects}
             continue
         masks = np.stack([ground_truth.annToMask(a) for a in objects]).astype(bool)
         boxes = np.array([a["bbox"] for a in objects], dtype=float)
         boxes[:, 2:] += boxes[:, :2]
-        _, intruder = huddledness(masks, boxes)
-        for annotation, q in zip(objects, intruder, strict=True):
-            (isolated if q <= ISOLATED_Q else huddled).add(annotation["id"])
-    return {"all": None, "isolated": isolated, "huddled": huddled}
+        max_iou, intruder = huddledness(masks, boxes)
+        for annotation, q, iou in zip(objects, intruder, max_iou, strict=True):
+            measured[annotation["id"]] = Crowding(float(q), float(iou))
+    return measured
+
+
+def instance_splits(ground_truth: COCO) -> dict[str, set[int] | None]:
+    """Annotation ids by intruder ratio, of any COCO file; None stands for all of them."""
+    measured = crowding(ground_truth)
+    isolated = {k for k, v in measured.items() if v.intruder <= ISOLATED_Q}
+    return {"all": None, "isolated": isolated, "huddled": measured.keys() - isolated}
+
+
+def instance_bins(ground_truth: COCO) -> dict[str, set[int] | None]:
+    """All annotation ids (None), then those of each bin of the intruder ratio and of box IoU."""
+    measured = crowding(ground_truth)
+    bins: dict[str, set[int] | None] = {"all": None}
+    for name, ends, values in (
+        ("q", Q_BINS, {k: v.intruder for k, v in measured.items()}),
+        ("IoU", IOU_BINS, {k: v.max_iou for k, v in measured.items()}),
+    ):
+        edges = [float("-inf"), *ends, float("inf")]
+        for low, high in zip(edges, edges[1:], strict=False):
+            bins[_bin_name(name, low, high)] = {k for k, v in values.items() if low < v <= high}
+    return bins
+
+
+def _bin_name(name: str, low: float, high: float) -> str:
+    if low == float("-inf"):
+        return f"{name} <= {high}"
+    return f"{name} > {low}" if high == float("inf") else f"{low} < {name} <= {high}"
 
 
 @torch.inference_mode()
-def detect(model: nn.Module, loader: DataLoader, description: str = "detecting") -> list[Result]:
-    """COCO results, box and mask in one record per detection, of all images of ``loader``."""
+def detect(
+    model: nn.Module,
+    loader: DataLoader,
+    description: str = "detecting",
+    *,
+    show_targets: bool = False,
+) -> list[Result]:
+    """COCO results, box and mask in one record per detection, of all images of ``loader``.
+
+    ``show_targets`` gives the model the ground truth, for ``RefineConfig.guide`` ``"gt"``.
+    """
     model.eval()
     device = next(model.parameters()).device
     results: list[Result] = []
     for images, targets in tqdm(loader, desc=description, disable=None):
-        predictions = model([image.to(device) for image in images])
+        shown = None
+        if show_targets:
+            shown = [{k: t[k].to(device) for k in ("boxes", "labels", "masks")} for t in targets]
+        predictions = model([image.to(device) for image in images], shown)
         for target, prediction in zip(targets, predictions, strict=True):
             results += coco_results(int(target["image_id"]), prediction)
     return results
@@ -136,12 +195,13 @@ def average_precisions(
             # loadRes takes a record's area from its box if it has one.
             dropped = "segmentation" if iou_type == "bbox" else "bbox"
             kept = [{k: v for k, v in r.items() if k != dropped} for r in results]
-            detections = ground_truth.loadRes(kept)
-            for split, keep in splits.items():
-                evaluation = SplitCOCOeval(ground_truth, detections, iou_type, keep)
-                evaluation.evaluate()
-                evaluation.accumulate()
-                scores[split][iou_type] = evaluation.percentages()
+            evaluation = SplitCOCOeval(
+                ground_truth, ground_truth.loadRes(kept), iou_type, list(splits.values())
+            )
+            evaluation.evaluate()
+            evaluation.accumulate()
+            for i, split in enumerate(splits):
+                scores[split][iou_type] = evaluation.percentages(i)
     return scores
 
 

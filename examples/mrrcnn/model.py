@@ -24,6 +24,11 @@ class MRRCNN(MaskRCNN):
     Parameters of the base keep torchvision's names, the new ones are ``roi_heads.refine.*``. Takes
     and returns what ``MaskRCNN`` does. ``roi_heads.refine_enabled = False`` makes it the base model
     again.
+
+    ``torch.compile`` takes it in pieces, as it takes ``MaskRCNN``: the graph breaks where proposals
+    and detections are selected, whose number depends on the data. That is where ``torch.export``
+    and ``fullgraph=True`` stop, for both models at the same line of torchvision's non-maximum
+    suppression of proposals; ``backbone`` exports.
     """
 
     roi_heads: MaskRefiningRoIHeads
@@ -57,8 +62,20 @@ class MRRCNN(MaskRCNN):
         if config.freeze_base:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.startswith(REFINE_PREFIX))
+        for part in self._without_loss(config):
+            part.requires_grad_(False)
         self.to(next(self.backbone.parameters()).device)
         self.train(training)
+
+    def _without_loss(self, config: RefineConfig) -> list[nn.Module]:
+        """Parts whose parameters no loss reaches: gradients need not be waited for elsewhere."""
+        refine = self.roi_heads.refine
+        if not config.refine_cls and not config.refine_reg:
+            return [refine.box_head, refine.box_predictor]
+        parts = {"cls_score": config.refine_cls, "bbox_pred": config.refine_reg}
+        return [
+            getattr(refine.box_predictor, name) for name, refined in parts.items() if not refined
+        ]
 
     def train(self, mode: bool = True) -> MRRCNN:
         super().train(mode)

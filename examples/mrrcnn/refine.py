@@ -13,11 +13,13 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from shape_roi_align import MultiScaleRoIAlign, MultiScaleSaRoIAlign, roi_align
 
+from .mask_logits import class_logits, reads_odd_cells
+
 Features = dict[str, Tensor]
 ImageShapes = list[tuple[int, int]]
 
 CHOICES = {
-    "guide": ("p", "p+1", "none"),
+    "guide": ("p", "p+1", "gt", "none"),
     "guide_label": ("gt", "pred"),
     "mask_flow": ("direct", "recompute", "recrop", "none"),
     "inference": ("post_nms", "pre_nms"),
@@ -31,6 +33,10 @@ class RefineConfig:
     Attributes:
         guide: what weighs the box features: the probability map ``"p"`` (eq. 4), the residual form
             ``"p+1"``, or ``"none"``, plain RoIAlign (the paper's Table 3, RM without SaRoIAlign).
+            ``"gt"`` is the ceiling: the true mask of the object that a box overlaps by
+            ``fg_iou_thresh`` or more, ``"p"`` for the other boxes; detecting then takes targets.
+        map_aligned: cells of the maps have their centres at j + 0.5, as the mask head learns them;
+            by eq. 5 at j.
         alpha: weight of the refined class scores in the fused ones,
             ``(S_b + alpha S_r) / (1 + alpha)``. May be changed after training (Table 5).
         refine_cls, refine_reg: refine the class, the box (Table 4).
@@ -56,6 +62,7 @@ class RefineConfig:
     """
 
     guide: str = "p"
+    map_aligned: bool = False
     alpha: float = 1.0
     refine_cls: bool = True
     refine_reg: bool = True
@@ -80,7 +87,12 @@ class RefineConfig:
 
 
 class RefiningModule(nn.Module):
-    """A box head on Shape-aware RoIAlign, and a mask head that sees the first one's features."""
+    """A box head on Shape-aware RoIAlign, and a mask head that sees the first one's features.
+
+    Args:
+        odd_cells: the box head takes its probability maps [K, 2M, 2M] without the rows and columns
+            of even index, as [K, M, M]; see :func:`reads_odd_cells`.
+    """
 
     def __init__(
         self,
@@ -91,6 +103,7 @@ class RefiningModule(nn.Module):
         mask_head: nn.Module,
         mask_predictor: nn.Module,
         mask_flow: nn.Conv2d | None,
+        odd_cells: bool = False,
     ):
         super().__init__()
         self.box_roi_pool = box_roi_pool
@@ -100,6 +113,7 @@ class RefiningModule(nn.Module):
         self.mask_head = mask_head
         self.mask_predictor = mask_predictor
         self.mask_flow = mask_flow
+        self.odd_cells = odd_cells
 
     @classmethod
     def from_base(cls, base: RoIHeads, config: RefineConfig) -> RefiningModule:
@@ -114,11 +128,16 @@ class RefiningModule(nn.Module):
             flow = nn.Conv2d(_in_channels(base.mask_predictor), out_channels, kernel_size=1)
             for parameter in flow.parameters():
                 nn.init.zeros_(parameter)
+        odd_cells = not config.map_aligned and reads_odd_cells(base)
         heads = {name: copy.deepcopy(getattr(base, name)) for name in COPIED_HEADS}
         return cls(
-            box_roi_pool=MultiScaleSaRoIAlign(**_pool_arguments(base.box_roi_pool)),
+            # The odd cells of a map, by eq. 5, lie at the centres of the cells of half the map.
+            box_roi_pool=MultiScaleSaRoIAlign(
+                **_pool_arguments(base.box_roi_pool), map_aligned=config.map_aligned or odd_cells
+            ),
             mask_roi_pool=MultiScaleRoIAlign(**_pool_arguments(base.mask_roi_pool)),
             mask_flow=flow,
+            odd_cells=odd_cells,
             **heads,
         )
 
@@ -134,7 +153,8 @@ class RefiningModule(nn.Module):
         prob_maps: Tensor | None,
         image_shapes: ImageShapes,
     ) -> tuple[Tensor, Tensor]:
-        """Class logits [K, C] and box deltas [K, 4C] of K boxes guided by maps [K, Mh, Mw]."""
+        """Class logits [K, C] and box deltas [K, 4C] of K boxes guided by maps [K, 2M, 2M], or
+        [K, M, M] of their odd cells."""
         pooled = self.box_roi_pool(features, boxes, prob_maps, image_shapes)
         return self.box_predictor(self.box_head(pooled))
 
@@ -143,13 +163,15 @@ class RefiningModule(nn.Module):
         features: Features,
         boxes: list[Tensor],
         previous: Tensor | None,
+        classes: Tensor,
         image_shapes: ImageShapes,
     ) -> Tensor:
-        """Mask logits [K, C, 2M, 2M]; ``previous`` [K, Cm, M, M]: the first head's features."""
+        """Mask logits [K, 2M, 2M] of the ``classes`` [K]; ``previous`` [K, Cm, M, M]: the first
+        head's features."""
         pooled = self.mask_roi_pool(features, boxes, image_shapes)
         if self.mask_flow is not None and previous is not None:
             pooled = pooled + self.mask_flow(previous)
-        return self.mask_predictor(self.mask_head(pooled))
+        return class_logits(self.mask_predictor, self.mask_head(pooled), classes)
 
 
 COPIED_HEADS = ("box_head", "box_predictor", "mask_head", "mask_predictor")

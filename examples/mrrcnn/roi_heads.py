@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.models.detection.roi_heads import (
     RoIHeads,
     fastrcnn_loss,
-    maskrcnn_inference,
-    maskrcnn_loss,
+    project_masks_on_boxes,
 )
 from torchvision.ops import box_iou
 
@@ -26,10 +26,10 @@ from .boxes import (
     batch_rows,
     decode_boxes,
     large_enough,
-    pick_class,
     select_detections,
     take,
 )
+from .mask_logits import class_logits, foreground_logits
 from .refine import COPIED_HEADS, Features, RefineConfig, RefiningModule, recrop
 
 Losses = dict[str, Tensor]
@@ -102,7 +102,7 @@ class MaskRefiningRoIHeads(RoIHeads):
             return super().forward(features, proposals, image_shapes, targets)
         if self.training:
             return [], self._losses(features, proposals, image_shapes, targets)
-        return self._detect(features, proposals, image_shapes), {}
+        return self._detect(features, proposals, image_shapes, targets), {}
 
     def _losses(
         self,
@@ -120,7 +120,11 @@ class MaskRefiningRoIHeads(RoIHeads):
             losses |= {"loss_classifier": classifier, "loss_box_reg": box_reg}
             positive = [torch.where(label > 0)[0] for label in labels]
             masked = take(rois, positive)
-            mask_logits = self.mask_predictor(self._mask_features(features, masked, image_shapes))
+            mask_logits = class_logits(
+                self.mask_predictor,
+                self._mask_features(features, masked, image_shapes),
+                torch.cat(take(labels, positive)),
+            )
             losses["loss_mask"] = _mask_loss(mask_logits, masked, take(matched, positive), targets)
         predicted = self._predict_training_boxes(
             logits, regression, TrainingBoxes(rois, labels, labels, matched), image_shapes, targets
@@ -184,7 +188,9 @@ class MaskRefiningRoIHeads(RoIHeads):
         boxes, guides, labels, matched = predicted
         positive = [torch.where(label > 0)[0] for label in labels]
         rows = batch_rows(positive, boxes)
-        maps, previous = self._training_maps(features, boxes, guides, positive, image_shapes)
+        maps, previous = self._training_maps(features, boxes, guides, labels, image_shapes)
+        if self.config.guide == "gt" and maps is not None:
+            maps = self._true_maps(maps, boxes, labels, matched, targets)
         logits, regression = self.refine.box(features, boxes, maps, image_shapes)
         losses: Losses = {}
         if len(logits):
@@ -200,14 +206,17 @@ class MaskRefiningRoIHeads(RoIHeads):
 
         before = take(boxes, positive)
         after = before
+        classes = torch.cat(labels)[rows]
         if self.config.refine_reg:
-            classes = torch.cat(labels)[rows]
             after = decode_boxes(self.refine_coder, regression[rows], before, classes, image_shapes)
         keep = large_enough(after, MIN_BOX_SIZE)
+        kept = batch_rows(keep, after)
         if previous is not None:
-            previous = previous[batch_rows(keep, after)]
+            previous = previous[kept]
         before, after = take(before, keep), take(after, keep)
-        mask_logits = self._refined_masks(features, before, after, previous, image_shapes)
+        mask_logits = self._refined_masks(
+            features, before, after, previous, classes[kept], image_shapes
+        )
         targets_of = take(take(matched, positive), keep)
         losses["loss_refine_mask"] = _mask_loss(mask_logits, after, targets_of, targets)
         return losses
@@ -217,27 +226,53 @@ class MaskRefiningRoIHeads(RoIHeads):
         features: Features,
         boxes: list[Tensor],
         guides: list[Tensor],
-        positive: list[Tensor],
+        labels: list[Tensor],
         image_shapes: ImageShapes,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Guidance of all boxes and F^- of the positive ones, each None where it is not used."""
-        maps: Tensor | None = None
-        previous: Tensor | None = None
         guided = self.config.guide != "none"
+        positive = [torch.where(label > 0)[0] for label in labels]
         if guided and not self.config.detach_mask:
             mask_features = self._mask_features(features, boxes, image_shapes)
             maps = self._guidance(mask_features, torch.cat(guides))
             rows = batch_rows(positive, boxes)
             return maps, mask_features[rows] if self._needs_previous else None
-        # F^- wants a graph through the mask head for the positive boxes only, a quarter of them.
-        if guided:
-            with torch.no_grad():
-                maps = self._guidance(
-                    self._mask_features(features, boxes, image_shapes), torch.cat(guides)
-                )
+        # F^- wants a graph through the mask head, and of the positive boxes only.
+        previous = None
         if self._needs_previous:
             previous = self._mask_features(features, take(boxes, positive), image_shapes)
-        return maps, previous
+        if not guided:
+            return None, previous
+        with torch.no_grad():
+            if previous is None:
+                mask_features = self._mask_features(features, boxes, image_shapes)
+            else:
+                rest = [torch.where(label == 0)[0] for label in labels]
+                others = self._mask_features(features, take(boxes, rest), image_shapes)
+                order = torch.cat([batch_rows(positive, boxes), batch_rows(rest, boxes)]).argsort()
+                mask_features = torch.cat([previous, others])[order]
+            return self._guidance(mask_features, torch.cat(guides)), previous
+
+    def _true_maps(
+        self,
+        maps: Tensor,
+        boxes: list[Tensor],
+        labels: list[Tensor],
+        matched: list[Tensor],
+        targets: Targets,
+    ) -> Tensor:
+        """``maps``, those of positive boxes replaced by the masks of their objects."""
+        side = self.mask_roi_pool.output_size[0] * 2
+        true = []
+        for box, index, target in zip(boxes, matched, targets, strict=True):
+            if len(target["masks"]):
+                true.append(project_masks_on_boxes(target["masks"], box, index, side))
+            else:
+                true.append(box.new_zeros(len(box), side, side))
+        masks = torch.cat(true)
+        if self.refine.odd_cells:
+            masks = masks[:, 1::2, 1::2]
+        return torch.where((torch.cat(labels) > 0)[:, None, None], masks.to(maps.dtype), maps)
 
     def _encode(self, predicted: TrainingBoxes, targets: Targets) -> tuple[Tensor, ...]:
         """Regression targets [L, 4] per image, relative to B; of use for positive boxes only."""
@@ -250,7 +285,11 @@ class MaskRefiningRoIHeads(RoIHeads):
         return self.refine_coder.encode(ground_truth, predicted.boxes)
 
     def _detect(
-        self, features: Features, proposals: list[Tensor], image_shapes: ImageShapes
+        self,
+        features: Features,
+        proposals: list[Tensor],
+        image_shapes: ImageShapes,
+        targets: Targets | None,
     ) -> list[dict[str, Tensor]]:
         """Boxes, labels, scores and masks [D, 1, 2M, 2M] (on the boxes) of each image."""
         config = self.config
@@ -260,11 +299,17 @@ class MaskRefiningRoIHeads(RoIHeads):
         if config.guide != "none":
             mask_features = self._mask_features(features, boxes, image_shapes)
             maps = self._guidance(mask_features, torch.cat(labels))
+        if config.guide == "gt" and maps is not None:
+            if targets is None:
+                raise ValueError(
+                    'guide "gt" takes the targets in inference, too: model(images, targets)'
+                )
+            found = TrainingBoxes(boxes, labels, labels, labels)
+            _, _, true_labels, matched = self._rematch(found, targets)
+            maps = self._true_maps(maps, boxes, true_labels, matched, targets)
         refined_logits, refined_regression = self.refine.box(features, boxes, maps, image_shapes)
 
-        fused = logits[sources].float()
-        if config.refine_cls:
-            fused = (fused + config.alpha * refined_logits.float()) / (1 + config.alpha)
+        fused = self.fuse(logits[sources], refined_logits)
         if not config.refine_reg:
             refined_regression = torch.zeros_like(refined_regression)
         final = self._select(fused, refined_regression, boxes, image_shapes, self.refine_coder)
@@ -276,12 +321,30 @@ class MaskRefiningRoIHeads(RoIHeads):
             previous = mask_features[batch_rows(rows, boxes)]
         elif self._needs_previous:
             previous = self._mask_features(features, before, image_shapes)
-        mask_logits = self._refined_masks(features, before, after, previous, image_shapes)
-        masks = maskrcnn_inference(mask_logits.float(), [d.labels for d in final])
+        classes = torch.cat([d.labels for d in final])
+        mask_logits = self._refined_masks(features, before, after, previous, classes, image_shapes)
+        masks = mask_logits.float().sigmoid()[:, None].split([len(d.boxes) for d in final])
         return [
             {"boxes": d.boxes, "labels": d.labels, "scores": d.scores, "masks": mask}
             for d, mask in zip(final, masks, strict=True)
         ]
+
+    def fuse(self, logits: Tensor, refined_logits: Tensor) -> Tensor:
+        """S [K, C] in float32 from S^b and S^r."""
+        alpha = self.config.alpha if self.config.refine_cls else 0.0
+        return (logits.float() + alpha * refined_logits.float()) / (1 + alpha)
+
+    def classify(
+        self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes
+    ) -> tuple[Tensor, Tensor]:
+        """S^b and S [K, C] of the given boxes, each guided as its best foreground class."""
+        logits, _ = self._base_box(features, boxes, image_shapes)
+        maps = None
+        if self.config.guide != "none":
+            mask_features = self._mask_features(features, boxes, image_shapes)
+            maps = self._guidance(mask_features, logits[:, 1:].argmax(dim=1) + 1)
+        refined_logits, _ = self.refine.box(features, boxes, maps, image_shapes)
+        return logits.float(), self.fuse(logits, refined_logits)
 
     def _boxes_to_refine(
         self,
@@ -337,12 +400,13 @@ class MaskRefiningRoIHeads(RoIHeads):
         return self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
 
     def _guidance(self, mask_features: Tensor, guides: Tensor) -> Tensor:
-        """Probability maps [K, 2M, 2M] from the base mask predictor."""
-        logits = self.mask_predictor(mask_features)
+        """Probability maps of the guiding classes [K], as ``refine.box`` takes them."""
+        odd_cells = self.refine.odd_cells
         if self.config.class_agnostic_guide:
-            probability = logits[:, 1:].amax(dim=1).sigmoid()
+            logits = foreground_logits(self.mask_predictor, mask_features, odd_cells=odd_cells)
         else:
-            probability = pick_class(logits, guides).sigmoid()
+            logits = class_logits(self.mask_predictor, mask_features, guides, odd_cells=odd_cells)
+        probability = logits.sigmoid()
         return probability + 1 if self.config.guide == "p+1" else probability
 
     def _refined_masks(
@@ -351,19 +415,27 @@ class MaskRefiningRoIHeads(RoIHeads):
         before: list[Tensor],
         after: list[Tensor],
         previous: Tensor | None,
+        classes: Tensor,
         image_shapes: ImageShapes,
     ) -> Tensor:
-        """Mask logits of the boxes ``after``; ``previous`` are F^- of the boxes ``before``."""
+        """Mask logits [K, 2M, 2M] of the boxes ``after`` and their ``classes``; ``previous`` are
+        F^- of the boxes ``before``."""
         if self.config.mask_flow == "recompute":
             previous = self._mask_features(features, after, image_shapes)
         elif self.config.mask_flow == "recrop" and previous is not None:
             previous = recrop(previous, torch.cat(before), torch.cat(after))
-        return self.refine.mask(features, after, previous, image_shapes)
+        return self.refine.mask(features, after, previous, classes, image_shapes)
 
 
 def _mask_loss(
     mask_logits: Tensor, boxes: list[Tensor], matched: list[Tensor], targets: Targets
 ) -> Tensor:
-    return maskrcnn_loss(
-        mask_logits, boxes, [t["masks"] for t in targets], [t["labels"] for t in targets], matched
-    )
+    """torchvision's ``maskrcnn_loss`` of logits [K, 2M, 2M] of the objects' classes."""
+    if not len(mask_logits):  # the mean over no boxes is not a number
+        return mask_logits.sum() * 0
+    side = mask_logits.shape[-1]
+    masks = [
+        project_masks_on_boxes(target["masks"], box, index, side)
+        for target, box, index in zip(targets, boxes, matched, strict=True)
+    ]
+    return F.binary_cross_entropy_with_logits(mask_logits, torch.cat(masks))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from torchvision.utils import draw_segmentation_masks
 
 from .data import CocoInstances
 
 PANEL = 256  # pixels of a panel's longer side
 MARGIN = 8
 HEADING = 22
+LINE_HEIGHT = 16
 
 
 @torch.inference_mode()
@@ -51,25 +53,61 @@ def compare(
     arrange(rows, titles).save(path)
 
 
-def draw_instances(image: Tensor, boxes: Tensor, labels: Tensor, masks: Tensor) -> Image.Image:
-    """The image [3, H, W] in [0, 1], enlarged, under masks [N, H, W] and boxes [N, 4].
+def draw_instances(
+    image: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
+    masks: Tensor,
+    captions: Sequence[str] | None = None,
+    longer_side: int | None = PANEL,
+) -> Image.Image:
+    """The image [3, H, W] in [0, 1] under masks [N, H, W] and boxes [N, 4], the surest first.
 
-    Colours and the numbers at the boxes are the category ids.
+    Args:
+        captions: written at the boxes; the default is the labels.
+        longer_side: of the drawing in pixels; None is the image's.
     """
     height, width = image.shape[-2:]
-    scale = PANEL / max(height, width)
+    scale = longer_side / max(height, width) if longer_side else 1.0
     size = (round(height * scale), round(width * scale))
     canvas = torch.nn.functional.interpolate(image[None], size, mode="bilinear")[0]
     canvas = (canvas * 255).to(torch.uint8)
-    if len(boxes):
-        colors = [_color(label) for label in labels.tolist()]
-        large = torch.nn.functional.interpolate(masks[:, None].float(), size)[:, 0] > 0.5
-        # One by one, the surest last: torchvision blackens where the masks of one call overlap.
-        for mask, color in zip(large.flip(0), reversed(colors), strict=True):
-            canvas = draw_segmentation_masks(canvas, mask, alpha=0.6, colors=color)
-        names = [str(label) for label in labels.tolist()]
-        canvas = draw_bounding_boxes(canvas, boxes * scale, names, colors=colors, width=2)
-    return to_pil_image(canvas)
+    colors = [_color(label) for label in labels.tolist()]
+    # One by one, the surest last: torchvision blackens where the masks of one call overlap.
+    for mask, color in zip(masks.flip(0), reversed(colors), strict=True):
+        large = torch.nn.functional.interpolate(mask[None, None].float(), size)[0, 0] > 0.5
+        canvas = draw_segmentation_masks(canvas, large, alpha=0.6, colors=color)
+    picture = to_pil_image(canvas)
+    captions = captions or [str(label) for label in labels.tolist()]
+    _draw_boxes(picture, (boxes * scale).tolist(), captions, colors)
+    return picture
+
+
+def _draw_boxes(
+    picture: Image.Image,
+    boxes: list[list[float]],
+    captions: Sequence[str],
+    colors: Sequence[tuple[int, int, int]],
+) -> None:
+    draw = ImageDraw.Draw(picture)
+    unit = max(picture.size) / PANEL
+    font = ImageFont.load_default(round(6 + 5 * unit))
+    for box, caption, color in reversed(list(zip(boxes, captions, colors, strict=True))):
+        draw.rectangle(box, outline=color, width=max(2, round(unit)))
+        corner = (box[0] + 2 * unit, box[1] + unit)
+        draw.rectangle(draw.textbbox(corner, caption, font=font), fill=color)
+        draw.text(corner, caption, fill="black", font=font)
+
+
+def with_lines(picture: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """The picture with lines of text below it."""
+    font = ImageFont.load_default(LINE_HEIGHT - 6)
+    sheet = Image.new("RGB", (picture.width, picture.height + LINE_HEIGHT * len(lines)), "white")
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    for number, line in enumerate(lines):
+        draw.text((0, picture.height + LINE_HEIGHT * number), line, fill="black", font=font)
+    return sheet
 
 
 def arrange(rows: list[list[Image.Image]], titles: list[str]) -> Image.Image:

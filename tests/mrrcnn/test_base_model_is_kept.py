@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.ops import FrozenBatchNorm2d
 
-from mrrcnn.backbones import build_mask_rcnn
+from mrrcnn import backbones
+from mrrcnn.backbones import build_mask_rcnn, load_base
 from mrrcnn.model import MRRCNN, RefineConfig
 
 
@@ -113,8 +119,9 @@ def test_the_refining_mask_head_starts_as_the_base_mask_head(base, batch):
     features = model.backbone(images.tensors)
     boxes = [torch.tensor([[10.0, 12.0, 60.0, 70.0], [3.0, 3.0, 20.0, 90.0]])] * 2
     previous = heads.mask_head(heads.mask_roi_pool(features, boxes, images.image_sizes))
-    refined = heads.refine.mask(features, boxes, previous, images.image_sizes)
-    assert torch.equal(refined, heads.mask_predictor(previous))
+    classes = torch.tensor([1, 3, 2, 4])
+    refined = heads.refine.mask(features, boxes, previous, classes, images.image_sizes)
+    torch.testing.assert_close(refined, heads.mask_predictor(previous)[range(4), classes])
 
 
 def test_the_mask_flow_learns_although_it_starts_at_zero(base, batch):
@@ -146,8 +153,98 @@ def test_load_mask_rcnn_names_an_unexpected_key(base):
         )
 
 
-def test_resnet50_loads_torchvisions_state_dict_by_its_key_names():
-    published = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+@pytest.fixture(scope="module")
+def published():
+    """torchvision's model as it is with its published weights, for small images.
+
+    In double, because rounding grows through the layers of random weights.
+    """
+    torch.manual_seed(4)
+    model = maskrcnn_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=91,
+        min_size=96,
+        max_size=160,
+        box_score_thresh=0.0,
+        box_detections_per_img=5,
+        rpn_post_nms_top_n_test=20,
+    )
+    # Without weights its builder does not freeze the normalisation.
+    model.backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None)
+    for layer in model.modules():
+        if isinstance(layer, FrozenBatchNorm2d):
+            layer.weight.uniform_(0.2, 0.4)
+            layer.running_var.uniform_(1e-4, 1)
+            layer.running_mean.normal_(0, 0.1)
+    return model.eval().double()
+
+
+def ours():
+    model = build_mask_rcnn("resnet50", 91, 96)
+    model.roi_heads.score_thresh = 0.0
+    model.roi_heads.detections_per_img = 5
+    model.rpn._post_nms_top_n = {"training": 20, "testing": 20}
+    return model.eval().double()
+
+
+def assert_close_predictions(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        assert len(e["boxes"]) == 5
+        torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 0.0])
+def test_a_file_of_torchvisions_weights_detects_what_torchvisions_model_does(
+    published, tmp_path, monkeypatch, epsilon
+):
+    """The file that torchvision publishes was trained with an epsilon of 0, others were not."""
+    path = tmp_path / "weights.pth"
+    torch.save(published.state_dict(), path)
+    if epsilon == 0:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        weights = SimpleNamespace(
+            COCO_V1=SimpleNamespace(url=f"https://host/mask-coco-{digest}.pth")
+        )
+        monkeypatch.setattr(backbones, "MaskRCNN_ResNet50_FPN_Weights", weights)
+    images = [torch.rand(3, 96, 120).double(), torch.rand(3, 130, 96).double()]
+    with torch.no_grad():
+        overwrite_eps(published, epsilon)
+        expected = published(images)
+        overwrite_eps(published, 1e-5)
+        model = ours()
+        load_base(model, path)
+        assert_close_predictions(model(images), expected)
+        # What was saved anew knows of no published file, and needs not.
+        again = ours()
+        again.load_state_dict(model.state_dict())
+        assert_equal_predictions(again(images), model(images))
+
+
+@pytest.mark.parametrize(
+    "config, without_gradient",
+    [
+        (RefineConfig(), []),
+        (RefineConfig(refine_cls=False), ["box_predictor.cls_score"]),
+        (RefineConfig(refine_reg=False), ["box_predictor.bbox_pred"]),
+        (RefineConfig(refine_cls=False, refine_reg=False), ["box_head", "box_predictor"]),
+        (RefineConfig(refine_reg=False, freeze_base=True), ["box_predictor.bbox_pred"]),
+    ],
+)
+def test_exactly_the_parameters_that_a_loss_reaches_require_a_gradient(
+    base, batch, config, without_gradient
+):
+    model = MRRCNN.from_mask_rcnn(base, config)
+    step(model, batch)
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        refine_name = name.removeprefix("roi_heads.refine.")
+        frozen_base = config.freeze_base and refine_name == name
+        unreached = refine_name != name and refine_name.startswith(tuple(without_gradient))
+        assert parameter.requires_grad == (not frozen_base and not unreached), name
+
+
+def test_resnet50_loads_torchvisions_state_dict_by_its_key_names(published):
     model = MRRCNN.from_mask_rcnn(build_mask_rcnn("resnet50", 91, 800))
     model.load_mask_rcnn(published.state_dict())
     refined = model.roi_heads.refine.box_head.fc6.weight

@@ -52,6 +52,8 @@ def test_a_branch_that_is_not_refined_has_no_loss(base, batch, options, absent):
     "options",
     [
         {"guide": "p+1"},
+        {"guide": "gt"},
+        {"map_aligned": True},
         {"guide": "none"},
         {"guide": "none", "mask_flow": "none"},
         {"guide_label": "pred"},
@@ -219,6 +221,23 @@ def test_the_class_loss_reaches_the_mask_head_through_the_map(base, batch):
 
 def test_a_detached_map_keeps_the_class_loss_from_the_mask_head(base, batch):
     assert mask_gradient(base, batch, detach_mask=True) == 0
+
+
+@pytest.mark.parametrize("mask_flow", ["direct", "recompute", "none"])
+def test_a_detached_map_changes_no_loss_and_no_gradient_of_the_mask_loss(base, batch, mask_flow):
+    """Detached, background boxes go through the mask head apart from the positive ones."""
+    results = []
+    for detach_mask in (False, True):
+        model = build(base, detach_mask=detach_mask, mask_flow=mask_flow)
+        if mask_flow == "direct":
+            torch.manual_seed(5)
+            torch.nn.init.normal_(model.roi_heads.refine.mask_flow.weight, std=0.1)
+        torch.manual_seed(6)
+        losses = model(*batch)
+        losses["loss_refine_mask"].backward()
+        gradients = {k: p.grad for k, p in model.roi_heads.named_parameters() if "mask" in k}
+        results.append((losses, gradients))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6)
 
 
 def test_autocast_trains_and_detects(base, batch):

@@ -136,7 +136,7 @@ def test_scores_are_the_softmax_of_the_weighted_mean_of_the_logits(base, batch):
 def test_the_guide_is_the_probability_of_its_class(base):
     features = torch.randn(3, 32, 14, 14)
     classes = torch.tensor([1, 4, 2])
-    logits = base.roi_heads.mask_predictor(features)
+    logits = base.roi_heads.mask_predictor(features)[..., 1::2, 1::2]  # what is read of them
     own = logits[torch.arange(3), classes].sigmoid()
     for options, expected in (
         ({}, own),
@@ -178,6 +178,38 @@ def test_the_guide_changes_the_scores(base, batch):
     assert not torch.equal(found["p+1"], found["none"])
 
 
+def test_true_masks_guide_the_boxes_that_found_an_object(base, batch):
+    heads = MRRCNN.from_mask_rcnn(base, RefineConfig(guide="gt")).roi_heads
+    target = batch[1][0]
+    away = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
+    boxes = [torch.cat([target["boxes"], away]), away]
+    empty = {"boxes": torch.zeros(0, 4), "masks": torch.zeros(0, 128, 128, dtype=torch.uint8)}
+    found = len(target["boxes"])
+    labels = [torch.tensor([1] * found + [0]), torch.tensor([0])]
+    matched = [torch.tensor([*range(found), 0]), torch.tensor([0])]
+    maps = torch.full((found + 2, 14, 14), 0.3)
+    guided = heads._true_maps(maps, boxes, labels, matched, [target, empty])
+    assert (guided[found:] == 0.3).all()
+    for i, (box, mask) in enumerate(zip(target["boxes"], target["masks"], strict=True)):
+        x1, y1, x2, y2 = box.int().tolist()
+        covered = mask[y1:y2, x1:x2].float().mean()
+        assert guided[i].mean() == pytest.approx(covered.item(), abs=0.15)
+
+
+def test_true_masks_as_guides_change_the_detections_and_take_targets(base, batch):
+    images, targets = batch
+    model = MRRCNN.from_mask_rcnn(base, RefineConfig(guide="gt")).eval()
+    with pytest.raises(ValueError, match="takes the targets in inference"):
+        model(images)
+    with torch.no_grad():  # boxes that are the proposals, some of which found an object
+        for head in (model.roi_heads.box_predictor, model.roi_heads.refine.box_predictor):
+            torch.nn.init.zeros_(head.bbox_pred.weight)
+    model.roi_heads.config.fg_iou_thresh = 0.1
+    model.roi_heads.refine_matcher.high_threshold = 0.1
+    model.roi_heads.refine_matcher.low_threshold = 0.1
+    assert not torch.equal(model(images, targets)[0]["scores"], predict(base, images)[0]["scores"])
+
+
 def test_recrop_to_the_same_box_changes_nothing():
     boxes = torch.tensor([[1.0, 2.0, 30.0, 40.0], [5.0, 5.0, 9.0, 60.0]])
     ramp = torch.linspace(0, 1, 14).expand(2, 4, 14, 14)
@@ -195,12 +227,13 @@ def test_recrop_takes_the_part_under_the_new_box():
     )
 
 
-def test_more_than_one_pyramid_level_serves_the_boxes_of_a_small_image(base):
-    """With the canonical scale of large images every box of a 128 pixel image would use level 0."""
+def test_boxes_are_pooled_from_the_stride_that_their_size_in_pixels_asks_for(base):
+    """Not from coarser ones because the image is small."""
     features = {str(i): torch.full((1, 64, 32 >> i, 32 >> i), float(i)) for i in range(3)}
-    boxes = [torch.tensor([[0.0, 0.0, 12.0, 12.0], [0.0, 0.0, 40.0, 40.0], [0.0, 0.0, 99.0, 99.0]])]
-    pooled = base.roi_heads.box_roi_pool(features, boxes, [(128, 128)])
-    assert len(pooled.mean(dim=(1, 2, 3)).round().unique()) > 1
+    boxes = [torch.tensor([[0.0, 0.0, 12.0, 12.0], [0.0, 0.0, 99.0, 99.0], [0.0, 0.0, 120, 120]])]
+    for pool in (base.roi_heads.box_roi_pool, base.roi_heads.mask_roi_pool):
+        pooled = pool(features, boxes, [(128, 128)])
+        assert pooled.mean(dim=(1, 2, 3)).round().tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("option", ["guide", "guide_label", "mask_flow", "inference"])

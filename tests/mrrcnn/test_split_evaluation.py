@@ -11,7 +11,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrrcnn.evaluate import average_precisions, format_table, instance_splits
+from mrrcnn.evaluate import (
+    average_precisions,
+    crowding,
+    format_table,
+    instance_bins,
+    instance_splits,
+)
 
 # One image: an object alone and two whose boxes share half their area.
 ALONE, LEFT, RIGHT, CROWD = 1, 2, 3, 4
@@ -77,6 +83,42 @@ def box_ap(ground_truth, results):
 def test_instances_are_split_by_the_pixels_of_others_in_their_box(ground_truth):
     splits = instance_splits(ground_truth)
     assert splits == {"all": None, "isolated": {ALONE}, "huddled": {LEFT, RIGHT}}
+
+
+def test_bins_of_the_ratio_and_of_the_overlap_hold_every_instance_once(ground_truth):
+    """LEFT and RIGHT share half their boxes: q is a half, IoU a third."""
+    bins = instance_bins(ground_truth)
+    assert bins == {
+        "all": None,
+        "q <= 0.05": {ALONE},
+        "0.05 < q <= 0.8": {LEFT, RIGHT},
+        "q > 0.8": set(),
+        "IoU <= 0.3": {ALONE},
+        "0.3 < IoU <= 0.5": {LEFT, RIGHT},
+        "IoU > 0.5": set(),
+    }
+
+
+def test_measured_and_recorded_crowding_agree(huddle_root):
+    path = huddle_root / "annotations" / "instances_train2017.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(path)
+    recorded = crowding(coco)
+    for annotation in coco.anns.values():
+        annotation.pop("intruder", None)
+        annotation.pop("huddle_iou", None)
+    measured = crowding(coco)
+    assert len(measured) > 20 and any(x.intruder > 0.8 for x in measured.values())
+    assert measured.keys() == recorded.keys()
+    for key, value in measured.items():
+        assert value == pytest.approx(recorded[key], abs=1e-4)
+
+
+def test_an_empty_bin_has_no_average_precision(ground_truth):
+    scores = average_precisions(
+        ground_truth, [detection(BOXES[ALONE], 0.9)], instance_bins(ground_truth)
+    )
+    assert scores["IoU > 0.5"]["bbox"]["AP"] == -1
 
 
 def test_each_split_counts_its_own_instances(ground_truth):

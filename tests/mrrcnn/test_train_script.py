@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from mrrcnn.backbones import build_mask_rcnn
-from train_mrrcnn import BASE, DEMO, GUIDES, PAPER, choose_preset, main, parse_arguments
-
-ROWS = [BASE, *GUIDES]
+from mrrcnn.checkpoint import load_weights
+from mrrcnn.data import CocoInstances
+from mrrcnn.engine import Options, Training
+from mrrcnn.options import DEMO, PAPER, ROWS, SARA, choose_preset
+from train_mrrcnn import main, parse_arguments
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,7 @@ def quick_run(tmp_path_factory):
 def test_a_quick_run_scores_three_models(quick_run):
     output, scores = quick_run
     record = json.loads((output / "results.json").read_text())
-    assert list(scores) == ROWS
+    assert list(scores) == list(ROWS.values())
     assert record["scores"] == scores
     for row in scores.values():
         assert row.keys() == {"all", "isolated", "huddled"}
@@ -34,7 +42,7 @@ def test_a_quick_run_scores_three_models(quick_run):
 
 def test_a_quick_run_logs_the_losses_of_all_phases(quick_run):
     records = [json.loads(x) for x in (quick_run[0] / "metrics.jsonl").read_text().splitlines()]
-    assert list(dict.fromkeys(r["phase"] for r in records)) == ROWS
+    assert list(dict.fromkeys(r["phase"] for r in records)) == list(ROWS.values())
 
 
 def test_a_quick_run_pictures_ground_truth_and_both_models(quick_run):
@@ -61,9 +69,97 @@ def test_a_given_folder_and_base_are_used(quick_run, tmp_path):
     arguments = ["--quick", "--preset", "demo", "--no-freeze-base", "--device", "cpu"]
     arguments += ["--data-path", str(quick_run[0] / "huddle"), "--base", str(weights)]
     scores = main([*arguments, "--output-dir", str(tmp_path / "out")])
-    assert list(scores) == ROWS
+    assert list(scores) == list(ROWS.values())
     assert not (tmp_path / "out" / "mask_r_cnn.pth").exists()
     assert not (tmp_path / "out" / "huddle").exists()
+
+
+def test_test_only_scores_the_weights_of_a_run_and_writes_the_servers_result_files(quick_run):
+    output, scores = quick_run
+    before = (output / "metrics.jsonl").read_text()
+    arguments = ["--quick", "--device", "cpu", "--output-dir", str(output)]
+    assert main([*arguments, "--test-only", "--save-detections"]) == scores
+    assert (output / "metrics.jsonl").read_text() == before
+    assert json.loads((output / "test_results.json").read_text())["scores"] == scores
+
+    annotations = output / "huddle/annotations/instances_val2017.json"
+    results = json.loads((output / "rm_saroialign.detections.json").read_text())
+    keys = {"image_id", "category_id", "bbox", "score", "segmentation"}
+    assert results and all(r.keys() == keys for r in results)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(annotations)
+        for kind, dropped in (("bbox", "segmentation"), ("segm", "bbox")):
+            kept = [{k: v for k, v in r.items() if k != dropped} for r in results]
+            evaluation = COCOeval(coco, coco.loadRes(kept), kind)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+            expected = scores[SARA]["all"][kind]["AP"]
+            assert 100 * evaluation.stats[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_test_dev_needs_no_ground_truth(quick_run, tmp_path):
+    output, _ = quick_run
+    coco = json.loads((output / "huddle/annotations/instances_val2017.json").read_text())
+    del coco["annotations"]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/image_info_test-dev2017.json").write_text(json.dumps(coco))
+    (tmp_path / "test2017").symlink_to(output / "huddle/val2017")
+    arguments = ["--preset", "demo", "--device", "cpu", "--data-path", str(tmp_path), "--test-only"]
+    arguments += ["--test-split", "test-dev", "--rows", "rm_saroialign"]
+    assert main([*arguments, "--output-dir", str(output)]) == {}
+    results = json.loads((output / "rm_saroialign.detections.json").read_text())
+    assert {r["image_id"] for r in results} <= {image["id"] for image in coco["images"]}
+    assert results
+
+
+def test_a_run_resumes_between_and_within_its_phases(quick_run, tmp_path, monkeypatch):
+    """Stopped once in the base's training and once in a refinement's."""
+    output, scores = quick_run
+    arguments = ["--quick", "--device", "cpu", "--output-dir", str(tmp_path)]
+    arguments += ["--checkpoint-every", "2"]
+    step, stops = Training.step, [(12, 5), (3, 2)]  # schedule's length, iteration
+
+    def interrupted_step(self):
+        if stops and stops[0] == (self.schedule.iterations, self.iteration):
+            del stops[0]
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Training, "step", interrupted_step)
+    for resume in ([], ["--resume"]):
+        with pytest.raises(KeyboardInterrupt):
+            main([*arguments, *resume])
+    assert main([*arguments, "--resume"]) == scores
+    for slug in ROWS:
+        first, second = (load_weights(folder / f"{slug}.pth") for folder in (output, tmp_path))
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    logs = [(folder / "metrics.jsonl").read_text() for folder in (output, tmp_path)]
+    assert logs[0].count("\n") == logs[1].count("\n")
+
+
+def test_a_fresh_run_forgets_the_checkpoints_of_a_former_one(tmp_path, monkeypatch):
+    stale = tmp_path / "rm_roialign.checkpoint.pth"
+    stale.write_bytes(b"of another run")
+    monkeypatch.setattr(Training, "step", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["--quick", "--device", "cpu", "--output-dir", str(tmp_path)])
+    assert not stale.exists()
+
+
+def test_a_wrong_folder_is_named_with_what_is_there(quick_run, tmp_path):
+    wrong = quick_run[0] / "huddle/annotations"
+    arguments = ["--output-dir", str(tmp_path), "--data-path", str(wrong)]
+    with pytest.raises(FileNotFoundError) as error:
+        main(arguments)
+    assert "train2017/" in str(error.value) and "annotations/instances_train" in str(error.value)
+    assert f"{wrong} holds instances_train2017.json, instances_val2017.json" in str(error.value)
+
+
+def test_a_missing_folder_is_named_with_the_nearest_there_is(tmp_path):
+    (tmp_path / "cocoa").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds cocoa/"):
+        CocoInstances(tmp_path / "coco" / "here", "train")
 
 
 def test_the_defaults_are_the_demo():
@@ -93,3 +189,50 @@ def test_help_names_the_options_that_matter(capsys):
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert all(option in text for option in ("--data-path", "--quick", "--seed", "--output-dir"))
+    assert "refine.OPTION=VALUE" in text
+    assert "batch_size_per_image=None" in text and "(p, p+1, gt, none)" in text
+
+
+def test_set_reaches_the_refining_modules_options():
+    argv = ["--set", "refine.alpha=2", "--set", "refine.guide=p+1", "--set", "refine.rematch=false"]
+    argv += ["--set", "refine.bbox_reg_weights=(20, 20, 10, 10)"]
+    argv += ["--set", "refine.batch_size_per_image=none"]
+    config = choose_preset(parse_arguments(argv)).config
+    assert config == replace(
+        DEMO.config,
+        alpha=2,
+        guide="p+1",
+        rematch=False,
+        bbox_reg_weights=(20, 20, 10, 10),
+        batch_size_per_image=None,
+    )
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("alpha=1", "refine.OPTION=VALUE, got 'alpha=1'"),
+        ("refine.alpha", "refine.OPTION=VALUE"),
+        ("refine.beta=1", "class_agnostic_guide.*got 'beta'"),
+        ("refine.alpha=much", "alpha must be float, got 'much'"),
+        ("refine.alpha=true", "alpha must be float"),
+        ("refine.rematch=1", "rematch must be bool"),
+        ("refine.bbox_reg_weights=(1, 2)", "bbox_reg_weights must be tuple"),
+        ("refine.alpha=-1", "alpha must be >= 0"),
+        ("refine.guide=q", "guide must be one of"),
+        ("refine.guide=none", "is the row rm_roialign"),
+    ],
+)
+def test_a_wrong_set_is_refused(override, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(["--set", override])
+    assert stop.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert re.search(message, error), error
+
+
+def test_how_to_train_comes_from_the_command_line():
+    argv = ["--amp", "bfloat16", "--clip-grad-norm", "5", "--ema-decay", "0.99"]
+    preset = choose_preset(parse_arguments([*argv, "--checkpoint-every", "7"]))
+    assert preset.options == Options("bfloat16", 5.0, 0.99, 7)
+    assert choose_preset(parse_arguments([])).options == Options()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 
 from mrrcnn.backbones import build_mask_rcnn
 from mrrcnn.data import make_loader
-from mrrcnn.engine import Schedule, save_weights, train
+from mrrcnn.engine import Options, Schedule, Training, save_weights, train
+from mrrcnn.metrics import MetricsWriter
+from mrrcnn.model import MRRCNN, RefineConfig
 
 
 class Quadratic(nn.Module):
@@ -92,3 +95,71 @@ def test_saved_weights_load_without_pickled_code(tmp_path):
     save_weights(model, tmp_path / "model.pth")
     assert torch.load(tmp_path / "model.pth", weights_only=True) == model.state_dict()
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_clipping_bounds_the_gradient():
+    """The gradient of (w - 1)^2 at 0 is -2."""
+    model = Quadratic()
+    schedule = Schedule(1, 1.0, "sgd", weight_decay=0, warmup=0)
+    train(model, LOADER, schedule, description="test", options=Options(clip_grad_norm=0.5))
+    assert model.weight.item() == pytest.approx(0.5, rel=1e-4)
+
+
+def test_training_ends_with_the_averaged_weights():
+    schedule = Schedule(4, 0.1, "sgd", warmup=0)
+    training = Training(Quadratic(), LOADER, schedule, Options())
+    weights = [(training.step(), training.model.weight.item())[1] for _ in range(4)]
+    average = weights[0]
+    for weight in weights[1:]:
+        average = 0.75 * average + 0.25 * weight
+    model = Quadratic()
+    train(model, LOADER, schedule, description="test", options=Options(ema_decay=0.75))
+    assert model.weight.item() == pytest.approx(average) != pytest.approx(weights[-1])
+
+
+@pytest.mark.parametrize("amp", ["bfloat16", "float16"])
+def test_mixed_precision_trains_the_refined_model(base, train_data, amp):
+    losses = {}
+    for kind in (None, amp):
+        model = MRRCNN.from_mask_rcnn(base, RefineConfig(batch_size_per_image=16)).train()
+        loader = make_loader(train_data, 2, train=True, seed=2)
+        torch.manual_seed(3)
+        training = Training(model, loader, Schedule(2, 1e-4, "sgd", warmup=0), Options(amp=kind))
+        losses[kind] = training.step()
+        training.step()
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert losses[amp] == pytest.approx(losses[None], rel=0.1)
+    assert losses[amp] != losses[None]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [({"amp": "half"}, "bfloat16.*got 'half'"), ({"checkpoint_every": 0}, "at least 1, got 0")],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Options(**options)
+
+
+def test_tensorboard_receives_what_the_metrics_file_does(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    file, folder = tmp_path / "metrics.jsonl", tmp_path / "board"
+    schedule = Schedule(11, 0.1, warmup=0)
+    train(
+        Quadratic(), LOADER, schedule, description="square", metrics_file=file, tensorboard=folder
+    )
+    events = accumulators.EventAccumulator(str(folder)).Reload()
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    for name in ("loss", "loss_square", "lr"):
+        scalars = [(e.step, e.value) for e in events.Scalars(f"square/{name}")]
+        assert [step for step, _ in scalars] == [r["iteration"] for r in records]
+        assert [v for _, v in scalars] == pytest.approx([r[name] for r in records])
+
+
+def test_without_tensorboard_the_metrics_file_is_still_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with MetricsWriter(tmp_path / "metrics.jsonl", tmp_path / "board") as metrics:
+        metrics.add({"phase": "test", "iteration": 0, "loss": 1.0})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 1.0
+    assert not (tmp_path / "board").exists()

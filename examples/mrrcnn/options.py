@@ -1,0 +1,359 @@
+"""The command line of train_mrrcnn.py: presets, and options over them."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import torch
+
+from .backbones import BUILDERS, NORMS
+from .data import TEST_DEV
+from .engine import AMP_TYPES, Options, Schedule
+from .huddle import HuddleConfig
+from .refine import CHOICES, RefineConfig
+
+BASE, RM, SARA = "Mask R-CNN", "RM + RoIAlign", "RM + SaRoIAlign"
+ROWS = {"mask_r_cnn": BASE, "rm_roialign": RM, "rm_saroialign": SARA}  # file name: title
+REFINE_OPTION = "refine."
+
+T = TypeVar("T")
+
+
+@dataclass
+class Preset:
+    """What a kind of run does unless an option says otherwise."""
+
+    backbone: str
+    image_size: int  # pixels, shorter side
+    batch_size: int  # images, of all processes together
+    vertical_flip: bool
+    config: RefineConfig
+    base: Schedule
+    refine: Schedule
+    options: Options = field(default_factory=Options)
+
+
+DEMO = Preset(
+    backbone="small",
+    image_size=128,
+    batch_size=8,
+    vertical_flip=True,
+    # Of all predicted boxes more than half are positive, of the subsample a quarter, so that 32 per
+    # image train four times as fast as the 64 there are. Refining every proposal costs little here.
+    config=RefineConfig(freeze_base=True, batch_size_per_image=32, inference="pre_nms"),
+    base=Schedule(iterations=800, lr=2e-3),
+    refine=Schedule(iterations=600, lr=1e-3, warmup=20),
+)
+PAPER = Preset(
+    backbone="resnet50",
+    image_size=800,
+    batch_size=16,
+    vertical_flip=False,
+    config=RefineConfig(),
+    base=Schedule(90_000, 0.02, "sgd", warmup=1000, milestones=((2 / 3, 0.1), (8 / 9, 0.01))),
+    refine=Schedule(9_000, 0.002, "sgd", warmup=0, milestones=((2 / 3, 0.1),)),
+)
+PRESETS = {"demo": DEMO, "paper": PAPER}
+
+EPILOG = f"""\
+options of --set, with the paper's values (mrrcnn/refine.py says what they do):
+{{refine_options}}
+
+examples:
+  python examples/train_mrrcnn.py
+      the demo: minutes on a CPU
+  python examples/train_mrrcnn.py --data-path coco --base maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth
+      the paper's MR R-CNN on torchvision's Mask R-CNN, with plain and with Shape-aware RoIAlign
+  torchrun --nproc-per-node 4 examples/train_mrrcnn.py --data-path coco --base FILE \\
+      --rows rm_saroialign --amp bfloat16 --workers 8
+      one of them, on four GPUs
+  python examples/train_mrrcnn.py --data-path coco --backbone resnet101_dcn \\
+      --weights-backbone resnet101-63fe2227.pth
+      Mask R-CNN from ImageNet weights first
+  python examples/train_mrrcnn.py --data-path coco --base FILE --test-only --test-split {TEST_DEV}
+      result files for COCO's server, of the weights in --output-dir
+
+batch size and learning rate: --batch-size counts the images of all processes, so that a run does
+not change with their number. With k times the images of the paper's 16, take k times its learning
+rates (base 0.02, refinement 0.002) and a k-th of its iterations (90000, 9000): linear scaling.
+"""
+
+
+def parse_arguments(
+    argv: list[str] | None = None, description: str | None = None
+) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=EPILOG.replace("{refine_options}", describe_fields(RefineConfig)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="defaults of the options below; default: demo without --data-path, paper with it",
+    )
+    _add_data(parser.add_argument_group("data"))
+    _add_model(parser.add_argument_group("model"))
+    _add_schedule(parser.add_argument_group("schedule"))
+    _add_computation(parser.add_argument_group("computation"))
+    _add_output(parser.add_argument_group("output"))
+    args = parser.parse_args(argv)
+    try:
+        args.refine = parse_overrides(RefineConfig, args.set)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.refine.get("guide") == "none" and "rm_saroialign" in args.rows:
+        parser.error("refine.guide=none is the row rm_roialign, not rm_saroialign: see --rows")
+    return args
+
+
+def _add_data(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--data-path",
+        type=Path,
+        metavar="FOLDER",
+        help="with {train,val}2017/ and annotations/instances_{train,val}2017.json; "
+        "default: generate OUTPUT_DIR/huddle",
+    )
+    for name, count in (("train", HuddleConfig.train_images), ("val", HuddleConfig.val_images)):
+        group.add_argument(
+            f"--{name}-images", type=int, default=count, help="to generate; default %(default)s"
+        )
+    group.add_argument(
+        "--class-by",
+        choices=("color", "shape"),
+        default="color",
+        help="what tells the generated classes apart; shape is harder; default %(default)s",
+    )
+    group.add_argument(
+        "--workers", type=int, default=0, help="loader processes each; default %(default)s"
+    )
+    group.add_argument(
+        "--test-split",
+        choices=("val", TEST_DEV),
+        default="val",
+        help=f"images to detect in; {TEST_DEV} (test2017/, annotations/"
+        "image_info_test-dev2017.json) has no ground truth: it gives result files, no scores; "
+        "default %(default)s",
+    )
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--backbone", choices=BUILDERS, help="demo: small, paper: resnet50")
+    group.add_argument(
+        "--image-size", type=int, help="shorter side in pixels, as the model sees it"
+    )
+    group.add_argument(
+        "--base",
+        type=Path,
+        metavar="FILE",
+        help="weights of a trained Mask R-CNN, such as torchvision's published ones or an earlier "
+        "run's; none is trained then",
+    )
+    group.add_argument(
+        "--weights-backbone",
+        type=Path,
+        metavar="FILE",
+        help="weights of the ResNet as a classifier, such as torchvision's for ImageNet",
+    )
+    group.add_argument(
+        "--norm",
+        choices=NORMS,
+        help="batch normalisation of a ResNet and its first two stages: frozen, the default with "
+        "--base or --weights-backbone, or trained (batch)",
+    )
+    group.add_argument(
+        "--rows",
+        nargs="+",
+        choices=ROWS,
+        default=list(ROWS),
+        help="models to train and score; default: all",
+    )
+    group.add_argument(
+        "--freeze-base",
+        action=argparse.BooleanOptionalAction,
+        help="train the refining module only; demo: yes, paper: no",
+    )
+    group.add_argument(
+        "--alpha", type=float, help="weight of the refined class scores; both presets: 1"
+    )
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar=f"{REFINE_OPTION}OPTION=VALUE",
+        help="an option of the refining module, listed below; may be given several times",
+    )
+
+
+def _add_schedule(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--iterations", type=int, help="of Mask R-CNN")
+    group.add_argument("--lr", type=float, help="of Mask R-CNN")
+    group.add_argument("--refine-iterations", type=int, help="of each refinement")
+    group.add_argument("--refine-lr", type=float, help="of each refinement")
+    group.add_argument("--optimizer", choices=("adamw", "sgd"), help="demo: adamw, paper: sgd")
+    group.add_argument("-b", "--batch-size", type=int, help="images of all processes together")
+    group.add_argument(
+        "--clip-grad-norm", type=float, metavar="NORM", help="largest norm of all gradients"
+    )
+    group.add_argument(
+        "--ema-decay",
+        type=float,
+        metavar="RATE",
+        help="average the weights over the iterations, e.g. 0.999, and keep the average",
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, help="of data, weights and order; default %(default)s"
+    )
+    group.add_argument(
+        "--quick", action="store_true", help="a few iterations on a few images: a smoke test"
+    )
+
+
+def _add_computation(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default here: %(default)s; under torchrun each process takes its own GPU",
+    )
+    group.add_argument(
+        "--amp", choices=AMP_TYPES, help="train in mixed precision; default: float32"
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("runs/mrrcnn"),
+        help="of weights, checkpoints, metrics.jsonl, TensorBoard's events if it is installed, "
+        "results.json and pictures; default %(default)s",
+    )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoints in OUTPUT_DIR, with the other options as they were",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=int,
+        metavar="ITERATIONS",
+        help=f"default {Options.checkpoint_every}",
+    )
+    group.add_argument(
+        "--test-only",
+        action="store_true",
+        help="score the weights in OUTPUT_DIR (and --base), with the other options as they were",
+    )
+    group.add_argument(
+        "--save-detections",
+        action="store_true",
+        help=f"write <row>.detections.json in COCO's result format; always with {TEST_DEV}",
+    )
+
+
+def choose_preset(args: argparse.Namespace) -> Preset:
+    """The preset with the command line's options over it."""
+    preset = PRESETS[args.preset or ("paper" if args.data_path else "demo")]
+    if args.quick:
+        preset = replace(
+            preset,
+            batch_size=4,
+            base=replace(preset.base, iterations=12, warmup=4),
+            refine=replace(preset.refine, iterations=3, warmup=1),
+        )
+    config = replace(preset.config, **args.refine)
+    return replace_given(
+        preset,
+        backbone=args.backbone,
+        image_size=args.image_size,
+        batch_size=args.batch_size,
+        config=replace_given(config, alpha=args.alpha, freeze_base=args.freeze_base),
+        base=replace_given(
+            preset.base, iterations=args.iterations, lr=args.lr, optimizer=args.optimizer
+        ),
+        refine=replace_given(
+            preset.refine,
+            iterations=args.refine_iterations,
+            lr=args.refine_lr,
+            optimizer=args.optimizer,
+        ),
+        options=replace_given(
+            preset.options,
+            amp=args.amp,
+            clip_grad_norm=args.clip_grad_norm,
+            ema_decay=args.ema_decay,
+            checkpoint_every=args.checkpoint_every,
+        ),
+    )
+
+
+def replace_given(settings: T, **values: Any) -> T:
+    """``dataclasses.replace`` for the values that are not None."""
+    return replace(settings, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
+
+
+def parse_overrides(config: type, texts: Sequence[str]) -> dict[str, Any]:
+    """Values by field of a dataclass from ``["refine.alpha=0.5", ...]``.
+
+    Raises:
+        ValueError: no such field, or a value that it cannot have.
+    """
+    types = get_type_hints(config)
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        name = name.strip()
+        if not equals or not name.startswith(REFINE_OPTION):
+            raise ValueError(f"--set must be {REFINE_OPTION}OPTION=VALUE, got {text!r}")
+        name = name.removeprefix(REFINE_OPTION)
+        if name not in types:
+            raise ValueError(f"--set knows {', '.join(types)}; got {name!r}")
+        values[name] = _parse_value(name, value.strip(), types[name])
+    config(**values)  # raises for a value out of range
+    return values
+
+
+def _parse_value(name: str, text: str, kind: Any) -> Any:
+    if kind is str:
+        return text
+    spelled = {"true": True, "false": False, "none": None}
+    try:
+        value = spelled[text.lower()] if text.lower() in spelled else ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = text
+    if not _is_a(value, kind):
+        raise ValueError(f"{REFINE_OPTION}{name} must be {_name(kind)}, got {text!r}")
+    return value
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        return (
+            isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
+        )
+    if get_args(kind):  # a union
+        return any(_is_a(value, k) for k in get_args(kind))
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
+
+
+def describe_fields(config: type) -> str:
+    """A line for each field of a dataclass: name, default, choices."""
+    lines = []
+    for f in fields(config):
+        assert f.default is not MISSING
+        choices = f"  ({', '.join(CHOICES[f.name])})" if f.name in CHOICES else ""
+        lines.append(f"  {f.name}={f.default}{choices}")
+    return "\n".join(lines)

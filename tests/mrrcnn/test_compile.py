@@ -1,0 +1,61 @@
+"""torch.compile and torch.export take MR R-CNN as far as they take torchvision's Mask R-CNN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mrrcnn.backbones import small_mask_rcnn
+from mrrcnn.model import MRRCNN
+
+IMAGE_SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Mask R-CNN of torchvision's parts alone, and MR R-CNN on this package's."""
+    torch.manual_seed(0)
+    vanilla = small_mask_rcnn(5, IMAGE_SIZE).eval()
+    model = MRRCNN.from_mask_rcnn(vanilla)
+    return vanilla, model
+
+
+@pytest.fixture(scope="module")
+def images():
+    torch.manual_seed(1)
+    return [torch.rand(3, IMAGE_SIZE, IMAGE_SIZE)]
+
+
+def where_export_stops(model, images):
+    """The message's line of code, or None if the model is exported."""
+    try:
+        with torch.no_grad():
+            torch.export.export(model, (images,))
+    except Exception as error:
+        lines = [x for x in str(error).splitlines() if x.startswith("Caused by: ")]
+        assert lines, error
+        return lines[0]
+    return None
+
+
+@pytest.mark.slow
+def test_the_compiled_model_detects_the_same(models, images):
+    _, model = models
+    torch._dynamo.reset()
+    with torch.no_grad():
+        (expected,), (actual,) = model(images), torch.compile(model, backend="eager")(images)
+    assert len(expected["boxes"]) > 0
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+
+
+def test_export_stops_where_it_stops_for_torchvisions_model(models, images):
+    vanilla, model = models
+    assert where_export_stops(model, images) == where_export_stops(vanilla, images)
+
+
+def test_the_backbone_exports(models):
+    _, model = models
+    images = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    exported = torch.export.export(model.backbone, (images,)).module()
+    torch.testing.assert_close(exported(images), model.backbone(images))

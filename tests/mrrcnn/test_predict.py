@@ -1,0 +1,161 @@
+"""Predictions on image files, from weights to drawings."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+from torch import nn
+from torchvision.models.detection import maskrcnn_resnet50_fpn
+
+from mrrcnn.backbones import build_mask_rcnn
+from mrrcnn.model import MRRCNN
+from predict_mrrcnn import COCO_CLASSES, find_backbone, main
+
+SIZE = (150, 91)  # width, height
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    path = tmp_path / "photograph.jpg"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def weights(base, tmp_path):
+    """Of an untrained model, whose scores are about 1 / 5."""
+    path = tmp_path / "model.pth"
+    torch.save(MRRCNN.from_mask_rcnn(base).state_dict(), path)
+    return path
+
+
+def predict(tmp_path, *arguments):
+    output = tmp_path / "out"
+    records = main([*map(str, arguments), "--output-dir", str(output), "--device", "cpu"])
+    assert json.loads((output / "detections.json").read_text()) == records
+    return records, output
+
+
+def test_an_untrained_model_draws_on_an_image_of_its_size(photograph, weights, tmp_path):
+    records, output = predict(tmp_path, photograph, "--weights", weights, "--score-threshold", 0.05)
+    detections = records[0]["detections"]
+    assert len(detections) > 0
+    for found in detections:
+        x, y, w, h = found["bbox"]
+        assert x >= 0 and y >= 0 and x + w <= SIZE[0] + 1e-3 and y + h <= SIZE[1] + 1e-3
+        assert coco_mask.decode(found["segmentation"]).shape == SIZE[::-1]
+        assert found["category"] == str(found["category_id"])
+    with Image.open(output / "photograph.png") as drawn, Image.open(photograph) as original:
+        assert drawn.size == SIZE
+        assert np.abs(np.asarray(drawn, int) - np.asarray(original, int)).max() > 50
+
+
+def test_a_threshold_that_nothing_reaches_leaves_the_image_as_it_is(photograph, weights, tmp_path):
+    records, output = predict(tmp_path, photograph, "--weights", weights, "--score-threshold", 1)
+    assert records[0]["detections"] == []
+    with Image.open(output / "photograph.png") as drawn, Image.open(photograph) as original:
+        assert np.abs(np.asarray(drawn, int) - np.asarray(original, int)).max() <= 1
+
+
+def test_the_refining_options_take_effect(photograph, weights, tmp_path):
+    arguments = [photograph, "--weights", weights, "--score-threshold", 0.05]
+    scores = [
+        [d["score"] for d in predict(tmp_path, *arguments, *options)[0][0]["detections"]]
+        for options in ([], ["--alpha", 0], ["--guide", "none"])
+    ]
+    assert scores[0] != scores[1] != scores[2] != scores[0]
+
+
+def test_weights_without_a_refining_module_are_mask_r_cnn(photograph, base, tmp_path):
+    path = tmp_path / "vanilla.pth"
+    torch.save(base.state_dict(), path)
+    records, _ = predict(tmp_path, photograph, "--weights", path, "--score-threshold", 0.05)
+    with Image.open(photograph) as picture:
+        pixels = torch.from_numpy(np.asarray(picture) / np.float32(255)).permute(2, 0, 1)
+    expected = base.eval()([pixels])[0]
+    assert [d["score"] for d in records[0]["detections"]] == pytest.approx(
+        expected["scores"].tolist(), abs=1e-5
+    )
+
+
+def test_classes_are_named_after_an_annotation_file(photograph, weights, huddle_root, tmp_path):
+    annotations = huddle_root / "annotations" / "instances_val2017.json"
+    records, _ = predict(
+        tmp_path,
+        *(photograph, "--weights", weights, "--score-threshold", 0.05),
+        *("--class-names", annotations),
+    )
+    names = {1: "red", 2: "green", 3: "cyan", 4: "purple"}
+    assert records[0]["detections"]
+    for found in records[0]["detections"]:
+        assert found["category"] == names[found["category_id"]]
+
+
+def test_images_of_one_name_have_drawings_of_their_own(photograph, weights, tmp_path):
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / photograph.name
+    twin.write_bytes(photograph.read_bytes())
+    _, output = predict(tmp_path, photograph, twin, "--weights", weights)
+    assert {p.name for p in output.glob("*.png")} == {"photograph-1.png", "photograph-2.png"}
+
+
+def test_torchvisions_weights_predict_what_torchvision_predicts(photograph, tmp_path):
+    torch.manual_seed(0)
+    published = maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, min_size=64, max_size=106
+    ).eval()
+    for module in published.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0
+            module.running_var.fill_(1e-4)  # an epsilon of 1e-5 would show
+            nn.init.constant_(module.weight, 1e-2)
+    path = tmp_path / "published.pth"
+    torch.save(published.state_dict(), path)
+    records, _ = predict(
+        tmp_path,
+        *(photograph, "--vanilla-weights", path, "--image-size", 64, "--score-threshold", 0),
+    )
+    with Image.open(photograph) as picture:
+        pixels = torch.from_numpy(np.asarray(picture) / np.float32(255)).permute(2, 0, 1)
+    expected = published([pixels])[0]
+    detections = records[0]["detections"]
+    assert len(detections) == len(expected["scores"])
+    assert [d["score"] for d in detections] == pytest.approx(expected["scores"].tolist(), abs=2e-3)
+    assert all(d["category"] == COCO_CLASSES[d["category_id"]] for d in detections)
+
+
+@pytest.mark.parametrize("name", ["small", "resnet50"])
+def test_the_backbone_follows_from_the_parameters(name, tmp_path):
+    with torch.device("meta"):
+        state = build_mask_rcnn(name, 7, 128).state_dict()
+    assert find_backbone(state, tmp_path) == name
+
+
+def fails(capsys, tmp_path, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        predict(tmp_path, *arguments)
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_file_is_said(photograph, weights, huddle_root, tmp_path, capsys):
+    text, other = tmp_path / "text.jpg", tmp_path / "other.pth"
+    text.write_text("no image")
+    torch.save({"weight": torch.zeros(1)}, other)
+    absent = tmp_path / "absent"
+    for arguments, message in (
+        ((absent, "--weights", weights), f"{absent} does not exist"),
+        ((text, "--weights", weights), f"{text} is not an image"),
+        ((photograph, "--weights", absent), f"{absent} does not exist"),
+        ((photograph, "--weights", other), "must hold the parameters of a Mask R-CNN"),
+        ((photograph, "--vanilla-weights", weights), "must hold a maskrcnn_resnet50_fpn"),
+        ((photograph, "--weights", weights, "--class-names", text), "COCO annotation file"),
+        ((photograph, "--weights", weights, "--mask-flow", "none"), "mask_flow"),
+    ):
+        assert message in fails(capsys, tmp_path, *arguments)
