@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+FOLDER ?= gpu-check
 export MAX_JOBS ?= 2
 
 BIN := $(VENV)/bin
@@ -15,13 +16,15 @@ CPP_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.
 HERE := import torch; print(*torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0), sep=".")
 ONE_ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c '$(HERE)')}"
 
-.PHONY: help demo test lint format bench gpu-check wheel clean
+.PHONY: help demo study test lint format bench bench-check gpu-check wheel clean
 
 help:
 	@echo "make demo       train Mask R-CNN and MR R-CNN on generated data: a table and pictures"
+	@echo "make study      the paper's tables over seeds on generated data; hours; ARGS='--help'"
 	@echo "make test       all tests; ARGS='-k name' for some"
 	@echo "make lint       ruff, mypy and clang-format; make format lets them rewrite"
 	@echo "make bench      a short benchmark; its rows go to benchmarks/results/"
+	@echo "make bench-check  are ratios to peers still those recorded?"
 	@echo "make gpu-check  build, test, sanitize and measure on a GPU; the report goes to gpu-check/"
 	@echo "make wheel      a wheel for all CUDA architectures, in dist/"
 	@echo "make clean      remove what these made"
@@ -39,6 +42,9 @@ $(VENV)/built: $(VENV)/dependencies $(SOURCES)
 
 demo: $(VENV)/built
 	$(BIN)/python examples/train_mrrcnn.py $(ARGS)
+
+study: $(VENV)/built
+	$(BIN)/python examples/study_mrrcnn.py $(ARGS)
 
 test: $(VENV)/built
 	$(BIN)/python -m pytest $(ARGS)
@@ -58,12 +64,15 @@ bench: $(VENV)/built
 	$(BIN)/python benchmarks/bench_roi_align.py --quick $(ARGS)
 	$(BIN)/python benchmarks/bench_multiscale.py --quick $(ARGS)
 
+bench-check: $(VENV)/built
+	$(BIN)/python benchmarks/check_ratios.py $(ARGS)
+
 # Machines with GPUs often have no network: a PYTHON that has torch with CUDA is used as it is.
 gpu-check:
 	@if $(BASE_PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null; then \
-	  scripts/gpu_check.sh $(BASE_PYTHON) gpu-check; \
+	  scripts/gpu_check.sh $(BASE_PYTHON) $(FOLDER); \
 	else \
-	  $(MAKE) $(VENV)/dependencies && scripts/gpu_check.sh $(BIN)/python gpu-check; \
+	  $(MAKE) $(VENV)/dependencies && scripts/gpu_check.sh $(BIN)/python $(FOLDER); \
 	fi
 
 wheel: $(VENV)/dependencies
