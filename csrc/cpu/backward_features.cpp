@@ -174,7 +174,6 @@ class BandGradient {
   const PooledGradient<T> pooled_;
   BoxTaps<coord_t, acc_t> box_taps_;
   std::vector<coord_t> converted_map_;
-  std::vector<coord_t> grid_;  // weights of a bin
   PixelTaps<acc_t> taps_;
   int32_t block_ = 0;  // channels of a tile
   PlaneGrid row_;      // of the gradient
@@ -221,24 +220,25 @@ class BandGradient {
       return 0;
     }
     rows_of_boxes_.push_back({box.index, rows});
-    const coord_t* prob_map = map_of_box(params_, box.index, converted_map_);
+    box_taps_.start_weights(map_of_box(params_, box.index, converted_map_), params_.map_width);
+    const int32_t entries = box_taps_.x.num_entries();
     int64_t bin = num_bins;
-    for (int32_t ph = rows.begin; ph < rows.end; ++ph) {
+    for (int32_t ph = rows.begin; ph < rows.end; ++ph, bin += bins_per_row()) {
       const Range<int32_t> of_bin = box_taps_.y.bin_slots[ph];
       const Range<int32_t> here{
           std::max(of_bin.begin, slots.begin), std::min(of_bin.end, slots.end)};
-      for (int32_t pw = 0; pw < bins_per_row(); ++pw, ++bin) {
-        const Range<int32_t> slots_x = box_taps_.x.bin_slots[pw];
-        const int32_t num_columns = slots_x.end - slots_x.begin;
-        const int64_t source = pooled_.is_in_place()
-                                   ? pooled_.offset(box.index, ph * bins_per_row() + pw)
-                                   : bin * block_;
-        grid_.assign(size_t(of_bin.end - of_bin.begin) * num_columns, coord_t(0));
-        box_taps_.add_weights(ph, pw, here, prob_map, params_.map_width, grid_.data());
-        for (int32_t slot = here.begin; slot < here.end; ++slot) {
+      const coord_t* weights = box_taps_.weights_of_row(ph, here);
+      for (int32_t slot = here.begin; slot < here.end; ++slot) {
+        const int64_t first_pixel = int64_t(cells[slot] - band.rows.begin) * map.width;
+        const coord_t* of_slot = weights + int64_t(slot - of_bin.begin) * entries;
+        for (int32_t pw = 0; pw < bins_per_row(); ++pw) {
+          const Range<int32_t> slots_x = box_taps_.x.bin_slots[pw];
+          const int64_t source = pooled_.is_in_place()
+                                     ? pooled_.offset(box.index, ph * bins_per_row() + pw)
+                                     : (bin + pw) * block_;
           taps_.add(
-              int64_t(cells[slot] - band.rows.begin) * map.width, columns.data() + slots_x.begin,
-              num_columns, source, grid_.data() + int64_t(slot - of_bin.begin) * num_columns);
+              first_pixel, columns.data() + slots_x.begin, slots_x.end - slots_x.begin, source,
+              of_slot + box_taps_.x.entry_begin[pw]);
         }
       }
     }

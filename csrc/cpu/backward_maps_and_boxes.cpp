@@ -50,7 +50,13 @@ class MapAndBoxGradient {
   std::vector<acc_t> tile_;
   const coord_t* map_ = nullptr;
   std::vector<coord_t> converted_map_;
+  MapRow<coord_t> map_row_;
   std::vector<coord_t> map_gradient_;
+  std::vector<coord_t> map_row_gradient_;  // of one row of samples, between rows of the map
+  // Of a row of bins, [row slots][x entries], and of a row of samples, [x entries]:
+  std::vector<coord_t> dot_of_bins_;
+  std::vector<coord_t> dot_of_samples_;
+  std::vector<coord_t> slope_of_samples_;  // along y
   AxisGradient along_y_;
   AxisGradient along_x_;
 
@@ -97,10 +103,21 @@ class MapAndBoxGradient {
     map_ = map_of_box(params_, box.index, converted_map_);
     map_gradient_.assign(
         grad_maps_ == nullptr ? 0 : int64_t(params_.map_height) * params_.map_width, coord_t(0));
+    map_row_gradient_.assign(grad_maps_ == nullptr ? 0 : params_.map_width, coord_t(0));
     along_y_ = along_x_ = AxisGradient{};
+    if (map_ != nullptr && grad_rois_ != nullptr) {
+      map_row_.start(map_, params_.map_width, taps.x);
+    }
     for (int32_t ph = 0; ph < params_.options.pooled_height; ++ph) {
-      for (int32_t pw = 0; pw < params_.options.pooled_width; ++pw) {
-        add_bin(taps, dot, ph, pw);
+      take_dots(taps, dot, ph);
+      for (int32_t iy = taps.y.sample_begin[ph]; iy < taps.y.sample_begin[ph + 1]; ++iy) {
+        interpolate_dots(taps, taps.y.samples[iy], taps.y.bin_slots[ph].begin);
+        if (grad_maps_ != nullptr) {
+          add_to_map(taps, taps.y.samples[iy].map);
+        }
+        if (grad_rois_ != nullptr) {
+          add_to_box(taps, taps.y.samples[iy]);
+        }
       }
     }
     if (grad_maps_ != nullptr) {
@@ -114,52 +131,64 @@ class MapAndBoxGradient {
     }
   }
 
-  void add_bin(const BoxTaps<coord_t, acc_t>& taps, const acc_t* dots, int32_t ph, int32_t pw) {
-    const AxisTaps<coord_t>& y = taps.y;
+  void take_dots(const BoxTaps<coord_t, acc_t>& taps, const acc_t* dots, int32_t ph) {
     const AxisTaps<coord_t>& x = taps.x;
-    const Range<int32_t> rows = y.bin_slots[ph];
-    const Range<int32_t> columns = x.bin_slots[pw];
-    const int64_t num_columns = columns.end - columns.begin;
-    const acc_t* dot = dots + taps.bin_begin[ph * params_.options.pooled_width + pw];
-    for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
-      const AxisSample<coord_t>& sy = y.samples[iy];
-      const acc_t* low = dot + (sy.low - rows.begin) * num_columns - columns.begin;
-      const acc_t* high = dot + (sy.high - rows.begin) * num_columns - columns.begin;
-      for (int32_t ix = x.sample_begin[pw]; ix < x.sample_begin[pw + 1]; ++ix) {
-        const AxisSample<coord_t>& sx = x.samples[ix];
-        const coord_t at_low =
-            sx.low_weight * coord_t(low[sx.low]) + sx.high_weight * coord_t(low[sx.high]);
-        const coord_t at_high =
-            sx.low_weight * coord_t(high[sx.low]) + sx.high_weight * coord_t(high[sx.high]);
-        if (grad_maps_ != nullptr) {
-          add_to_map(
-              sy.map, sx.map,
-              taps.inverse_count * (sy.low_weight * at_low + sy.high_weight * at_high));
-        }
-        if (grad_rois_ != nullptr) {
-          const coord_t p =
-              map_ == nullptr ? coord_t(1) : sample_map(map_, params_.map_width, sy.map, sx.map);
-          const coord_t weight = p * taps.inverse_count;
-          const coord_t slope_low = coord_t(low[sx.high]) - coord_t(low[sx.low]);
-          const coord_t slope_high = coord_t(high[sx.high]) - coord_t(high[sx.low]);
-          add_to_axis(along_y_, weight * sy.slope * (at_high - at_low), sy.place);
-          add_to_axis(
-              along_x_,
-              weight * sx.slope * (sy.low_weight * slope_low + sy.high_weight * slope_high),
-              sx.place);
+    const Range<int32_t> rows = taps.y.bin_slots[ph];
+    const int64_t entries = x.num_entries();
+    dot_of_bins_.resize((rows.end - rows.begin) * entries);
+    for (int32_t pw = 0; pw < params_.options.pooled_width; ++pw) {
+      const acc_t* from = dots + taps.bin_begin[ph * params_.options.pooled_width + pw];
+      for (int32_t row = 0; row < rows.end - rows.begin; ++row) {
+        for (int32_t entry = x.entry_begin[pw]; entry < x.entry_begin[pw + 1]; ++entry) {
+          dot_of_bins_[row * entries + entry] = static_cast<coord_t>(*from++);
         }
       }
     }
   }
 
-  void add_to_map(
-      const Interpolation<coord_t>& y, const Interpolation<coord_t>& x, coord_t gradient) {
+  void interpolate_dots(
+      const BoxTaps<coord_t, acc_t>& taps, const AxisSample<coord_t>& y, int32_t first_row) {
+    const int64_t entries = taps.x.num_entries();
+    const coord_t* low = dot_of_bins_.data() + (y.low - first_row) * entries;
+    const coord_t* high = dot_of_bins_.data() + (y.high - first_row) * entries;
+    dot_of_samples_.resize(entries);
+    slope_of_samples_.resize(entries);
+    for (int64_t entry = 0; entry < entries; ++entry) {
+      dot_of_samples_[entry] = y.low_weight * low[entry] + y.high_weight * high[entry];
+      slope_of_samples_[entry] = y.slope * (high[entry] - low[entry]);
+    }
+  }
+
+  static coord_t interpolate(const AxisSample<coord_t>& x, const std::vector<coord_t>& entries) {
+    return x.low_weight * entries[x.low_entry] + x.high_weight * entries[x.high_entry];
+  }
+
+  void add_to_map(const BoxTaps<coord_t, acc_t>& taps, const Interpolation<coord_t>& y) {
+    for (const AxisSample<coord_t>& x : taps.x.samples) {
+      const coord_t gradient = taps.inverse_count * interpolate(x, dot_of_samples_);
+      map_row_gradient_[x.map.low] += gradient * x.map.low_weight;
+      map_row_gradient_[x.map.high] += gradient * x.map.high_weight;
+    }
     coord_t* low = map_gradient_.data() + int64_t(y.low) * params_.map_width;
     coord_t* high = map_gradient_.data() + int64_t(y.high) * params_.map_width;
-    low[x.low] += gradient * y.low_weight * x.low_weight;
-    low[x.high] += gradient * y.low_weight * x.high_weight;
-    high[x.low] += gradient * y.high_weight * x.low_weight;
-    high[x.high] += gradient * y.high_weight * x.high_weight;
+    for (int32_t cell = 0; cell < params_.map_width; ++cell) {
+      low[cell] += y.low_weight * map_row_gradient_[cell];
+      high[cell] += y.high_weight * map_row_gradient_[cell];
+      map_row_gradient_[cell] = 0;
+    }
+  }
+
+  void add_to_box(const BoxTaps<coord_t, acc_t>& taps, const AxisSample<coord_t>& y) {
+    if (map_ != nullptr) {
+      map_row_.set(y.map);
+    }
+    for (const AxisSample<coord_t>& x : taps.x.samples) {
+      const coord_t p = map_ == nullptr ? coord_t(1) : map_row_(x.map);
+      const coord_t weight = p * taps.inverse_count;
+      const coord_t slope = dot_of_samples_[x.high_entry] - dot_of_samples_[x.low_entry];
+      add_to_axis(along_y_, weight * interpolate(x, slope_of_samples_), y.place);
+      add_to_axis(along_x_, weight * x.slope * slope, x.place);
+    }
   }
 
   static void add_to_axis(AxisGradient& axis, coord_t gradient, coord_t place) {

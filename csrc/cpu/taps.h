@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 #include <vector>
 
 #include "../geometry.h"
@@ -18,6 +17,8 @@ template <typename T>
 struct AxisSample {
   int32_t low;
   int32_t high;
+  int32_t low_entry;  // of AxisTaps::entry_begin
+  int32_t high_entry;
   T low_weight;
   T high_weight;
   T slope;
@@ -32,6 +33,11 @@ struct AxisTaps {
   std::vector<AxisSample<T>> samples;     // of all bins, those outside the map left out
   std::vector<int32_t> sample_begin;      // [bins + 1]
   std::vector<Range<int32_t>> bin_slots;  // [bins]: the span of slots each bin touches
+  std::vector<int32_t> entry_begin;       // [bins + 1]: those spans laid end to end
+
+  int32_t num_entries() const {
+    return entry_begin.back();
+  }
 
   // size: height or width of the feature map. map_size: cells of the probability map along this
   // axis, 0 without a map.
@@ -52,7 +58,7 @@ struct AxisTaps {
         const T place = sample_place(axis, bin, i);
         const Interpolation<T> p =
             map_size > 0 ? interpolate_map(place, map_size, map_aligned) : Interpolation<T>{};
-        samples.push_back({f.low, f.high, f.low_weight, f.high_weight, f.slope, place, p});
+        samples.push_back({f.low, f.high, 0, 0, f.low_weight, f.high_weight, f.slope, place, p});
         first = std::min(first, f.low);
         last = std::max(last, f.high);
       }
@@ -76,6 +82,7 @@ struct AxisTaps {
         cells.push_back(cell);
       }
     }
+    entry_begin.assign(1, 0);
     for (size_t bin = 0; bin < bin_slots.size(); ++bin) {
       Range<int32_t>& slots = bin_slots[bin];
       slots = {static_cast<int32_t>(cells.size()), 0};
@@ -87,17 +94,52 @@ struct AxisTaps {
         slots.end = std::max(slots.end, sample.high + 1);
       }
       slots.begin = std::min(slots.begin, slots.end);
+      const int32_t to_entry = entry_begin.back() - slots.begin;
+      for (int32_t s = sample_begin[bin]; s < sample_begin[bin + 1]; ++s) {
+        samples[s].low_entry = samples[s].low + to_entry;
+        samples[s].high_entry = samples[s].high + to_entry;
+      }
+      entry_begin.push_back(slots.end + to_entry);
     }
   }
 };
 
+// What the samples of one row see of the probability map: bilinear, first between two rows of the
+// map, then between columns.
 template <typename T>
-T sample_map(const T* map, int32_t width, const Interpolation<T>& y, const Interpolation<T>& x) {
-  const T* low = map + int64_t(y.low) * width;
-  const T* high = map + int64_t(y.high) * width;
-  return y.low_weight * (x.low_weight * low[x.low] + x.high_weight * low[x.high]) +
-         y.high_weight * (x.low_weight * high[x.low] + x.high_weight * high[x.high]);
-}
+class MapRow {
+ public:
+  // map: [map_height, map_width] of a box.
+  void start(const T* map, int32_t map_width, const AxisTaps<T>& x) {
+    map_ = map;
+    width_ = map_width;
+    Range<int32_t> cells{map_width, 0};
+    for (const AxisSample<T>& sample : x.samples) {
+      cells.begin = std::min(cells.begin, sample.map.low);
+      cells.end = std::max(cells.end, sample.map.high + 1);
+    }
+    cells_ = cells;
+    row_.resize(map_width);
+  }
+
+  void set(const Interpolation<T>& y) {
+    const T* low = map_ + int64_t(y.low) * width_;
+    const T* high = map_ + int64_t(y.high) * width_;
+    for (int32_t cell = cells_.begin; cell < cells_.end; ++cell) {
+      row_[cell] = y.low_weight * low[cell] + y.high_weight * high[cell];
+    }
+  }
+
+  T operator()(const Interpolation<T>& x) const {
+    return x.low_weight * row_[x.low] + x.high_weight * row_[x.high];
+  }
+
+ private:
+  const T* map_ = nullptr;
+  int32_t width_ = 0;
+  Range<int32_t> cells_{0, 0};
+  std::vector<T> row_;
+};
 
 // The taps of bin b are [bin_begin[b], bin_begin[b + 1]): a dense grid over the bin's row slots x
 // column slots, rows first.
@@ -125,7 +167,7 @@ struct BoxTaps {
 
   // Pixels of all bins, each counted for every bin that it is in.
   int64_t num_taps() const {
-    return num_slots(y.bin_slots) * num_slots(x.bin_slots);
+    return int64_t(y.num_entries()) * x.num_entries();
   }
 
   // Fills bin_begin, offset and weight. map: [map_height, map_width] of this box, or null.
@@ -135,73 +177,81 @@ struct BoxTaps {
     bin_begin.resize(y.bin_slots.size() * x.bin_slots.size() + 1);
     offset.resize(num_taps);
     weight.resize(num_taps);
-    std::vector<T>& weights = weights_to_fill();
-    weights.assign(num_taps, T(0));
+    start_weights(map, map_width);
     int32_t bin = 0;
     int32_t tap = 0;
     bin_begin[0] = 0;
     for (int32_t ph = 0; ph < static_cast<int32_t>(y.bin_slots.size()); ++ph) {
       const Range<int32_t> rows = y.bin_slots[ph];
-      for (int32_t pw = 0; pw < static_cast<int32_t>(x.bin_slots.size()); ++pw) {
+      const T* weights = weights_of_row(ph, rows);
+      for (size_t pw = 0; pw < x.bin_slots.size(); ++pw) {
         const Range<int32_t> columns = x.bin_slots[pw];
-        add_weights(ph, pw, rows, map, map_width, weights.data() + tap);
-        for (int32_t row = rows.begin; row < rows.end; ++row) {
-          for (int32_t column = columns.begin; column < columns.end; ++column) {
-            offset[tap++] = row_offset[row] + column_offset[column];
+        const T* from = weights + x.entry_begin[pw];
+        for (int32_t row = rows.begin; row < rows.end; ++row, from += x.num_entries()) {
+          for (int32_t i = 0; i < columns.end - columns.begin; ++i, ++tap) {
+            offset[tap] = row_offset[row] + column_offset[columns.begin + i];
+            weight[tap] = static_cast<weight_t>(from[i]);
           }
         }
         bin_begin[++bin] = tap;
       }
     }
-    if constexpr (!std::is_same_v<T, weight_t>) {
-      std::transform(
-          weights.begin(), weights.end(), weight.begin(), [](T w) { return weight_t(w); });
+  }
+
+  // Before weights_of_row. map: as in build_taps.
+  void start_weights(const T* map, int32_t map_width) {
+    has_map_ = map != nullptr;
+    along_x_.assign(x.num_entries(), T(0));
+    if (has_map_) {
+      map_row_.start(map, map_width, x);
+    } else {
+      for (const AxisSample<T>& sample : x.samples) {
+        along_x_[sample.low_entry] += inverse_count * sample.low_weight;
+        along_x_[sample.high_entry] += inverse_count * sample.high_weight;
+      }
     }
   }
 
-  // grid[row slots x column slots] += the weights of a bin; complete in the row slots `wanted`.
-  void add_weights(
-      int32_t ph, int32_t pw, Range<int32_t> wanted, const T* map, int32_t map_width,
-      T* grid) const {
+  // [row slots of ph][x entries]: the weights of a row of bins, complete in the row slots `wanted`.
+  const T* weights_of_row(int32_t ph, Range<int32_t> wanted) {
     const Range<int32_t> rows = y.bin_slots[ph];
-    const Range<int32_t> columns = x.bin_slots[pw];
-    const int64_t num_columns = columns.end - columns.begin;
+    const int32_t entries = x.num_entries();
+    weights_.assign(size_t(rows.end - rows.begin) * entries, T(0));
     for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
-      const AxisSample<T>& sy = y.samples[iy];
-      if (sy.high < wanted.begin || sy.low >= wanted.end) {
+      const AxisSample<T>& sample = y.samples[iy];
+      if (sample.high < wanted.begin || sample.low >= wanted.end) {
         continue;
       }
-      T* low = grid + (sy.low - rows.begin) * num_columns - columns.begin;
-      T* high = grid + (sy.high - rows.begin) * num_columns - columns.begin;
-      for (int32_t ix = x.sample_begin[pw]; ix < x.sample_begin[pw + 1]; ++ix) {
-        const AxisSample<T>& sx = x.samples[ix];
-        const T w = map == nullptr ? inverse_count
-                                   : inverse_count * sample_map(map, map_width, sy.map, sx.map);
-        low[sx.low] += w * sy.low_weight * sx.low_weight;
-        low[sx.high] += w * sy.low_weight * sx.high_weight;
-        high[sx.low] += w * sy.high_weight * sx.low_weight;
-        high[sx.high] += w * sy.high_weight * sx.high_weight;
+      if (has_map_) {
+        weigh_along_x(sample.map);
       }
+      add_scaled(sample.low_weight, weights_.data() + int64_t(sample.low - rows.begin) * entries);
+      add_scaled(sample.high_weight, weights_.data() + int64_t(sample.high - rows.begin) * entries);
     }
+    return weights_.data();
   }
 
  private:
+  bool has_map_ = false;
+  MapRow<T> map_row_;
+  std::vector<T> along_x_;  // [x entries]: weights of one row of samples
   std::vector<T> weights_;
 
-  std::vector<T>& weights_to_fill() {
-    if constexpr (std::is_same_v<T, weight_t>) {
-      return weight;
-    } else {
-      return weights_;
+  void weigh_along_x(const Interpolation<T>& map_y) {
+    map_row_.set(map_y);
+    std::fill(along_x_.begin(), along_x_.end(), T(0));
+    for (const AxisSample<T>& sample : x.samples) {
+      const T w = inverse_count * map_row_(sample.map);
+      along_x_[sample.low_entry] += w * sample.low_weight;
+      along_x_[sample.high_entry] += w * sample.high_weight;
     }
   }
 
-  static int64_t num_slots(const std::vector<Range<int32_t>>& bin_slots) {
-    int64_t sum = 0;
-    for (const Range<int32_t>& slots : bin_slots) {
-      sum += slots.end - slots.begin;
+  void add_scaled(T scale, T* to) const {
+    const T* from = along_x_.data();
+    for (size_t i = 0; i < along_x_.size(); ++i) {
+      to[i] += scale * from[i];
     }
-    return sum;
   }
 };
 
