@@ -108,6 +108,24 @@ def test_sums_over_channels_do_not_depend_on_which_boxes_share_a_thread() -> Non
 
 
 @pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+def test_a_box_that_is_most_of_the_work_may_be_divided(channels_last: bool) -> None:
+    generator = torch.Generator().manual_seed(13)
+    x = torch.randn(1, 200, 60, 90, generator=generator)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    rois = torch.tensor([[0.0, 1, 1, 3, 3], [0, 2, 2, 88, 58], [0, 70, 50, 73, 52]])
+    maps = torch.rand(3, 5, 5, generator=generator)
+    results = []
+    for num_threads in (*NUM_THREADS, 16):
+        torch.set_num_threads(num_threads)
+        results.append(run([x, rois, maps], -1))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("length", [1.29040326e8, 3.3e7, -7.7e8])
 def test_every_thread_finds_the_samples_of_a_box_far_longer_than_the_map(length: float) -> None:
     """Whose coordinates are known to several pixels only."""

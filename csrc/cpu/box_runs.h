@@ -9,7 +9,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "boxes.h"
@@ -116,6 +118,11 @@ std::vector<Run> plan_runs(
   for (const Run& image : images) {
     most_boxes = std::max(most_boxes, static_cast<int64_t>(image.end - image.begin));
   }
+  std::vector<double> taps;
+  for (const Box<coord_t>& box : boxes) {
+    taps.push_back(taps_bound(box, params.levels[box.level]));
+  }
+  const double total_taps = std::accumulate(taps.begin(), taps.end(), 0.0);
   const bool are_alike = 10 * most_boxes * num_images <= 11 * static_cast<int64_t>(boxes.size());
   const int64_t wanted = are_alike ? threads : 2 * threads;
   const int64_t parts_of_image = num_images == 0 ? 1 : (wanted + num_images - 1) / num_images;
@@ -124,31 +131,32 @@ std::vector<Run> plan_runs(
   for (const Run& image : images) {
     const int64_t num_boxes = static_cast<int64_t>(image.end - image.begin);
     int64_t boxes_of_run = 1;
-    int64_t parts = threads / static_cast<int64_t>(boxes.size());
+    int64_t parts_of_channels = parts_of_image;
     const bool is_shared = !image.is_native && is_worth_sharing(boxes, image.begin, image.end);
     int32_t block = 0;
     if (is_shared) {
       block = packed_block<T>(boxes, image.begin, image.end, params.channels);
-      double taps = 1;
-      for (size_t b = image.begin; b < image.end; ++b) {
-        taps += taps_bound(boxes[b], params.levels[boxes[b].level]);
-      }
+      const double of_image =
+          1 + std::accumulate(taps.begin() + image.begin, taps.begin() + image.end, 0.0);
       boxes_of_run = std::clamp<int64_t>(
-          static_cast<int64_t>(kTapsOfRun / taps * double(num_boxes)), 1, num_boxes);
-      parts = parts_of_image;
+          static_cast<int64_t>(kTapsOfRun / of_image * double(num_boxes)), 1, num_boxes);
       if (divide == Divide::kBoxes) {
-        boxes_of_run = std::min(boxes_of_run, parts_of(num_boxes, parts, kFewestBoxes));
+        boxes_of_run = std::min(boxes_of_run, parts_of(num_boxes, parts_of_image, kFewestBoxes));
       }
     }
-    const int64_t channels =
-        divide == Divide::kChannels
-            ? parts_of(params.channels, std::max<int64_t>(parts, 1), kernels<T>().planar_block)
-            : params.channels;
-    const int64_t channels_of_run = round_up(channels, lanes);
     for (size_t b = image.begin; b < image.end; b += boxes_of_run) {
-      if (!image.is_native && !is_shared) {
-        block = packed_block<T>(boxes, b, b + 1, params.channels);
+      if (!is_shared) {  // one box, which may be most of the work
+        parts_of_channels = std::llround(double(threads) * taps[b] / total_taps);
+        if (!image.is_native) {
+          block = packed_block<T>(boxes, b, b + 1, params.channels);
+        }
       }
+      const int64_t channels = divide == Divide::kChannels
+                                   ? parts_of(
+                                         params.channels, std::max<int64_t>(parts_of_channels, 1),
+                                         kernels<T>().planar_block)
+                                   : params.channels;
+      const int64_t channels_of_run = round_up(channels, lanes);
       for (int64_t c = 0; c < params.channels; c += channels_of_run) {
         runs.push_back(
             {b, std::min(b + boxes_of_run, image.end), c,
