@@ -12,15 +12,24 @@
 # STEP_SECONDS   limit of a step; default: 600
 # TOTAL_SECONDS  limit of all together, so that the report is complete when it ends; default: none
 # RECORD=1       also keep the rows as benchmarks/results/recorded-*-cuda.jsonl
+# WHEELS         folder of wheels to use beside PYTHON's packages; default: wheels, if there is one
 # PYTHON, FOLDER in place of the arguments; defaults: python3, gpu-check
+#
+# PYTHON needs torch with CUDA, numpy, setuptools, ninja and pybind11; nothing is installed into it,
+# nor fetched. A step whose modules are missing fails and says which: tests and sanitizers need
+# pytest, hypothesis and torchvision; benchmarks, kernels and ncu torchvision and tqdm; model also
+# pycocotools and PIL. What a machine without network lacks can be carried there; with network:
+#
+#   pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels tqdm pycocotools
 #
 # Where a command may take ten minutes, these fit into one each, with TOTAL_SECONDS=580:
 #
-#   STEPS="machine build ptxas tests gradcheck"
-#   STEPS="build memcheck racecheck"
+#   STEPS="machine build ptxas tests"
+#   STEPS="build gradcheck memcheck racecheck"
 #   STEPS="build initcheck synccheck"
 #   STEPS="build bench multiscale kernels ncu"
-#   STEPS="build half deterministic curves compiled model"
+#   STEPS="build half deterministic curves"
+#   STEPS="build compiled model"
 set -uo pipefail
 python=${1:-${PYTHON:-python3}}
 folder=${2:-${FOLDER:-gpu-check}}
@@ -28,6 +37,9 @@ mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 cd "$(dirname "$0")/.."
 export PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
+packages=$PWD/build/gpu_check_packages # of WHEELS
+# The library is built in place and not installed.
+export PYTHONPATH=$PWD:$packages${PYTHONPATH:+:$PYTHONPATH}
 export SHAPE_ROI_ALIGN_REQUIRE_CUDA=1 SHAPE_ROI_ALIGN_TEST_LARGE=1 PYTHONUNBUFFERED=1
 usual="machine build ptxas tests gradcheck memcheck racecheck initcheck synccheck"
 usual+=" bench half multiscale deterministic curves compiled kernels ncu"
@@ -37,6 +49,8 @@ for name in $steps; do
   echo "gpu_check.sh: no step $name; there are: $usual model ratios" >&2
   exit 64
 done
+# Where ninja is when PYTHON is called by its path.
+PATH+=:$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
 build_log=build/gpu_check.log # of the last build that compiled something
 summary=()
 failures=0
@@ -54,8 +68,22 @@ is_chosen() { # is_chosen STEP
   [[ " $steps " == *" $1 "* ]]
 }
 
+missing_for() { # missing_for STEP: the modules that PYTHON lacks
+  local needed="torch numpy setuptools pybind11 ninja"
+  case $1 in
+    machine) return ;;
+    build | ptxas) ;;
+    tests | gradcheck | *check) needed="torch numpy pytest hypothesis torchvision" ;;
+    model) needed="torch numpy torchvision tqdm pycocotools PIL" ;;
+    *) needed="torch numpy torchvision tqdm" ;;
+  esac
+  # shellcheck disable=SC2086
+  "$python" -c 'import importlib.util, sys
+print(*(name for name in sys.argv[1:] if importlib.util.find_spec(name) is None))' $needed
+}
+
 step() { # step NAME COMMAND...: counts a failure
-  local name=$1 start=$SECONDS limit=${STEP_SECONDS:-600} status=0 outcome
+  local name=$1 start=$SECONDS limit=${STEP_SECONDS:-600} status=0 outcome missing
   is_chosen "$name" || return 0
   if [[ -n ${TOTAL_SECONDS:-} ]] && ((limit > TOTAL_SECONDS - SECONDS)); then
     limit=$((TOTAL_SECONDS - SECONDS))
@@ -64,6 +92,8 @@ step() { # step NAME COMMAND...: counts a failure
   printf '\n== %s: %s\n' "$name" "$*"
   if ((limit < 1)); then
     status=1 outcome="NOT REACHED within $TOTAL_SECONDS s"
+  elif missing=$(missing_for "$name") && [[ -n $missing ]]; then
+    status=1 outcome="NOT STARTED: no module $missing; WHEELS can bring it"
   else
     timeout --kill-after=10 "$limit" "$@" || status=$?
     outcome=$(describe "$status" "$limit")
@@ -78,6 +108,16 @@ step() { # step NAME COMMAND...: counts a failure
   printf -- '-- %s: %s\n' "$name" "$outcome"
   summary+=("$(printf '%-14s %4d s  %s' "$name" $((SECONDS - start)) "$outcome")")
   return "$status"
+}
+
+unpack_wheels() {
+  local wheel
+  rm -rf "$packages"
+  for wheel in "${WHEELS:-wheels}"/*.whl; do
+    [[ -e $wheel ]] || return 0
+    echo "== packages from $wheel"
+    "$python" -m zipfile -e "$wheel" "$packages" # PYTHON may have no pip
+  done
 }
 
 build() {
@@ -165,6 +205,7 @@ main() {
   printf '== gpu_check of %s, %s\n' \
     "${BENCHMARK_COMMIT:-$(git describe --always --dirty=+ 2>/dev/null || echo 'no repository')}" \
     "$(date -u '+%Y-%m-%d %H:%M UTC')"
+  unpack_wheels
   step machine bash -c 'nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv &&
     "$python" -m torch.utils.collect_env'
   step build bash -c build

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ("nvidia-smi", "compute-sanitizer", "ncu", "python")
 
-# FAIL and HANG are patterns of command lines.
+# FAIL and HANG are patterns of command lines, MISSING modules that Python lacks.
 FAKE = """#!/bin/bash
 line="$(basename "$0") $*"
 echo "$line" >>"$CALLS"
@@ -19,6 +19,10 @@ echo "$line" >>"$CALLS"
 [[ -n $FAIL && $line == *$FAIL* ]] && exit 3
 [[ $line == *profile_kernels* ]] && cat >/dev/null # what reads its input must not eat the script's
 case "$line" in
+  *find_spec*)
+    found=()
+    for name in $MISSING; do [[ " $line " == *" $name "* ]] && found+=("$name"); done
+    echo "${found[*]}" ;;
   *get_device_capability*) echo 9.0 ;;
   *build_ext*) echo "ptxas info    : Compiling entry function 'kernel' for 'sm_90'" ;;
   *--json*) echo '{"case": "a row"}' >"$(sed 's/.*--json \\([^ ]*\\).*/\\1/' <<<"$line")" ;;
@@ -48,7 +52,7 @@ class Check:
     def run(self, **environment: str) -> int:
         self.calls.write_text("")
         variables = {"PATH": f"{self.tools}:/usr/bin:/bin", "CUDA_HOME": "/nowhere"}
-        variables |= {"FAIL": "", "HANG": "", "CALLS": str(self.calls)}
+        variables |= {"FAIL": "", "HANG": "", "MISSING": "", "CALLS": str(self.calls)}
         command = ["bash", str(self.root / "scripts" / "gpu_check.sh")]
         command += [str(self.tools / "python"), str(self.out)]
         result = subprocess.run(
@@ -145,6 +149,33 @@ def test_counters_may_fail_but_are_told(check: Check) -> None:
     assert "no such command, exit 127 (permitted)" in check.report
 
 
+def test_a_missing_module_fails_the_steps_that_need_it_and_is_named(check: Check) -> None:
+    assert check.run(MISSING="tqdm", STEPS="machine build memcheck bench kernels model") == 3
+    outcomes = check.summary()
+    assert [step for step in outcomes if outcomes[step] != "passed"] == [
+        "bench",
+        "kernels",
+        "model",
+    ]
+    assert outcomes["bench"] == "NOT STARTED: no module tqdm; WHEELS can bring it"
+    assert check.run(MISSING="hypothesis", STEPS="tests gradcheck racecheck ptxas half") == 3
+    assert check.run(MISSING="pybind11", STEPS="build") == 1
+    assert check.run(MISSING="pycocotools PIL", STEPS="compiled model ratios") == 1
+    assert "NOT STARTED: no module pycocotools PIL" in check.summary()["model"]
+
+
+def test_wheels_are_unpacked_beside_the_packages_of_python(check: Check) -> None:
+    assert check.run(STEPS="machine") == 0
+    assert ".whl" not in check.calls.read_text()
+    for folder in ("wheels", "others"):
+        (check.root / folder).mkdir()
+        (check.root / folder / "one.whl").touch()
+    assert check.run(STEPS="machine") == 0
+    assert "python -m zipfile -e wheels/one.whl" in check.calls.read_text()
+    assert check.run(STEPS="machine", WHEELS="others") == 0
+    assert "python -m zipfile -e others/one.whl" in check.calls.read_text()
+
+
 def test_a_missing_sanitizer_is_a_failure(check: Check) -> None:
     (check.tools / "compute-sanitizer").unlink()
     assert check.run(STEPS="memcheck") == 1
@@ -207,6 +238,8 @@ def test_environment_of_the_tests(check: Check) -> None:
     assert check.run(STEPS="tests") == 0
     calls = check.calls.read_text()
     assert "SHAPE_ROI_ALIGN_REQUIRE_CUDA=1" in calls and "SHAPE_ROI_ALIGN_TEST_LARGE=1" in calls
+    # built in place, not installed
+    assert f"PYTHONPATH={check.root}:" in calls
 
 
 def test_the_splits_of_its_documentation_cover_all_steps() -> None:
