@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 
 #include "feature_gradient_kernels.cuh"
@@ -23,8 +24,19 @@ struct LaunchOptions {
   int64_t wanted_blocks = 512;
 };
 
-inline int64_t num_bins(const Params& params) {
+constexpr int64_t num_bins(const Params& params) {
   return int64_t(params.options.pooled_height) * params.options.pooled_width;
+}
+
+// Whether 32 bits hold what the kernels count in them: boxes, pixels of an image, the bins of
+// kBatch boxes. Offsets have 64.
+constexpr bool counts_fit(const Params& params) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 4096;  // a loop's next step too
+  int64_t left = kMost;
+  for (int32_t l = 0; l < params.num_levels && left >= 0; ++l) {
+    left -= int64_t(params.levels[l].height) * params.levels[l].width;
+  }
+  return params.num_rois <= kMost && left >= 0 && num_bins(params) <= kMost / kBatch;
 }
 
 // The type of coordinates and weights, in which the gradients of maps and boxes are summed.
@@ -190,7 +202,7 @@ inline TileGrid make_tiles(
   return tiles;
 }
 
-// Scratch of feature_gradient, in bytes.
+// Scratch of feature_gradient, in bytes; in this order it may be one block of memory.
 struct FeatureGradientScratch {
   int64_t boxes;   // uninitialised
   int64_t images;  // zeroed, as is `bits`
@@ -201,6 +213,8 @@ struct FeatureGradientScratch {
     const bool wide = coordinate_type(params) == ScalarType::kDouble;
     boxes = params.num_rois * (wide ? sizeof(Box<double>) : sizeof(Box<float>));
     images = params.num_images * sizeof(BoxesOfImage);
+    static_assert(alignof(Box<double>) >= alignof(BoxesOfImage));
+    static_assert(alignof(BoxesOfImage) >= alignof(uint32_t));
     const TileGrid tiles = make_tiles(params, gradients, options);
     bits = tiles.count() * tiles.words * sizeof(uint32_t);
   }

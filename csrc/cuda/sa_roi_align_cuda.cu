@@ -21,6 +21,13 @@ torch::headeronly::ScalarType torch_type(ScalarType type) {
                                      : torch::headeronly::ScalarType::Float;
 }
 
+void check_counts(const Params& params) {
+  STD_TORCH_CHECK(
+      cuda::counts_fit(params), "On CUDA the number of boxes, the pixels of an image and ",
+      cuda::kBatch, " times the bins of a box must be less than 2^31 - 4096, got ", params.num_rois,
+      " boxes of ", params.options.pooled_height, " x ", params.options.pooled_width, " bins");
+}
+
 Tensor sa_roi_align_forward_cuda(
     const std::vector<Tensor>& inputs,          // L x [N, C, H_l, W_l]
     const Tensor& rois,                         // [K, 5]
@@ -33,6 +40,7 @@ Tensor sa_roi_align_forward_cuda(
       inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
       aligned, map_aligned);
   const Params& params = call.params;
+  check_counts(params);
   const torch::stable::accelerator::DeviceGuard guard(inputs[0].get_device_index());
   Tensor output = empty(
       {params.num_rois, params.channels, pooled_height, pooled_width}, inputs[0].scalar_type(),
@@ -49,21 +57,28 @@ std::vector<Tensor> feature_gradients(
   using torch::headeronly::ScalarType::Byte;
   std::vector<Tensor> gradients;
   cuda::FeatureGradients maps{};
+  bool wants_any = false;
   for (size_t l = 0; l < inputs.size(); ++l) {
     const auto type = inputs[l].scalar_type();
     if (output_mask[l]) {
       gradients.push_back(empty(size_of(inputs[l]), type, grad, memory_format_of(inputs[l])));
       maps.levels[l] = to_feature_map(gradients[l], spatial_scales[l]);
+      wants_any = true;
     } else {
       gradients.push_back(empty({0}, type, grad));
     }
   }
+  if (!wants_any) {
+    return gradients;
+  }
   const cuda::FeatureGradientScratch scratch(params, maps, cuda::LaunchOptions{});
-  const Tensor boxes = empty({scratch.boxes}, Byte, grad);
-  const Tensor zeroed = zeros({scratch.images + scratch.bits}, Byte, grad);
-  char* const images = static_cast<char*>(zeroed.data_ptr());
+  // The boxes too: kernels write their members and copy them whole, and compute-sanitizer's
+  // initcheck would report the padding.
+  const Tensor zeroed = zeros({scratch.boxes + scratch.images + scratch.bits}, Byte, grad);
+  char* const boxes = static_cast<char*>(zeroed.data_ptr());
+  char* const images = boxes + scratch.boxes;
   cuda::feature_gradient_on(
-      current_stream(grad), params, to_pooled_map(grad), maps, boxes.data_ptr(), images,
+      current_stream(grad), params, to_pooled_map(grad), maps, boxes, images,
       images + scratch.images);
   return gradients;
 }
@@ -113,6 +128,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cuda(
       aligned, map_aligned);
   const Params& params = call.params;
   check_backward(params, grad, inputs[0], output_mask);
+  check_counts(params);
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
   const bool wants_features =
       std::find(output_mask.begin(), output_mask.end() - 2, true) != output_mask.end() - 2;
