@@ -15,9 +15,6 @@
 // the half types. C++20, 64-bit Linux.
 #pragma once
 
-#include <elf.h>
-#include <link.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -26,18 +23,16 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <memory>
 #include <numeric>
 #include <random>
 #include <source_location>
-#include <string_view>
 #include <thread>
 #include <vector>
 
 #include "cpu/scalar.h"
+#include "symbols.h"
 
 #define __host__
 #define __device__
@@ -389,47 +384,10 @@ class Block {
 
 #endif
 
-struct Memory {
-  char* begin;
-  size_t bytes;
-};
-
-// The local static variables of functions called ..._kernel, from the program's symbol table.
-inline std::vector<Memory> find_shared_memory() {
-  std::ifstream file("/proc/self/exe", std::ios::binary);
-  const std::vector<char> program{std::istreambuf_iterator<char>(file), {}};
-  char* base = nullptr;
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void* to) {
-        *static_cast<char**>(to) = reinterpret_cast<char*>(info->dlpi_addr);
-        return 1;  // the program is the first
-      },
-      &base);
-  const auto* header = reinterpret_cast<const Elf64_Ehdr*>(program.data());
-  const auto* sections = reinterpret_cast<const Elf64_Shdr*>(program.data() + header->e_shoff);
-  std::vector<Memory> found;
-  for (int i = 0; i < header->e_shnum; ++i) {
-    if (sections[i].sh_type != SHT_SYMTAB) {
-      continue;
-    }
-    const char* names = program.data() + sections[sections[i].sh_link].sh_offset;
-    const auto* symbols =
-        reinterpret_cast<const Elf64_Sym*>(program.data() + sections[i].sh_offset);
-    for (size_t j = 0; j < sections[i].sh_size / sizeof(Elf64_Sym); ++j) {
-      const std::string_view name = names + symbols[j].st_name;
-      if (ELF64_ST_TYPE(symbols[j].st_info) == STT_OBJECT && name.starts_with("_ZZ") &&
-          name.find("_kernel") != name.npos) {
-        found.push_back({base + symbols[j].st_value, symbols[j].st_size});
-      }
-    }
-  }
-  return found;
-}
-
 // A symbol's size includes its red zone.
 __attribute__((no_sanitize("address", "thread"))) inline void poison_shared_memory() {
-  static const std::vector<Memory> all = find_shared_memory();
-  for (const Memory& memory : all) {
+  static const std::vector<Symbol> all = find_shared_memory();
+  for (const Symbol& memory : all) {
     volatile char* at = memory.begin;
     for (size_t i = 0; i < memory.bytes; ++i) {
       at[i] = static_cast<char>(0xff);

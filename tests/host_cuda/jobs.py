@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ CSRC = Path(__file__).parents[2] / "csrc"
 COMPILER = shlex.split(os.environ.get("CXX", "")) or [shutil.which("g++") or "c++"]
 FLAGS = ["-std=c++20", "-O1", "-g1", "-DSHAPE_ROI_ALIGN_CUDA_ON_HOST"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-THREADS = ["-fsanitize=thread", "-DCUDA_ON_HOST_THREADS"]
+ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+THREADS = ("-fsanitize=thread", "-DCUDA_ON_HOST_THREADS")
 
 ORDERS = ("ascending", "descending", "shuffled")
 SCALAR_TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -45,6 +46,7 @@ class Variant:
     blocks: int  # of a grid, at most
     order: str = "ascending"
     wanted_blocks: int = 1  # fewer boxes than this are shared among blocks
+    far_factor: int = 1  # multiplies all strides but those of 1
 
     @property
     def coordinate_dtype(self) -> torch.dtype:
@@ -61,17 +63,31 @@ def expected_gradients(case: Case) -> Gradients:
     return case.expected_gradients()
 
 
-def compile_program(source: str, flags: Sequence[str], folder: Path) -> Path:
-    program = folder / Path(source).stem
-    flags = [*FLAGS, *WARNINGS, *flags, f"-I{CSRC}", f"-I{HERE}"]
-    command = [*COMPILER, *flags, str(HERE / source), "-o", str(program)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+@cache
+def folder_of_programs() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="cuda_on_host_")
+
+
+@cache
+def compile_program(source: str, flags: tuple[str, ...]) -> Path:
+    """Once per process, for all test files."""
+    program = Path(folder_of_programs().name) / f"{Path(source).stem}{flags[0]}"
+    all_flags = [*FLAGS, *WARNINGS, *flags, f"-I{CSRC}", f"-I{HERE}"]
+    command = [*COMPILER, *all_flags, str(HERE / source), "-o", str(program)]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
     return program
 
 
+def kernels_of(program: Path) -> set[str]:
+    """All kernels that launch.h can launch, as `name<template arguments>`."""
+    process = subprocess.run([program], capture_output=True, text=True, check=True)
+    return set(process.stdout.splitlines())
+
+
 def channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    """With the strides of a new tensor, also where dimensions of one element leave a choice."""
+    return torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last).copy_(x)
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:
@@ -142,7 +158,7 @@ class Job:
     def pack(self) -> bytes:
         call, variant, to = self.call, self.variant, JobWriter()
         to.array(f"{self.case.name}: {variant}".encode())
-        to.integers(variant.threads, variant.blocks, variant.wanted_blocks)
+        to.integers(variant.threads, variant.blocks, variant.wanted_blocks, variant.far_factor)
         to.integers(ORDERS.index(variant.order), len(call.inputs))
         to.integers(*call.inputs[0].shape[:2], len(call.rois))
         to.integers(*map(SCALAR_TYPES.index, (variant.dtype, variant.box_dtype, variant.map_dtype)))
@@ -198,6 +214,13 @@ class Job:
 
 
 def run(program: Path, jobs: Sequence[Job], folder: Path) -> list[dict[str, Tensor]]:
+    return run_and_watch(program, jobs, folder)[0]
+
+
+def run_and_watch(
+    program: Path, jobs: Sequence[Job], folder: Path
+) -> tuple[list[dict[str, Tensor]], set[str]]:
+    """The jobs' results, and the kernels that were launched."""
     jobs_file, results_file = folder / "jobs", folder / "results"
     jobs_file.write_bytes(struct.pack("q", len(jobs)) + b"".join(job.pack() for job in jobs))
     process = subprocess.run([program, jobs_file, results_file], capture_output=True, text=True)
@@ -211,4 +234,4 @@ def run(program: Path, jobs: Sequence[Job], folder: Path) -> list[dict[str, Tens
             flat.copy_(torch.frombuffer(data[:size], dtype=tensor.dtype))
         data = data[size:]
     assert not data
-    return results
+    return results, set(process.stdout.splitlines())

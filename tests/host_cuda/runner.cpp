@@ -1,15 +1,35 @@
 // Runs the CUDA kernels on the host, as launch.h configures them. usage: runner JOBS RESULTS;
-// tests/test_cuda_on_host.py writes and reads.
+// jobs.py writes and reads. Prints the names of the kernels that were launched; without arguments,
+// those of all kernels that launch.h can launch.
 #include "cuda_on_host.h"
 
 #include "cuda/launch.h"
 
 #include <cstring>
+#include <list>
+#include <set>
 #include <stdexcept>
+
+#include "far.h"
 
 using namespace shape_roi_align;
 
 namespace {
+
+constexpr bool fit(int64_t num_rois, int32_t height, int32_t width, int32_t bins) {
+  Params params{};
+  params.num_rois = num_rois;
+  params.num_levels = 2;
+  params.levels[0].height = params.levels[1].height = height;
+  params.levels[0].width = params.levels[1].width = width;
+  params.options.pooled_height = params.options.pooled_width = bins;
+  return cuda::counts_fit(params);
+}
+static_assert(fit(2'000'000'000, 30'000, 30'000, 16'000));
+static_assert(!fit(int64_t(1) << 31, 1, 1, 1));
+static_assert(!fit(1, 1 << 15, 1 << 15, 1));
+static_assert(!fit(1, INT32_MAX, INT32_MAX, 1));
+static_assert(!fit(1, 1, 1, 1 << 14));
 
 // A heap block of exactly the size asked for, so that AddressSanitizer knows its end. Starts as NaN
 // in every type.
@@ -70,9 +90,12 @@ class File {
 };
 
 struct HostLauncher {
+  std::set<const void*>& launched;
+
   template <typename Kernel, typename... Arguments>
   void operator()(
       Kernel kernel, int64_t blocks, int32_t threads, const Arguments&... arguments) const {
+    launched.insert(reinterpret_cast<const void*>(kernel));
     cuda_on_host::launch({static_cast<unsigned>(blocks)}, {static_cast<unsigned>(threads)}, [&] {
       kernel(arguments...);
     });
@@ -98,6 +121,7 @@ class Job {
     options_.threads = file.read_int();
     options_.blocks = file.read_int();
     options_.wanted_blocks = file.read_int();
+    far_factor_ = file.read<int64_t>();
     cuda_on_host::order = static_cast<cuda_on_host::Order>(file.read_int());
     params_.num_levels = file.read_int();
     params_.num_images = file.read<int64_t>();
@@ -120,6 +144,7 @@ class Job {
     for (int32_t l = 0; l < params_.num_levels; ++l) {
       params_.levels[l] = read_feature_map(file);
       params_.levels[l].data = read_elements(file);
+      move_apart(params_.levels[l], params_.num_images);
       gradients_[l] = read_feature_map(file);
       is_asked_[l] = file.read_int() != 0;
     }
@@ -128,8 +153,10 @@ class Job {
     output_ = read_pooled_map(file);
     grad_ = read_pooled_map(file);
     grad_.data = read_elements(file);
+    move_apart(grad_);
     grad_by_channels_ = read_pooled_map(file);
     grad_by_channels_.data = read_elements(file);
+    move_apart(grad_by_channels_);
   }
 
   const std::string& name() const {
@@ -138,13 +165,14 @@ class Job {
 
   // Writes the output, the gradients of the levels, of the maps and of the boxes that are asked
   // for.
-  void run(File& results) {
-    const HostLauncher launch;
+  void run(File& results, const HostLauncher& launch) {
     const size_t feature_size = size_of(params_.feature_type);
     const int64_t pooled_elements = params_.num_rois * params_.channels * cuda::num_bins(params_);
     Array output(pooled_elements * feature_size);
     output_.data = output.data();
+    move_apart(output_);
     cuda::forward(params_, output_, options_, launch);
+    bring_back();
     results.write(output);
 
     std::vector<Array> arrays = allocate_gradients(feature_size);
@@ -156,6 +184,7 @@ class Job {
     cuda::feature_gradient(
         params_, grad_by_channels_, gradients, boxes.data(), images.data(), bits.data(), options_,
         launch);
+    bring_back();
     for (int32_t l = 0; l < params_.num_levels; ++l) {
       if (is_asked_[l]) {
         results.write(arrays[l]);
@@ -167,10 +196,12 @@ class Job {
     const size_t coordinate_size = size_of(cuda::coordinate_type(params_));
     Array of_maps = zeroed(asks_maps_ ? shares * map_cells * coordinate_size : 0);
     Array of_rois(asks_rois_ ? shares * params_.num_rois * 5 * coordinate_size : 0);
-    cuda::map_and_box_gradient(
-        params_, cuda::prefers_channels_innermost(params_) ? grad_by_channels_ : grad_,
-        asks_maps_ ? of_maps.data() : nullptr, asks_rois_ ? of_rois.data() : nullptr, options_,
-        launch);
+    if (asks_maps_ || asks_rois_) {
+      cuda::map_and_box_gradient(
+          params_, cuda::prefers_channels_innermost(params_) ? grad_by_channels_ : grad_,
+          asks_maps_ ? of_maps.data() : nullptr, asks_rois_ ? of_rois.data() : nullptr, options_,
+          launch);
+    }
     write_sum(results, of_maps, shares);
     write_sum(results, of_rois, shares);
   }
@@ -187,6 +218,38 @@ class Job {
   PooledMap grad_;
   PooledMap grad_by_channels_;
   std::vector<Array> arrays_;
+  int64_t far_factor_;  // 1: tensors stay as they are
+  std::list<cuda_on_host::FarTensor> far_;
+
+  // sizes: N or K first, as in the strides.
+  template <typename map_t>
+  void move_apart(map_t& map, const cuda_on_host::Four& sizes, int64_t& outermost_stride) {
+    if (far_factor_ > 1 && map.data != nullptr) {
+      const cuda_on_host::Four strides{
+          outermost_stride, map.channel_stride, map.row_stride, map.column_stride};
+      const auto& far =
+          far_.emplace_back(map.data, sizes, strides, far_factor_, size_of(params_.feature_type));
+      map.data = far.data();
+      outermost_stride = far.strides()[0];
+      map.channel_stride = far.strides()[1];
+      map.row_stride = far.strides()[2];
+      map.column_stride = far.strides()[3];
+    }
+  }
+  void move_apart(FeatureMap& map, int64_t num_images) {
+    move_apart(map, {num_images, params_.channels, map.height, map.width}, map.image_stride);
+  }
+  void move_apart(PooledMap& map) {
+    const SamplingOptions& sampling = params_.options;
+    move_apart(
+        map, {params_.num_rois, params_.channels, sampling.pooled_height, sampling.pooled_width},
+        map.box_stride);
+  }
+  void bring_back() const {
+    for (const auto& far : far_) {
+      far.bring_back();
+    }
+  }
 
   static Array zeroed(size_t bytes) {
     Array array(bytes);
@@ -259,11 +322,12 @@ class Job {
     return arrays;
   }
 
-  cuda::FeatureGradients feature_gradients(std::vector<Array>& arrays) const {
+  cuda::FeatureGradients feature_gradients(std::vector<Array>& arrays) {
     cuda::FeatureGradients gradients{};
     for (int32_t l = 0; l < params_.num_levels; ++l) {
       gradients.levels[l] = gradients_[l];
       gradients.levels[l].data = is_asked_[l] ? arrays[l].data() : nullptr;
+      move_apart(gradients.levels[l], params_.num_images);
     }
     return gradients;
   }
@@ -272,15 +336,26 @@ class Job {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const auto kernels = cuda_on_host::find_kernels();
+  if (argc == 1) {
+    for (const auto& kernel : kernels) {
+      std::puts(kernel.second.c_str());
+    }
+    return 0;
+  }
   if (argc != 3) {
     std::fprintf(stderr, "usage: %s JOBS RESULTS\n", argv[0]);
     return 2;
   }
   File jobs(argv[1], "rb");
   File results(argv[2], "wb");
+  std::set<const void*> launched;
   for (int64_t left = jobs.read<int64_t>(); left > 0; --left) {
     Job job(jobs);
     std::fprintf(stderr, "%s\n", job.name().c_str());
-    job.run(results);
+    job.run(results, HostLauncher{launched});
+  }
+  for (const void* kernel : launched) {
+    std::puts(kernels.at(kernel).c_str());
   }
 }
