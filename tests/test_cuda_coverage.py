@@ -72,10 +72,10 @@ KINDS = (
     ),
     make(
         "bins_in_several_patches",
-        ((0, 38.41, 35.27, 1.13, 0.43),),
+        ((0, 21.41, 18.27, 1.13, 0.43),),
         images=1,
         channels=FEW,
-        sizes=((37, 40),),
+        sizes=((19, 23),),
         spatial_scales=(1.0,),
         output_size=(1, 1),
         sampling_ratio=33,
@@ -89,14 +89,16 @@ KINDS = (
 FAR_FACTOR = 1 << 23
 
 
-def is_redundant(types: tuple[torch.dtype, torch.dtype], layout: str) -> bool:
-    """Without vectors in any case: boxes of float64, features not."""
+def is_redundant(types: tuple[torch.dtype, torch.dtype], layout: str, case: Case) -> bool:
+    if case.name == "many_boxes" and layout == "contiguous":
+        return True  # whose gradient of the features takes the same kernels
+    # without vectors in any case: boxes of float64, features not
     return types[1] == F64 != types[0] and layout == "channels_last_unaligned"
 
 
 def variants_of(number: int, case: Case) -> list[Variant]:
     """All types in all layouts; what else a call is configured by goes round."""
-    both = [each for each in itertools.product(TYPES, LAYOUTS) if not is_redundant(*each)]
+    both = [each for each in itertools.product(TYPES, LAYOUTS) if not is_redundant(*each, case)]
     return [
         Variant(
             *types,
@@ -131,7 +133,7 @@ def test_every_kernel_equals_the_oracle(number: int, runner: Path, tmp_path: Pat
     if case.name == "no_boxes":  # the gradients of the features are to be zeroed, nothing else
         left_out = ("forward", "touched_tiles", "map_and_box_gradient")
     elif case.name == "many_boxes":
-        left_out = ("map_and_box_gradient",)
+        left_out = ("forward_pixels", "map_and_box_gradient")
     assert launched == {
         kernel for kernel in kernels_of(runner) if not any(name in kernel for name in left_out)
     }
