@@ -46,6 +46,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def no_progress_bar() -> bool | None:
+    """tqdm's ``disable``: the main process shows a bar, and only on a terminal."""
+    return None if is_main() else True
+
+
 def on_main(function: Callable[[], T]) -> T:
     """Call in the main process while the others wait; all return its result."""
     result = [function() if is_main() else None]

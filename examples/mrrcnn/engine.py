@@ -125,7 +125,7 @@ class Training:
             total=last,
             initial=self.iteration,
             unit="it",
-            disable=None if distributed.is_main() else True,
+            disable=distributed.no_progress_bar(),
         ) as bar:
             while self.iteration < last:
                 values = self.step()

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .distributed import no_progress_bar
 from .huddle import huddledness
 
 # Upper ends of the bins, the last of which is open. q is the intruder ratio: pixels of other
@@ -144,7 +145,7 @@ def detect(
     model.eval()
     device = next(model.parameters()).device
     results: list[Result] = []
-    for images, targets in tqdm(loader, desc=description, disable=None):
+    for images, targets in tqdm(loader, desc=description, disable=no_progress_bar()):
         shown = None
         if show_targets:
             shown = [{k: t[k].to(device) for k in ("boxes", "labels", "masks")} for t in targets]

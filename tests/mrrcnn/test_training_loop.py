@@ -8,10 +8,12 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 from mrrcnn.backbones import build_mask_rcnn
 from mrrcnn.data import make_loader
 from mrrcnn.engine import Options, Schedule, Training, save_weights, train
+from mrrcnn.evaluate import detect
 from mrrcnn.metrics import MetricsWriter
 from mrrcnn.model import MRRCNN, RefineConfig
 
@@ -163,3 +165,15 @@ def test_without_tensorboard_the_metrics_file_is_still_written(tmp_path, monkeyp
         metrics.add({"phase": "test", "iteration": 0, "loss": 1.0})
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["loss"] == 1.0
     assert not (tmp_path / "board").exists()
+
+
+@pytest.mark.parametrize("rank, terminal, shown", [(0, True, 2), (0, False, 0), (1, True, 0)])
+def test_bars_show_in_the_main_process_on_a_terminal(
+    base, train_data, monkeypatch, capsys, rank, terminal, shown
+):
+    monkeypatch.setattr("mrrcnn.distributed.rank", lambda: rank)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    train(Quadratic(), LOADER, Schedule(1, 0.1), description="learning")
+    detect(base, make_loader(Subset(train_data, [0]), 1, train=False), "searching")
+    bars = capsys.readouterr().err
+    assert ("learning" in bars) + ("searching" in bars) == shown
