@@ -1,10 +1,11 @@
 """Draw what a trained Mask R-CNN or MR R-CNN finds in photographs.
 
     python examples/predict_mrrcnn.py photo.jpg --weights runs/mrrcnn/rm_saroialign.pth
-    python examples/predict_mrrcnn.py photo.jpg --vanilla-weights maskrcnn_resnet50_fpn_coco.pth
+    python examples/predict_mrrcnn.py photo.jpg --weights maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth
 
---weights takes what train_mrrcnn.py writes; the architecture and whether there is a refining module
-follow from the parameters in it. Each drawing goes to --output-dir under its image's name, and the
+--weights takes what train_mrrcnn.py writes, and torchvision's published maskrcnn_resnet50_fpn. The
+architecture and whether there is a refining module follow from the parameters in it; without one,
+nothing is refined. Each drawing goes to --output-dir under its image's name, and the
 detections of all images as detections.json.
 """
 
@@ -20,7 +21,6 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
-from torchvision.models.detection._utils import overwrite_eps
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from mrrcnn.backbones import BUILDERS, build_mask_rcnn
@@ -41,12 +41,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="of any size")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", type=Path, help="written by train_mrrcnn.py")
-    source.add_argument(
-        "--vanilla-weights",
-        type=Path,
-        help="torchvision's published maskrcnn_resnet50_fpn weights; nothing is refined",
+    parser.add_argument(
+        "--weights", type=Path, required=True, help="of Mask R-CNN or MR R-CNN: see above"
     )
     parser.add_argument(
         "--image-size",
@@ -95,18 +91,13 @@ def load_model(args: argparse.Namespace) -> MaskRCNN:
     """Raises:
     ValueError: the file does not hold parameters of a known architecture.
     """
-    path = args.vanilla_weights or args.weights
+    path = args.weights
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
     state = load_weights(path)
     backbone = find_backbone(state, path)
-    if args.vanilla_weights and backbone != "resnet50":
-        raise ValueError(f"{path} must hold a maskrcnn_resnet50_fpn, it is of backbone {backbone}")
     size = args.image_size or IMAGE_SIZES.get(backbone, DEFAULT_IMAGE_SIZE)
     model = build_mask_rcnn(backbone, len(state[CLASSES_KEY]), size)
-    if args.vanilla_weights:
-        # Its normalisation layers were trained without epsilon, as torchvision's builder knows.
-        overwrite_eps(model, 0.0)
     if any(key.startswith(REFINE_PREFIX) for key in state):
         config = RefineConfig(
             alpha=args.alpha,

@@ -28,7 +28,7 @@ from torchvision.models.detection import MaskRCNN
 
 import shape_roi_align
 from mrrcnn import distributed, options
-from mrrcnn.backbones import build_mask_rcnn, load_base
+from mrrcnn.backbones import build_mask_rcnn
 from mrrcnn.checkpoint import load_weights, save_weights
 from mrrcnn.data import TEST_DEV, CocoInstances, make_loader, make_transforms
 from mrrcnn.engine import Schedule, train
@@ -116,7 +116,7 @@ class Experiment:
             self.preset.backbone, self.val_data.num_classes, self.preset.image_size, **build
         ).to(self.device)
         if self.args.base:
-            load_base(model, self.args.base)
+            model.load_state_dict(load_weights(self.args.base))
         elif self.args.test_only:
             model.load_state_dict(load_weights(self._weights_file(BASE)))
         else:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models import resnet as resnet_models
-from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -21,8 +19,6 @@ from torchvision.ops import DeformConv2d, FeaturePyramidNetwork, FrozenBatchNorm
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionRoIAlign
 
 from shape_roi_align import MultiScaleRoIAlign
-
-from .checkpoint import load_weights
 
 DEFORMABLE_LAYERS = ("layer2", "layer3", "layer4")
 # Normalisation layer, and how many of ResNet's five stages train, counted from the last.
@@ -200,31 +196,6 @@ def build_mask_rcnn(name: str, num_classes: int, image_size: int, **options: Any
     for attribute in ("box_roi_pool", "mask_roi_pool"):
         setattr(model.roi_heads, attribute, use_own_kernel(getattr(model.roi_heads, attribute)))
     return model
-
-
-def load_base(model: MaskRCNN, path: str | Path) -> None:
-    """Load a file of Mask R-CNN's weights, such as torchvision's published one.
-
-    Raises:
-        RuntimeError: they are of another architecture; the message names the keys.
-        ValueError: the file holds no weights.
-    """
-    model.load_state_dict(load_weights(path))
-    # torchvision names its files by the beginning of their SHA-256.
-    published = Path(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url).stem.rpartition("-")[2]
-    if hashlib.sha256(Path(path).read_bytes()).hexdigest().startswith(published):
-        remove_epsilon(model)
-
-
-def remove_epsilon(model: nn.Module) -> None:
-    """Make frozen batch normalisation compute what it would without its epsilon.
-
-    torchvision's published weights were trained so, and its builder sets the epsilon to zero. Here
-    the scales absorb it, so that state dicts saved later need no such care.
-    """
-    for layer in model.modules():
-        if isinstance(layer, FrozenBatchNorm2d):
-            layer.weight *= (1 + layer.eps / layer.running_var).sqrt()
 
 
 def use_own_kernel(pool: TorchvisionRoIAlign) -> MultiScaleRoIAlign:

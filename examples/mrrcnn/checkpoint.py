@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
+from torchvision.ops import FrozenBatchNorm2d
 
 
 def save(content: Any, path: Path) -> None:
@@ -33,19 +36,47 @@ def save_weights(model: nn.Module, path: Path) -> None:
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a file of weights, ours or torchvision's, or in a checkpoint.
 
-    A checkpoint that holds averaged weights gives those.
+    A checkpoint that holds averaged weights gives those. torchvision's published Mask R-CNN is
+    made to need no other epsilon of its normalisation layers than they have.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
-    content = load(path)
+    try:
+        content = load(path)
+    except OSError:
+        raise
+    except Exception as error:  # an unpickler may raise any on a file that is no pickle
+        raise ValueError(f"{path} must be a file of weights, as torch.save writes it") from error
     if isinstance(content, Mapping) and "model" in content:
         average = content.get("average")
         content = average_weights(average) if average else content["model"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         kind = list(content) if isinstance(content, Mapping) else type(content).__name__
         raise ValueError(f"{path} must hold a state dict of tensors, got {kind}")
-    return dict(content)
+    state = dict(content)
+    if _is_published(path):
+        _absorb_epsilon(state)
+    return state
+
+
+def _is_published(path: str | Path) -> bool:
+    """torchvision names its files by the beginning of their SHA-256."""
+    digest = Path(MaskRCNN_ResNet50_FPN_Weights.COCO_V1.url).stem.rpartition("-")[2]
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest().startswith(digest)
+
+
+def _absorb_epsilon(state: dict[str, Tensor]) -> None:
+    """Scale the normalisation layers so that with their epsilon they compute what they did without.
+
+    The published weights were trained without, and torchvision's builder sets it to zero in the
+    layers. In the scales it is part of every file that is saved later.
+    """
+    epsilon = FrozenBatchNorm2d(0).eps
+    for key in [k for k in state if k.endswith(".running_var")]:
+        scale = key.removesuffix("running_var") + "weight"
+        state[scale] = state[scale] * (1 + epsilon / state[key]).sqrt()
 
 
 def average_weights(average: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ sys.path.insert(0, str(EXAMPLES))
 pytest.importorskip("torchvision")
 pytest.importorskip("pycocotools")
 
+from mrrcnn import checkpoint  # noqa: E402
 from mrrcnn.backbones import build_mask_rcnn  # noqa: E402
 from mrrcnn.data import CocoInstances, make_transforms  # noqa: E402
 from mrrcnn.huddle import HuddleConfig, write_huddle  # noqa: E402
@@ -53,6 +56,20 @@ def base():
     """Untrained: every class scores about 1 / NUM_CLASSES, so that there are detections."""
     torch.manual_seed(0)
     return build_mask_rcnn("small", NUM_CLASSES, 128)
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    """Makes a file the one that torchvision publishes, which its digest tells."""
+
+    def publish(path):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        published = SimpleNamespace(url=f"https://host/maskrcnn-{digest}.pth")
+        monkeypatch.setattr(
+            checkpoint, "MaskRCNN_ResNet50_FPN_Weights", SimpleNamespace(COCO_V1=published)
+        )
+
+    return publish
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_images_of_one_name_have_drawings_of_their_own(photograph, weights, tmp_
     assert {p.name for p in output.glob("*.png")} == {"photograph-1.png", "photograph-2.png"}
 
 
-def test_torchvisions_weights_predict_what_torchvision_predicts(photograph, tmp_path):
+def test_torchvisions_weights_predict_what_torchvision_predicts(photograph, publish, tmp_path):
     torch.manual_seed(0)
     published = maskrcnn_resnet50_fpn(
         weights=None, weights_backbone=None, min_size=64, max_size=106
@@ -117,16 +117,19 @@ def test_torchvisions_weights_predict_what_torchvision_predicts(photograph, tmp_
             nn.init.constant_(module.weight, 1e-2)
     path = tmp_path / "published.pth"
     torch.save(published.state_dict(), path)
+    publish(path)
     records, _ = predict(
         tmp_path,
-        *(photograph, "--vanilla-weights", path, "--image-size", 64, "--score-threshold", 0),
+        *(photograph, "--weights", path, "--image-size", 64, "--score-threshold", 0),
     )
     with Image.open(photograph) as picture:
         pixels = torch.from_numpy(np.asarray(picture) / np.float32(255)).permute(2, 0, 1)
     expected = published([pixels])[0]
     detections = records[0]["detections"]
     assert len(detections) == len(expected["scores"])
-    assert [d["score"] for d in detections] == pytest.approx(expected["scores"].tolist(), abs=2e-3)
+    # Which of many like boxes survive suppression further down hangs on roundings.
+    surest = [d["score"] for d in detections[:20]]
+    assert surest == pytest.approx(expected["scores"][:20].tolist(), abs=1e-3)
     assert all(d["category"] == COCO_CLASSES[d["category_id"]] for d in detections)
 
 
@@ -154,7 +157,7 @@ def test_what_is_wrong_with_a_file_is_said(photograph, weights, huddle_root, tmp
         ((text, "--weights", weights), f"{text} is not an image"),
         ((photograph, "--weights", absent), f"{absent} does not exist"),
         ((photograph, "--weights", other), "must hold the parameters of a Mask R-CNN"),
-        ((photograph, "--vanilla-weights", weights), "must hold a maskrcnn_resnet50_fpn"),
+        ((photograph, "--weights", text), f"{text} must be a file of weights"),
         ((photograph, "--weights", weights, "--class-names", text), "COCO annotation file"),
         ((photograph, "--weights", weights, "--mask-flow", "none"), "mask_flow"),
     ):

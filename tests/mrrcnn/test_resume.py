@@ -223,6 +223,19 @@ def test_weights_are_found_in_any_of_our_files(tmp_path):
         assert_equal(checkpoint.load_weights(tmp_path / "file"), dict(model.state_dict()))
 
 
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half an archive"])
+def test_a_file_of_another_form_is_refused_by_name(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match="file must be a file of weights"):
+        checkpoint.load_weights(tmp_path / "file")
+
+
+def test_pickled_code_is_not_run(tmp_path):
+    torch.save(nn.Linear(1, 1), tmp_path / "file")
+    with pytest.raises(ValueError, match="must be a file of weights"):
+        checkpoint.load_weights(tmp_path / "file")
+
+
 def test_a_file_without_weights_is_refused(tmp_path):
     checkpoint.save({"scores": [1, 2]}, tmp_path / "file")
     with pytest.raises(ValueError, match="state dict of tensors, got.*scores"):
