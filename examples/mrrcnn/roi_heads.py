@@ -7,18 +7,12 @@ box heads.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
-from torchvision.models.detection.roi_heads import (
-    RoIHeads,
-    fastrcnn_loss,
-    project_masks_on_boxes,
-)
-from torchvision.ops import box_iou
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from .boxes import (
     Detections,
@@ -31,20 +25,19 @@ from .boxes import (
 )
 from .mask_logits import class_logits, foreground_logits
 from .refine import COPIED_HEADS, Features, RefineConfig, RefiningModule, recrop
+from .targets import (
+    Targets,
+    TrainingBoxes,
+    mask_loss,
+    regression_targets,
+    rematch,
+    subsample,
+    true_maps,
+)
 
 Losses = dict[str, Tensor]
-Targets = list[dict[str, Tensor]]
 
 MIN_BOX_SIZE = 1.0  # pixels; the encoding relative to a smaller box is not finite or of no use
-
-
-class TrainingBoxes(NamedTuple):
-    """Boxes B of a batch and what they were matched to, one entry per image."""
-
-    boxes: list[Tensor]  # [L, 4]
-    guides: list[Tensor]  # [L] class whose map guides the box
-    labels: list[Tensor]  # [L] 0 is background
-    matched: list[Tensor]  # [L] index of the ground truth
 
 
 class MaskRefiningRoIHeads(RoIHeads):
@@ -113,22 +106,20 @@ class MaskRefiningRoIHeads(RoIHeads):
     ) -> Losses:
         rois, matched, labels, deltas = self.select_training_samples(list(proposals), targets)
         assert targets is not None  # select_training_samples has raised otherwise
+        sampled = TrainingBoxes(rois, labels, labels, matched)
         logits, regression = self._base_box(features, rois, image_shapes)
         losses: Losses = {}
         if not self.config.freeze_base:
             classifier, box_reg = fastrcnn_loss(logits, regression, labels, deltas)
             losses |= {"loss_classifier": classifier, "loss_box_reg": box_reg}
-            positive = [torch.where(label > 0)[0] for label in labels]
-            masked = take(rois, positive)
+            masked = sampled.rows(sampled.positive)
             mask_logits = class_logits(
                 self.mask_predictor,
-                self._mask_features(features, masked, image_shapes),
-                torch.cat(take(labels, positive)),
+                self._mask_features(features, masked.boxes, image_shapes),
+                torch.cat(masked.labels),
             )
-            losses["loss_mask"] = _mask_loss(mask_logits, masked, take(matched, positive), targets)
-        predicted = self._predict_training_boxes(
-            logits, regression, TrainingBoxes(rois, labels, labels, matched), image_shapes, targets
-        )
+            losses["loss_mask"] = mask_loss(mask_logits, masked.boxes, masked.matched, targets)
+        predicted = self._predict_training_boxes(logits, regression, sampled, image_shapes, targets)
         refine_losses = self._refine_losses(features, predicted, image_shapes, targets)
         return losses | {k: v * self.config.loss_weight for k, v in refine_losses.items()}
 
@@ -152,31 +143,14 @@ class MaskRefiningRoIHeads(RoIHeads):
         boxes = decode_boxes(self.box_coder, regression, rois.boxes, guides, image_shapes)
         predicted = rois._replace(boxes=boxes, guides=list(guides.split([len(b) for b in boxes])))
 
-        keep = large_enough(boxes, MIN_BOX_SIZE)
-        predicted = TrainingBoxes(*(take(x, keep) for x in predicted))
+        predicted = predicted.rows(large_enough(boxes, MIN_BOX_SIZE))
         if self.config.rematch:
-            predicted = self._rematch(predicted, targets)
+            predicted = rematch(predicted, targets, self.refine_matcher)
         if self.config.batch_size_per_image is not None:
-            sampler = BalancedPositiveNegativeSampler(
-                self.config.batch_size_per_image, self.fg_bg_sampler.positive_fraction
+            predicted = subsample(
+                predicted, self.config.batch_size_per_image, self.fg_bg_sampler.positive_fraction
             )
-            sampled = zip(*sampler(predicted.labels), strict=True)
-            chosen = [torch.where((positive + negative) > 0)[0] for positive, negative in sampled]
-            predicted = TrainingBoxes(*(take(x, chosen) for x in predicted))
         return predicted
-
-    def _rematch(self, predicted: TrainingBoxes, targets: Targets) -> TrainingBoxes:
-        matched, labels = [], []
-        for boxes, target in zip(predicted.boxes, targets, strict=True):
-            if len(target["boxes"]) and len(boxes):
-                found = self.refine_matcher(box_iou(target["boxes"].to(boxes.dtype), boxes))
-                index = found.clamp(min=0)
-                label = torch.where(found >= 0, target["labels"][index], 0)
-            else:  # Matcher refuses an image without objects or without boxes
-                index = label = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-            matched.append(index)
-            labels.append(label)
-        return predicted._replace(labels=labels, matched=matched)
 
     def _refine_losses(
         self,
@@ -185,18 +159,14 @@ class MaskRefiningRoIHeads(RoIHeads):
         image_shapes: ImageShapes,
         targets: Targets,
     ) -> Losses:
-        boxes, guides, labels, matched = predicted
-        positive = [torch.where(label > 0)[0] for label in labels]
-        rows = batch_rows(positive, boxes)
-        maps, previous = self._training_maps(features, boxes, guides, labels, image_shapes)
+        maps, previous = self._training_maps(features, predicted, image_shapes)
         if self.config.guide == "gt" and maps is not None:
-            maps = self._true_maps(maps, boxes, labels, matched, targets)
-        logits, regression = self.refine.box(features, boxes, maps, image_shapes)
+            maps = true_maps(maps, predicted, targets, odd_cells=self.refine.odd_cells)
+        logits, regression = self.refine.box(features, predicted.boxes, maps, image_shapes)
         losses: Losses = {}
         if len(logits):
-            classifier, box_reg = fastrcnn_loss(
-                logits, regression, labels, self._encode(predicted, targets)
-            )
+            deltas = regression_targets(predicted, targets, self.refine_coder)
+            classifier, box_reg = fastrcnn_loss(logits, regression, predicted.labels, deltas)
         else:  # the mean over no boxes is not a number
             classifier, box_reg = logits.sum() * 0, regression.sum() * 0
         if self.config.refine_cls:
@@ -204,34 +174,42 @@ class MaskRefiningRoIHeads(RoIHeads):
         if self.config.refine_reg:
             losses["loss_refine_box_reg"] = box_reg
 
-        before = take(boxes, positive)
-        after = before
-        classes = torch.cat(labels)[rows]
+        objects = predicted.rows(predicted.positive)
+        refined = objects
         if self.config.refine_reg:
-            after = decode_boxes(self.refine_coder, regression[rows], before, classes, image_shapes)
-        keep = large_enough(after, MIN_BOX_SIZE)
-        kept = batch_rows(keep, after)
+            rows = batch_rows(predicted.positive, predicted.boxes)
+            after = decode_boxes(
+                self.refine_coder,
+                regression[rows],
+                objects.boxes,
+                torch.cat(objects.labels),
+                image_shapes,
+            )
+            refined = objects._replace(boxes=after)
+        keep = large_enough(refined.boxes, MIN_BOX_SIZE)
         if previous is not None:
-            previous = previous[kept]
-        before, after = take(before, keep), take(after, keep)
+            previous = previous[batch_rows(keep, refined.boxes)]
+        objects, refined = objects.rows(keep), refined.rows(keep)
         mask_logits = self._refined_masks(
-            features, before, after, previous, classes[kept], image_shapes
+            features,
+            objects.boxes,
+            refined.boxes,
+            previous,
+            torch.cat(refined.labels),
+            image_shapes,
         )
-        targets_of = take(take(matched, positive), keep)
-        losses["loss_refine_mask"] = _mask_loss(mask_logits, after, targets_of, targets)
+        losses["loss_refine_mask"] = mask_loss(mask_logits, refined.boxes, refined.matched, targets)
         return losses
 
     def _training_maps(
         self,
         features: Features,
-        boxes: list[Tensor],
-        guides: list[Tensor],
-        labels: list[Tensor],
+        predicted: TrainingBoxes,
         image_shapes: ImageShapes,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Guidance of all boxes and F^- of the positive ones, each None where it is not used."""
+        boxes, guides, positive = predicted.boxes, predicted.guides, predicted.positive
         guided = self.config.guide != "none"
-        positive = [torch.where(label > 0)[0] for label in labels]
         if guided and not self.config.detach_mask:
             mask_features = self._mask_features(features, boxes, image_shapes)
             maps = self._guidance(mask_features, torch.cat(guides))
@@ -247,42 +225,11 @@ class MaskRefiningRoIHeads(RoIHeads):
             if previous is None:
                 mask_features = self._mask_features(features, boxes, image_shapes)
             else:
-                rest = [torch.where(label == 0)[0] for label in labels]
+                rest = [torch.where(label == 0)[0] for label in predicted.labels]
                 others = self._mask_features(features, take(boxes, rest), image_shapes)
                 order = torch.cat([batch_rows(positive, boxes), batch_rows(rest, boxes)]).argsort()
                 mask_features = torch.cat([previous, others])[order]
             return self._guidance(mask_features, torch.cat(guides)), previous
-
-    def _true_maps(
-        self,
-        maps: Tensor,
-        boxes: list[Tensor],
-        labels: list[Tensor],
-        matched: list[Tensor],
-        targets: Targets,
-    ) -> Tensor:
-        """``maps``, those of positive boxes replaced by the masks of their objects."""
-        side = self.mask_roi_pool.output_size[0] * 2
-        true = []
-        for box, index, target in zip(boxes, matched, targets, strict=True):
-            if len(target["masks"]):
-                true.append(project_masks_on_boxes(target["masks"], box, index, side))
-            else:
-                true.append(box.new_zeros(len(box), side, side))
-        masks = torch.cat(true)
-        if self.refine.odd_cells:
-            masks = masks[:, 1::2, 1::2]
-        return torch.where((torch.cat(labels) > 0)[:, None, None], masks.to(maps.dtype), maps)
-
-    def _encode(self, predicted: TrainingBoxes, targets: Targets) -> tuple[Tensor, ...]:
-        """Regression targets [L, 4] per image, relative to B; of use for positive boxes only."""
-        ground_truth = [
-            target["boxes"].to(boxes.dtype)[matched] if len(target["boxes"]) else boxes
-            for target, boxes, matched in zip(
-                targets, predicted.boxes, predicted.matched, strict=True
-            )
-        ]
-        return self.refine_coder.encode(ground_truth, predicted.boxes)
 
     def _detect(
         self,
@@ -305,8 +252,8 @@ class MaskRefiningRoIHeads(RoIHeads):
                     'guide "gt" takes the targets in inference, too: model(images, targets)'
                 )
             found = TrainingBoxes(boxes, labels, labels, labels)
-            _, _, true_labels, matched = self._rematch(found, targets)
-            maps = self._true_maps(maps, boxes, true_labels, matched, targets)
+            found = rematch(found, targets, self.refine_matcher)
+            maps = true_maps(maps, found, targets, odd_cells=self.refine.odd_cells)
         refined_logits, refined_regression = self.refine.box(features, boxes, maps, image_shapes)
 
         fused = self.fuse(logits[sources], refined_logits)
@@ -425,17 +372,3 @@ class MaskRefiningRoIHeads(RoIHeads):
         elif self.config.mask_flow == "recrop" and previous is not None:
             previous = recrop(previous, torch.cat(before), torch.cat(after))
         return self.refine.mask(features, after, previous, classes, image_shapes)
-
-
-def _mask_loss(
-    mask_logits: Tensor, boxes: list[Tensor], matched: list[Tensor], targets: Targets
-) -> Tensor:
-    """torchvision's ``maskrcnn_loss`` of logits [K, 2M, 2M] of the objects' classes."""
-    if not len(mask_logits):  # the mean over no boxes is not a number
-        return mask_logits.sum() * 0
-    side = mask_logits.shape[-1]
-    masks = [
-        project_masks_on_boxes(target["masks"], box, index, side)
-        for target, box, index in zip(targets, boxes, matched, strict=True)
-    ]
-    return F.binary_cross_entropy_with_logits(mask_logits, torch.cat(masks))

@@ -7,7 +7,7 @@ import torch
 from torchvision.ops import box_iou
 
 from mrrcnn.model import MRRCNN, RefineConfig
-from mrrcnn.roi_heads import TrainingBoxes
+from mrrcnn.targets import TrainingBoxes, regression_targets
 
 BASE_LOSSES = {
     "loss_classifier",
@@ -195,7 +195,7 @@ def test_losses_are_finite_when_every_refined_box_degenerates(base, batch):
 def test_regression_targets_lead_from_the_predicted_box_to_the_object(base):
     heads = build(base).roi_heads
     predicted = training_boxes(build(base), samples(BOXES[:2], [2, 2]), [OBJECT])
-    targets = heads._encode(predicted, [OBJECT])
+    targets = regression_targets(predicted, [OBJECT], heads.refine_coder)
     decoded = heads.refine_coder.decode(targets[0], predicted.boxes).reshape(-1, 4)
     torch.testing.assert_close(decoded, OBJECT["boxes"].expand(2, 4), atol=1e-3, rtol=0)
 

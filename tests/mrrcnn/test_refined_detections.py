@@ -8,6 +8,7 @@ import torch
 from mrrcnn.boxes import batch_rows, select_detections
 from mrrcnn.model import MRRCNN, RefineConfig
 from mrrcnn.refine import recrop
+from mrrcnn.targets import TrainingBoxes, true_maps
 
 KEYS = {"boxes", "labels", "scores", "masks"}
 SHAPES = [(128, 128), (96, 128)]
@@ -178,8 +179,7 @@ def test_the_guide_changes_the_scores(base, batch):
     assert not torch.equal(found["p+1"], found["none"])
 
 
-def test_true_masks_guide_the_boxes_that_found_an_object(base, batch):
-    heads = MRRCNN.from_mask_rcnn(base, RefineConfig(guide="gt")).roi_heads
+def test_true_masks_guide_the_boxes_that_found_an_object(batch):
     target = batch[1][0]
     away = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
     boxes = [torch.cat([target["boxes"], away]), away]
@@ -188,7 +188,8 @@ def test_true_masks_guide_the_boxes_that_found_an_object(base, batch):
     labels = [torch.tensor([1] * found + [0]), torch.tensor([0])]
     matched = [torch.tensor([*range(found), 0]), torch.tensor([0])]
     maps = torch.full((found + 2, 14, 14), 0.3)
-    guided = heads._true_maps(maps, boxes, labels, matched, [target, empty])
+    found_boxes = TrainingBoxes(boxes, labels, labels, matched)
+    guided = true_maps(maps, found_boxes, [target, empty], odd_cells=True)
     assert (guided[found:] == 0.3).all()
     for i, (box, mask) in enumerate(zip(target["boxes"], target["masks"], strict=True)):
         x1, y1, x2, y2 = box.int().tolist()
