@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torchvision.models.detection import MaskRCNN
 
-from mrrcnn.backbones import BUILDERS, build_mask_rcnn
+from mrrcnn.backbones import BUILDERS, build_mask_rcnn, resnet50_from_scratch
 from mrrcnn.checkpoint import load_weights, save_weights
 from mrrcnn.data import CocoInstances, make_loader, make_transforms
 from mrrcnn.engine import Options, Schedule, train
@@ -37,13 +37,13 @@ from mrrcnn.huddle import HuddleConfig, write_huddle
 from mrrcnn.identity import describe_run
 from mrrcnn.model import MRRCNN, RefineConfig
 from mrrcnn.probe import make_pairs, neighbour_effect, picture_pairs
-from mrrcnn.scratch import resnet50_from_scratch
 from mrrcnn.study_report import write_report
 from mrrcnn.visualize import compare
 
 RESULTS = Path(__file__).with_name("results")
 PICTURED_IMAGES = 6
 
+# Not among those that a command line offers: it is for generated images.
 BUILDERS.setdefault("resnet50_scratch", resnet50_from_scratch)
 
 

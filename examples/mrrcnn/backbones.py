@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import resnet as resnet_models
 from torchvision.models.detection import MaskRCNN
@@ -14,6 +15,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.resnet import BasicBlock, conv1x1
 from torchvision.ops import DeformConv2d, FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionRoIAlign
@@ -138,6 +140,7 @@ def resnet_mask_rcnn(
     deformable: bool = False,
     norm: str = "frozen",
     weights: Mapping[str, Tensor] | None = None,
+    **arguments: Any,
 ) -> MaskRCNN:
     """Torchvision's Mask R-CNN on a feature pyramid of one of its ResNets.
 
@@ -150,6 +153,7 @@ def resnet_mask_rcnn(
         norm: ``"frozen"`` keeps the statistics of batch normalisation and the first two stages as
             given: for weights that are trained. ``"batch"`` trains all: for a start from scratch.
         weights: the classifier's state dict, such as torchvision's for ImageNet.
+        arguments: of ``MaskRCNN``.
 
     Raises:
         RuntimeError: ``weights`` are of another architecture; the message names the keys.
@@ -163,12 +167,38 @@ def resnet_mask_rcnn(
     if deformable:
         make_deformable(resnet)
     backbone = _resnet_fpn_extractor(resnet, trainable_layers)
-    return MaskRCNN(backbone, num_classes, min_size=image_size, max_size=image_size * 1333 // 800)
+    sizes = {"min_size": image_size, "max_size": image_size * 1333 // 800}
+    return MaskRCNN(backbone, num_classes, **(sizes | arguments))
 
 
 def resnet50_mask_rcnn(num_classes: int, image_size: int = 800, **options: Any) -> MaskRCNN:
     """Torchvision's ``maskrcnn_resnet50_fpn`` without weights: loads its published state dicts."""
     return resnet_mask_rcnn("resnet50", num_classes, image_size, **options)
+
+
+def resnet50_from_scratch(num_classes: int, image_size: int = 256) -> MaskRCNN:
+    """ResNet-50-FPN that learns from random weights, for square images of a few hundred pixels.
+
+    Anchors are in proportion to ``image_size``.
+    """
+    unit = image_size / 256
+    return resnet50_mask_rcnn(
+        num_classes,
+        image_size,
+        norm="batch",
+        max_size=image_size,
+        image_mean=[0.5] * 3,
+        image_std=[0.25] * 3,
+        rpn_anchor_generator=AnchorGenerator(
+            sizes=tuple((round(side * unit),) for side in (16, 32, 56, 96, 160)),
+            aspect_ratios=((0.5, 1.0, 2.0),) * 5,
+        ),
+        rpn_pre_nms_top_n_train=1000,
+        rpn_post_nms_top_n_train=500,
+        rpn_pre_nms_top_n_test=500,
+        rpn_post_nms_top_n_test=250,
+        box_batch_size_per_image=128,
+    )
 
 
 BUILDERS: dict[str, Callable[..., MaskRCNN]] = {
@@ -181,7 +211,7 @@ BUILDERS: dict[str, Callable[..., MaskRCNN]] = {
 
 
 def build_mask_rcnn(name: str, num_classes: int, image_size: int, **options: Any) -> MaskRCNN:
-    """A Mask R-CNN that pools with this package's RoIAlign.
+    """A Mask R-CNN that pools with this package's RoIAlign, and proposes in float32 at least.
 
     Args:
         name: a key of ``BUILDERS``.
@@ -195,6 +225,7 @@ def build_mask_rcnn(name: str, num_classes: int, image_size: int, **options: Any
     # MaskRCNN's constructor insists on torchvision's class; the heads only call it.
     for attribute in ("box_roi_pool", "mask_roi_pool"):
         setattr(model.roi_heads, attribute, use_own_kernel(getattr(model.roi_heads, attribute)))
+    keep_boxes_precise(model.rpn)
     return model
 
 
@@ -207,3 +238,27 @@ def use_own_kernel(pool: TorchvisionRoIAlign) -> MultiScaleRoIAlign:
         canonical_scale=pool.canonical_scale,
         canonical_level=pool.canonical_level,
     )
+
+
+def keep_boxes_precise(rpn: RegionProposalNetwork) -> None:
+    """Make anchors and proposals in float32 under autocast, too.
+
+    torchvision makes them in the features' type, and rounds the ground truth to the proposals'. In
+    bfloat16 a coordinate from 512 to 1023 pixels would be a multiple of 4.
+    """
+    rpn.anchor_generator.register_forward_pre_hook(_precise_maps)
+    rpn.head.register_forward_hook(_precise_output)
+
+
+def _precise_maps(_: nn.Module, inputs: tuple[Any, list[Tensor]]) -> tuple[Any, list[Tensor]]:
+    """Of the maps only shape and type are read, so that none needs its own memory."""
+    images, maps = inputs
+    return images, [m.new_empty((), dtype=_precise(m.dtype)).expand(m.shape) for m in maps]
+
+
+def _precise_output(_: nn.Module, __: Any, output: Sequence[list[Tensor]]) -> Any:
+    return tuple([x.to(_precise(x.dtype)) for x in maps] for maps in output)
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

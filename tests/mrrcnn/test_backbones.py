@@ -128,3 +128,28 @@ def test_offsets_move_the_samples(stride, groups, dilation, bias):
     inner = (..., slice(3, -3), slice(3, -3)) if stride == 1 else (..., slice(2, -2), slice(2, -2))
     torch.testing.assert_close(deformable(x)[inner], plain(shifted)[inner])
     assert not torch.allclose(deformable(x)[inner], plain(x)[inner])
+
+
+def test_proposals_and_ground_truth_are_not_rounded_under_autocast(base, batch, monkeypatch):
+    """Anchors are the same, and the ground truth among the sampled boxes is what was given."""
+    images, targets = batch
+    targets[0]["boxes"] = targets[0]["boxes"] + 0.3  # whole numbers below 256 are exact in bfloat16
+    seen = []
+    select = base.roi_heads.select_training_samples
+
+    def spy(proposals, targets):
+        rois, *rest = select(proposals, targets)
+        seen.append((proposals, rois))
+        return rois, *rest
+
+    monkeypatch.setattr(base.roi_heads, "select_training_samples", spy)
+    anchors = []
+    base.rpn.anchor_generator.register_forward_hook(lambda _, __, output: anchors.append(output))
+    base.train()(images, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        base(images, targets)
+    torch.testing.assert_close(anchors[1], anchors[0], rtol=0, atol=0)
+    proposals, rois = seen[1]
+    assert {p.dtype for p in (*proposals, *rois)} == {torch.float32}
+    for box in targets[0]["boxes"]:
+        assert (rois[0] == box).all(dim=1).any()

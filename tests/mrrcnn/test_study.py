@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from PIL import Image
 
 import study_mrrcnn
+from mrrcnn import backbones
+from mrrcnn.huddle import HuddleConfig
 from mrrcnn.study_report import mean_deviation, write_report
 from study_mrrcnn import MAIN_ROWS, PRESETS, ROWS, main
 
@@ -136,6 +139,36 @@ def test_the_study_draws_what_the_models_find(study):
     for name in ("figure2.png", "figure5.png"):
         with Image.open(study / "work" / "smoke-color-0" / name) as picture:
             assert picture.getextrema() != ((255, 255),) * 3
+
+
+def test_the_gpu_preset_starts(tmp_path, monkeypatch):
+    """Its model, optimizer and mixed precision, on few images and few proposals."""
+
+    def few_proposals(*arguments):
+        model = backbones.resnet50_from_scratch(*arguments)
+        model.rpn._post_nms_top_n = {"training": 20, "testing": 10}
+        model.roi_heads.fg_bg_sampler.batch_size_per_image = 8
+        model.roi_heads.detections_per_img = 5
+        return model
+
+    preset = PRESETS["gpu"]
+    short = replace(
+        preset,
+        data=HuddleConfig(train_images=2, val_images=1, image_size=64),
+        batch_size=2,
+        base=replace(preset.base, iterations=2),
+        refine=replace(preset.refine, iterations=2),
+        probe_pairs=1,
+    )
+    monkeypatch.setitem(PRESETS, "gpu", short)
+    monkeypatch.setitem(backbones.BUILDERS, preset.backbone, few_proposals)
+    run(tmp_path, "--preset", "gpu", "--seeds", 0, "--rows", "sara")
+    rows = json.loads((tmp_path / "results" / "gpu-color-0.json").read_text())
+    assert [(row["row"], row["iterations"]) for row in rows] == [("base", 2), ("sara", 2)]
+    assert rows[0]["settings"]["amp"] == "bfloat16"
+    lines = (tmp_path / "work" / "gpu-color-0" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    shutil.rmtree(tmp_path / "work")  # half a gigabyte of weights
 
 
 def record(row, seed, box, mask):
