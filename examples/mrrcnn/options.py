@@ -231,8 +231,8 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--output-dir",
         type=Path,
         default=Path("runs/mrrcnn"),
-        help="of weights, checkpoints, metrics.jsonl, TensorBoard's events if it is installed, "
-        "results.json and pictures; default %(default)s",
+        help="of weights, checkpoints, metrics.jsonl, TensorBoard's events if it is installed "
+        "(extra tensorboard), results.json and pictures; default %(default)s",
     )
     group.add_argument(
         "--resume",
