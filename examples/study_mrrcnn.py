@@ -352,11 +352,7 @@ class Study:
         models = {ROWS[name].title: self._model(name, ROWS[name].options) for name in names}
         pairs = make_pairs(self.preset.data, PICTURED_IMAGES)
         picture_pairs(models, pairs, self.preset.data.class_names, self.work_dir / "figure2.png")
-        crowded = self.bins["q > 0.8"] or set()
-        coco = self.val_data.coco
-        chosen = [
-            i for i, image in enumerate(self.val_data.ids) if crowded & set(coco.getAnnIds([image]))
-        ]
+        chosen = self.val_data.holding(self.bins["q > 0.8"]) or range(len(self.val_data))
         figure5 = self.work_dir / "figure5.png"
         compare(self.val_data, chosen[:PICTURED_IMAGES], models, figure5)
 

@@ -117,10 +117,10 @@ class Experiment:
         ).to(self.device)
         if self.args.base:
             model.load_state_dict(load_weights(self.args.base))
-        elif self.args.test_only:
-            model.load_state_dict(load_weights(self._weights_file(BASE)))
-        else:
+        elif not self.args.test_only:
             self._train(model, self.preset.base, BASE, self.args.seed)
+        elif _slug(BASE) in self.args.rows:  # files of refined models hold their base, too
+            model.load_state_dict(load_weights(self._weights_file(BASE)))
         return model
 
     def refined(self, base: MaskRCNN, name: str) -> MRRCNN:
@@ -154,6 +154,8 @@ class Experiment:
             options=self.preset.options,
             checkpoint_file=self._checkpoint_file(name),
             resume=self.args.resume,
+            settings={"backbone": self.preset.backbone, "image_size": self.preset.image_size}
+            | (asdict(model.roi_heads.config) if isinstance(model, MRRCNN) else {}),
         )
         distributed.on_main(lambda: save_weights(model, self._weights_file(name)))
         self.seconds[f"train {name}"] = time.perf_counter() - start
@@ -182,13 +184,8 @@ class Experiment:
         return scores
 
     def picture(self, base: nn.Module, refined: nn.Module) -> Path:
-        """The first validation images that hold a huddled instance."""
-        huddled = self.splits["huddled"] or set()
-        chosen = [
-            i
-            for i, image_id in enumerate(self.val_data.ids)
-            if huddled.intersection(self.val_data.coco.getAnnIds([image_id]))
-        ]
+        """The first validation images that hold a huddled instance, or of any if none does."""
+        chosen = self.val_data.holding(self.splits["huddled"]) or range(len(self.val_data))
         path = self.args.output_dir / "comparison.png"
         models = {BASE: base, "MR R-CNN": refined}
         compare(self.val_data, chosen[:PICTURED_IMAGES], models, path)

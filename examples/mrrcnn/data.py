@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
 from torchvision import tv_tensors
@@ -26,6 +28,7 @@ Target = dict[str, Any]
 
 TEST_DEV = "test-dev"  # its images are those of COCO's test2017, its annotations are not published
 LISTED_ENTRIES = 12  # of a wrong folder
+INSTANCE_KEYS = ("bbox", "category_id", "segmentation", "area", "iscrowd")
 
 
 class CocoInstances(CocoDetection):
@@ -43,6 +46,7 @@ class CocoInstances(CocoDetection):
 
     Raises:
         FileNotFoundError: naming what was looked for and what is there.
+        ValueError: the annotation file is no such file.
     """
 
     def __init__(self, root: str | Path, split: str, transforms: Callable[..., Any] | None = None):
@@ -56,8 +60,12 @@ class CocoInstances(CocoDetection):
                     f"{path} does not exist: {root} must hold {folder.name}/ with images and "
                     f"annotations/{annotations.name}; {_describe_folder(Path(root))}"
                 )
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            super().__init__(folder, annotations)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+                super().__init__(folder, annotations)
+        except (json.JSONDecodeError, AssertionError, TypeError, KeyError) as error:
+            raise ValueError(f"{annotations} must be a COCO {kind} file in JSON") from error
+        _check_content(self.coco, annotations, [] if test_dev else ["annotations"])
         self.convert = transforms
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
@@ -88,10 +96,29 @@ class CocoInstances(CocoDetection):
         """Largest category id + 1: class 0 is background; raw ids are kept, as in torchvision."""
         return max(self.coco.getCatIds()) + 1
 
+    def holding(self, instances: Set[int] | None) -> list[int]:
+        """Indices of the images with one of these annotation ids at least, or with any for None."""
+        found = [set(self.coco.getAnnIds([image_id])) for image_id in self.ids]
+        return [i for i, ids in enumerate(found) if (ids if instances is None else ids & instances)]
+
     @property
     def portrait(self) -> list[bool]:
         """Whether an image is taller than wide, of all images."""
         return [image["height"] > image["width"] for image in self.coco.loadImgs(self.ids)]
+
+
+def _check_content(coco: COCO, path: Path, lists: Sequence[str]) -> None:
+    """A file of captions or key points, or of boxes alone, has instances without masks."""
+    for name in ("images", "categories", *lists):
+        if not coco.dataset.get(name):
+            raise ValueError(f"{path} must have {name}, it has {', '.join(coco.dataset)}")
+    for annotation in coco.anns.values():
+        missing = [key for key in INSTANCE_KEYS if annotation.get(key) in (None, [])]
+        if missing:
+            raise ValueError(
+                f"{path} must have {', '.join(missing)} of every instance; annotation "
+                f"{annotation['id']} has {', '.join(annotation)}"
+            )
 
 
 def _describe_folder(folder: Path) -> str:

@@ -17,15 +17,16 @@ T = TypeVar("T")
 def process_group(device: str) -> Iterator[torch.device]:
     """Join the group that torchrun's environment describes, if any; yields this process's device.
 
-    Every process of a machine takes the GPU of its local rank.
+    Every process of a machine takes the GPU of its local rank. A GPU becomes the current one, whose
+    random state checkpoints hold.
     """
-    if "RANK" not in os.environ:
-        yield torch.device(device)
-        return
     own = torch.device(device)
     if own.type == "cuda":
-        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", own.index or 0)))
         torch.cuda.set_device(own)
+    if "RANK" not in os.environ:
+        yield own
+        return
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
         yield own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,19 +79,32 @@ class Options:
             raise ValueError(f"amp must be None or one of {list(AMP_TYPES)}, got {self.amp!r}")
         if self.checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
+        if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
+            raise ValueError(f"clip_grad_norm must be above 0, got {self.clip_grad_norm}")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}")
 
 
 class Training:
     """A model and all that changes while it trains: what a checkpoint holds.
 
-    Under torchrun gradients are averaged over the processes.
+    Under torchrun gradients are averaged over the processes. ``settings`` are whatever else must be
+    the same when a checkpoint is resumed.
     """
 
-    def __init__(self, model: nn.Module, loader: DataLoader, schedule: Schedule, options: Options):
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: DataLoader,
+        schedule: Schedule,
+        options: Options,
+        settings: Mapping[str, Any] | None = None,
+    ):
         self.model = model
         self.loader = loader
         self.schedule = schedule
         self.options = options
+        self.settings = settings or {}
         self.device = next(model.parameters()).device
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = schedule.make_optimizer(self.parameters)
@@ -153,7 +166,8 @@ class Training:
         """One iteration; returns its losses, means over the processes.
 
         Raises:
-            FloatingPointError: a loss is not finite; the message names it. No weight has changed.
+            FloatingPointError: a loss or a gradient is not finite; the message names it. No weight
+                has changed. Steps of a scaled loss whose gradients overflow are left out instead.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr * self.schedule.factor(self.iteration)
@@ -172,9 +186,13 @@ class Training:
         _check_finite(named, self.iteration)
         self.optimizer.zero_grad()
         self.scaler.scale(sum(losses.values())).backward()
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if not self.scaler.is_enabled():
+            _check_finite({"norm of the gradients": norm.item()}, self.iteration)
         if self.options.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.parameters, self.options.clip_grad_norm)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.options.clip_grad_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -220,11 +238,11 @@ class Training:
         """
         state = checkpoint.load(path)
         now, then = self._identity(), state["identity"]
-        differing = [k for k in now if now[k] != then[k]]
+        differing = [k for k in now | then if now.get(k) != then.get(k)]
         if differing:
             raise ValueError(
                 f"{path} is of another training: "
-                + ", ".join(f"{k} was {then[k]!r}, now {now[k]!r}" for k in differing)
+                + ", ".join(f"{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing)
             )
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.model.load_state_dict(state["model"])
@@ -244,7 +262,8 @@ class Training:
         """What must not change between a checkpoint and its continuation."""
         options = asdict(self.options)
         del options["checkpoint_every"]
-        return asdict(self.schedule) | options | {"batches_per_epoch": len(self.loader)}
+        order = {"batches_per_epoch": len(self.loader)}
+        return {**asdict(self.schedule), **options, **order, **self.settings}
 
 
 def train(
@@ -258,6 +277,7 @@ def train(
     options: Options | None = None,
     checkpoint_file: Path | None = None,
     resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Train the parameters that require a gradient.
 
@@ -269,12 +289,13 @@ def train(
         resume: go on from ``checkpoint_file`` if it exists. The result is the uninterrupted
             training's, bit for bit, on as many processes; on fewer or more only the order of the
             images is.
+        settings: must be the same then, besides ``schedule`` and ``options``: plain values.
 
     Raises:
-        FloatingPointError: a loss is not finite; the message names it.
+        FloatingPointError: a loss or a gradient is not finite; the message names it.
         ValueError: ``checkpoint_file`` is of a training with other settings.
     """
-    training = Training(model, loader, schedule, options or Options())
+    training = Training(model, loader, schedule, options or Options(), settings)
     model.train()
     with MetricsWriter(metrics_file, tensorboard) as metrics:
         if resume and checkpoint_file is not None and checkpoint_file.exists():
@@ -289,7 +310,7 @@ def train(
 def _check_finite(values: dict[str, float], iteration: int) -> None:
     wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
     if wrong:
-        raise FloatingPointError(f"loss is not finite at iteration {iteration}: {wrong}")
+        raise FloatingPointError(f"not finite at iteration {iteration}: {wrong}")
 
 
 def _to(target: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -334,6 +334,7 @@ def write_huddle(root: str | Path, config: HuddleConfig | None = None) -> Path:
     identity = json.dumps(vars(config), indent=2)
     if stamp.exists() and stamp.read_text() == identity:
         return root
+    stamp.unlink(missing_ok=True)  # not that of what is half written
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     for split, count in zip(SPLITS, (config.train_images, config.val_images), strict=True):
         coco = _write_split(root / f"{split}2017", config, split, count)

@@ -42,7 +42,8 @@ class MetricsWriter:
         if self.file is None or not self.file.exists():
             return
         lines = self.file.read_text().splitlines(keepends=True)
-        kept = [x for x in lines if not _is_from(json.loads(x), phase, iteration)]
+        whole = [x for x in lines if x.endswith("\n")]  # the last may be half written
+        kept = [x for x in whole if not _is_from(json.loads(x), phase, iteration)]
         part = self.file.with_name(self.file.name + ".part")
         part.write_text("".join(kept))
         part.replace(self.file)

@@ -105,8 +105,13 @@ def parse_arguments(
     args = parser.parse_args(argv)
     try:
         args.refine = parse_overrides(RefineConfig, args.set)
+        preset = choose_preset(args)
     except ValueError as error:
         parser.error(str(error))
+    if preset.backbone == "small" and (args.weights_backbone or args.norm):
+        parser.error("--weights-backbone and --norm are for a ResNet: see --backbone")
+    if preset.batch_size < 1:
+        parser.error(f"--batch-size must be at least 1, got {preset.batch_size}")
     if args.refine.get("guide") == "none" and "rm_saroialign" in args.rows:
         parser.error("refine.guide=none is the row rm_roialign, not rm_saroialign: see --rows")
     return args

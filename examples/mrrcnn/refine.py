@@ -82,8 +82,14 @@ class RefineConfig:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        if self.alpha < 0:
-            raise ValueError(f"alpha must be >= 0, got {self.alpha}")
+        if not 0 <= self.alpha < float("inf"):
+            raise ValueError(f"alpha must be >= 0 and finite, got {self.alpha}")
+        if not 0 < self.fg_iou_thresh <= 1:
+            raise ValueError(
+                f"fg_iou_thresh must be above 0 and at most 1, got {self.fg_iou_thresh}"
+            )
+        if self.batch_size_per_image is not None and self.batch_size_per_image < 1:
+            raise ValueError(f"batch_size_per_image must be >= 1, got {self.batch_size_per_image}")
 
 
 class RefiningModule(nn.Module):

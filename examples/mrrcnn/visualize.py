@@ -23,7 +23,7 @@ LINE_HEIGHT = 16
 @torch.inference_mode()
 def compare(
     dataset: CocoInstances,
-    indices: list[int],
+    indices: Sequence[int],
     models: dict[str, nn.Module],
     path: Path,
     score_thresh: float = 0.4,

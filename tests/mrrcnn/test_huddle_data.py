@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
+from mrrcnn import huddle
 from mrrcnn.data import CocoInstances, decode_mask, make_loader, make_transforms
 from mrrcnn.huddle import (
     HuddleConfig,
@@ -165,6 +166,25 @@ def test_an_equal_data_set_is_not_written_again(tmp_path):
     assert picture.read_bytes() != b""
 
 
+def test_a_data_set_that_was_left_half_written_is_written_again(tmp_path, monkeypatch):
+    first, second = (HuddleConfig(train_images=1, val_images=1, seed=seed) for seed in (0, 1))
+    annotations = write_huddle(tmp_path, first) / "annotations/instances_train2017.json"
+    expected = annotations.read_text()
+    write = huddle._write_split
+
+    def interrupted(folder, config, split, count):
+        if split == "val":
+            raise KeyboardInterrupt
+        return write(folder, config, split, count)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(huddle, "_write_split", interrupted)
+        write_huddle(tmp_path, second)
+    assert annotations.read_text() != expected
+    write_huddle(tmp_path, first)
+    assert annotations.read_text() == expected
+
+
 @pytest.mark.parametrize("class_by", ["color", "shape"])
 def test_there_are_four_named_classes(class_by):
     assert len(HuddleConfig(class_by=class_by).class_names) == 4
@@ -233,3 +253,65 @@ def test_the_loaders_order_follows_the_seed(train_data):
 def test_a_folder_of_another_form_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="train2017 does not exist"):
         CocoInstances(tmp_path, "train")
+
+
+def edit_nothing(coco):
+    return json.dumps(coco)
+
+
+def half_of_it(coco):
+    return json.dumps(coco)[:-100]
+
+
+def no_object(coco):
+    return json.dumps(coco["annotations"])
+
+
+def captions(coco):
+    annotations = [
+        {"id": a["id"], "image_id": a["image_id"], "caption": "a bar"} for a in coco["annotations"]
+    ]
+    return json.dumps(coco | {"annotations": annotations})
+
+
+def boxes_alone(coco):
+    return json.dumps(
+        coco | {"annotations": [a | {"segmentation": []} for a in coco["annotations"]]}
+    )
+
+
+def no_categories(coco):
+    return json.dumps({k: v for k, v in coco.items() if k != "categories"})
+
+
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (edit_nothing, None),
+        (half_of_it, "must be a COCO instances file in JSON"),
+        (no_object, "must be a COCO instances file in JSON"),
+        (captions, "must be a COCO instances file in JSON"),
+        (boxes_alone, "must have segmentation of every instance; annotation . has id, .*bbox"),
+        (no_categories, "must have categories, it has"),
+    ],
+)
+def test_an_annotation_file_of_another_kind_is_refused_by_name(
+    huddle_root, tmp_path, edit, message
+):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2017").symlink_to(huddle_root / "val2017")
+    path = tmp_path / "annotations/instances_val2017.json"
+    path.write_text(edit(json.loads((huddle_root / "annotations" / path.name).read_text())))
+    if message is None:
+        CocoInstances(tmp_path, "val")
+        return
+    with pytest.raises(ValueError, match=f"{path} {message}"):
+        CocoInstances(tmp_path, "val")
+
+
+def test_images_that_hold_given_instances_are_found(train_data):
+    some = train_data.coco.getAnnIds(train_data.ids[3:5])
+    wanted = [i for i in (3, 4) if train_data.coco.getAnnIds([train_data.ids[i]])]
+    assert wanted and train_data.holding(set(some)) == wanted
+    assert train_data.holding(set()) == []
+    assert 0 < len(train_data.holding(None)) < len(train_data)  # some images are empty

@@ -192,6 +192,17 @@ def test_a_checkpoint_of_other_settings_is_refused(
     ).resume(path)
 
 
+def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
+    path = tmp_path / "checkpoint"
+    loader = make_loader(data, BATCH_SIZE, train=True)
+    arguments = (loader, Schedule(2, 1e-3), Options())
+    Training(new_model(0), *arguments, {"guide": "p"}).save(path)
+    for settings, difference in (({"guide": "none"}, "'p', now 'none'"), ({}, "'p', now None")):
+        with pytest.raises(ValueError, match=f"guide was {difference}"):
+            Training(new_model(0), *arguments, settings).resume(path)
+    Training(new_model(0), *arguments, {"guide": "p"}).resume(path)
+
+
 def test_a_failed_write_leaves_the_former_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint"
     checkpoint.save({"iteration": 1}, path)

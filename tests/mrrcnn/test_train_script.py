@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import train_mrrcnn
 from mrrcnn.backbones import build_mask_rcnn
 from mrrcnn.checkpoint import load_weights
 from mrrcnn.data import CocoInstances
@@ -98,8 +100,20 @@ def test_test_only_scores_the_weights_of_a_run_and_writes_the_servers_result_fil
             assert 100 * evaluation.stats[0] == pytest.approx(expected, abs=1e-9)
 
 
-def test_test_dev_needs_no_ground_truth(quick_run, tmp_path):
+def test_without_huddled_instances_any_images_are_pictured(quick_run, monkeypatch):
     output, _ = quick_run
+    (output / "comparison.png").unlink()
+    monkeypatch.setattr(
+        train_mrrcnn, "instance_splits", lambda _: {"all": None, "isolated": None, "huddled": set()}
+    )
+    arguments = ["--quick", "--device", "cpu", "--output-dir", str(output), "--test-only"]
+    main([*arguments, "--rows", "mask_r_cnn", "rm_saroialign"])
+    assert (output / "comparison.png").exists()
+
+
+def test_test_dev_needs_no_ground_truth_and_no_weights_but_the_models(quick_run, tmp_path):
+    output, _ = quick_run
+    shutil.copy(output / "rm_saroialign.pth", tmp_path)
     coco = json.loads((output / "huddle/annotations/instances_val2017.json").read_text())
     del coco["annotations"]
     (tmp_path / "annotations").mkdir()
@@ -107,8 +121,8 @@ def test_test_dev_needs_no_ground_truth(quick_run, tmp_path):
     (tmp_path / "test2017").symlink_to(output / "huddle/val2017")
     arguments = ["--preset", "demo", "--device", "cpu", "--data-path", str(tmp_path), "--test-only"]
     arguments += ["--test-split", "test-dev", "--rows", "rm_saroialign"]
-    assert main([*arguments, "--output-dir", str(output)]) == {}
-    results = json.loads((output / "rm_saroialign.detections.json").read_text())
+    assert main([*arguments, "--output-dir", str(tmp_path)]) == {}
+    results = json.loads((tmp_path / "rm_saroialign.detections.json").read_text())
     assert {r["image_id"] for r in results} <= {image["id"] for image in coco["images"]}
     assert results
 
@@ -219,6 +233,8 @@ def test_set_reaches_the_refining_modules_options():
         ("refine.rematch=1", "rematch must be bool"),
         ("refine.bbox_reg_weights=(1, 2)", "bbox_reg_weights must be tuple"),
         ("refine.alpha=-1", "alpha must be >= 0"),
+        ("refine.fg_iou_thresh=50", "fg_iou_thresh must be above 0 and at most 1, got 50"),
+        ("refine.batch_size_per_image=0", "batch_size_per_image must be >= 1, got 0"),
         ("refine.guide=q", "guide must be one of"),
         ("refine.guide=none", "is the row rm_roialign"),
     ],
@@ -229,6 +245,26 @@ def test_a_wrong_set_is_refused(override, message, capsys):
     assert stop.value.code == 2
     error = " ".join(capsys.readouterr().err.split())
     assert re.search(message, error), error
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--alpha", "-1"], "alpha must be >= 0"),
+        (["--alpha", "nan"], "alpha must be >= 0 and finite, got nan"),
+        (["-b", "0"], "at least 1, got 0"),
+        (["--ema-decay", "999"], "below 1, got 999"),
+        (["--clip-grad-norm", "0"], "clip_grad_norm must be above 0"),
+        (["--checkpoint-every", "0"], "checkpoint_every must be at least 1"),
+        (["--norm", "batch"], "are for a ResNet"),
+        (["--weights-backbone", "resnet50.pth"], "are for a ResNet"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_before_anything_is_made(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_arguments(arguments)
+    assert stop.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_how_to_train_comes_from_the_command_line():

@@ -59,6 +59,44 @@ def test_training_stops_at_a_loss_that_is_not_finite(factor):
     assert model.weight.item() == 0
 
 
+class Root(Quadratic):
+    """Its loss is finite at 0 and its gradient is not."""
+
+    def forward(self, images, targets):
+        return {"loss_root": self.weight.sqrt()}
+
+
+@pytest.mark.parametrize("clip_grad_norm", [None, 1.0])
+def test_training_stops_at_a_gradient_that_is_not_finite(clip_grad_norm):
+    model = Root()
+    with pytest.raises(FloatingPointError, match="iteration 0.*gradients"):
+        options = Options(clip_grad_norm=clip_grad_norm)
+        train(model, LOADER, Schedule(5, 0.1), description="test", options=options)
+    assert model.weight.item() == 0
+
+
+def test_a_step_whose_scaled_gradients_overflow_is_left_out():
+    """The scale of float16 starts at 65536 and halves then."""
+    model = Quadratic(1e35)
+    training = Training(model, LOADER, Schedule(2, 0.1), Options(amp="float16"))
+    training.step()
+    assert model.weight.item() == 0
+    assert training.scaler.get_scale() < 65536
+
+
+def test_averaging_leaves_a_frozen_base_as_it_was(base, train_data):
+    before = {k: v.clone() for k, v in base.state_dict().items()}
+    model = MRRCNN.from_mask_rcnn(base, RefineConfig(freeze_base=True, batch_size_per_image=8))
+    loader = make_loader(train_data, 2, train=True)
+    options = Options(ema_decay=0.9)
+    train(model, loader, Schedule(2, 1e-3, warmup=0), description="test", options=options)
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert not torch.equal(
+        after["roi_heads.refine.box_head.fc6.weight"], before["roi_heads.box_head.fc6.weight"]
+    )
+
+
 def test_frozen_parameters_are_left_alone():
     model = Quadratic()
     model.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
@@ -157,6 +195,14 @@ def test_tensorboard_receives_what_the_metrics_file_does(tmp_path):
         scalars = [(e.step, e.value) for e in events.Scalars(f"square/{name}")]
         assert [step for step, _ in scalars] == [r["iteration"] for r in records]
         assert [v for _, v in scalars] == pytest.approx([r[name] for r in records])
+
+
+def test_a_line_that_was_left_half_written_is_forgotten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"phase": "test", "iteration": i}) for i in range(3)]
+    path.write_text("\n".join([*lines, lines[0][:10]]))
+    MetricsWriter(path).forget("test", 2)
+    assert path.read_text().splitlines() == lines[:2]
 
 
 def test_without_tensorboard_the_metrics_file_is_still_written(tmp_path, monkeypatch):

@@ -244,6 +244,21 @@ def test_a_batch_that_cannot_be_shared_is_refused(ranks):
     assert all("multiple of the 2 processes, got 3" in found["refused"] for found in ranks[1])
 
 
+@pytest.mark.parametrize("device, local_rank, expected", [("cuda:1", None, 1), ("cuda", "2", 2)])
+def test_the_gpu_of_a_process_is_its_current_one(monkeypatch, device, local_rank, expected):
+    """Its random state is what a checkpoint holds."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+        if local_rank:
+            monkeypatch.setenv(name, local_rank)
+    with distributed.process_group(device) as own:
+        assert current == [own] == [torch.device("cuda", expected)]
+
+
 def test_the_script_runs_under_torchrun(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD_SIZE)]
     command += ["--master-port", "0", "--standalone", str(EXAMPLES / "train_mrrcnn.py")]
