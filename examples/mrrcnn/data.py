@@ -113,11 +113,12 @@ def _check_content(coco: COCO, path: Path, lists: Sequence[str]) -> None:
         if not coco.dataset.get(name):
             raise ValueError(f"{path} must have {name}, it has {', '.join(coco.dataset)}")
     for annotation in coco.anns.values():
-        missing = [key for key in INSTANCE_KEYS if annotation.get(key) in (None, [])]
+        given = [key for key, value in annotation.items() if value not in (None, [])]
+        missing = [key for key in INSTANCE_KEYS if key not in given]
         if missing:
             raise ValueError(
                 f"{path} must have {', '.join(missing)} of every instance; annotation "
-                f"{annotation['id']} has {', '.join(annotation)}"
+                f"{annotation['id']} has {', '.join(given)}"
             )
 
 

@@ -291,7 +291,7 @@ def no_categories(coco):
         (half_of_it, "must be a COCO instances file in JSON"),
         (no_object, "must be a COCO instances file in JSON"),
         (captions, "must be a COCO instances file in JSON"),
-        (boxes_alone, "must have segmentation of every instance; annotation . has id, .*bbox"),
+        (boxes_alone, "must have segmentation of every instance; annotation 1 has category_id"),
         (no_categories, "must have categories, it has"),
     ],
 )
