@@ -27,7 +27,7 @@ from mrrcnn.backbones import BUILDERS, build_mask_rcnn
 from mrrcnn.checkpoint import load_weights
 from mrrcnn.evaluate import coco_results
 from mrrcnn.model import MRRCNN, REFINE_PREFIX, RefineConfig
-from mrrcnn.refine import CHOICES
+from mrrcnn.options import REFINE_OPTION, describe_fields, parse_overrides
 from mrrcnn.visualize import draw_instances
 
 CLASSES_KEY = "roi_heads.box_predictor.cls_score.bias"
@@ -38,7 +38,9 @@ DEFAULT_IMAGE_SIZE = 800
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog=f"options of --set:\n{describe_fields(RefineConfig)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="of any size")
     parser.add_argument(
@@ -62,17 +64,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.5,
         help="detections with a lower score are left out; default %(default)s",
     )
-    refine = parser.add_argument_group("refining module", "which weights do not tell")
-    defaults = RefineConfig()
-    refine.add_argument("--alpha", type=float, default=defaults.alpha, help="default %(default)s")
-    for name in ("guide", "inference", "mask_flow"):
-        choices = [choice for choice in CHOICES[name] if (name, choice) != ("guide", "gt")]
-        refine.add_argument(
-            f"--{name.replace('_', '-')}",
-            choices=choices,
-            default=getattr(defaults, name),
-            help="default %(default)s",
-        )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar=f"{REFINE_OPTION}OPTION=VALUE",
+        help="an option of the refining module, as it was trained: weights do not tell; may be "
+        "given several times",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--output-dir", type=Path, default=Path("runs/predictions"), help="default %(default)s"
@@ -99,12 +98,9 @@ def load_model(args: argparse.Namespace) -> MaskRCNN:
     size = args.image_size or IMAGE_SIZES.get(backbone, DEFAULT_IMAGE_SIZE)
     model = build_mask_rcnn(backbone, len(state[CLASSES_KEY]), size)
     if any(key.startswith(REFINE_PREFIX) for key in state):
-        config = RefineConfig(
-            alpha=args.alpha,
-            guide=args.guide,
-            inference=args.inference,
-            mask_flow=args.mask_flow,
-        )
+        config = RefineConfig(**parse_overrides(RefineConfig, args.set))
+        if config.guide == "gt":
+            raise ValueError("refine.guide=gt takes the ground truth, which a photograph has not")
         model = MRRCNN.from_mask_rcnn(model, config)
     try:
         model.load_state_dict(state)

@@ -108,7 +108,7 @@ class CocoInstances(CocoDetection):
 
 
 def _check_content(coco: COCO, path: Path, lists: Sequence[str]) -> None:
-    """A file of captions or key points, or of boxes alone, has instances without masks."""
+    """Files of boxes alone are common, and have instances without masks."""
     for name in ("images", "categories", *lists):
         if not coco.dataset.get(name):
             raise ValueError(f"{path} must have {name}, it has {', '.join(coco.dataset)}")

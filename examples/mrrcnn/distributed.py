@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+# The other processes wait while the main one writes data or scores detections.
+LONGEST_WAIT = timedelta(hours=2)
 
 
 @contextlib.contextmanager
@@ -27,7 +31,7 @@ def process_group(device: str) -> Iterator[torch.device]:
     if "RANK" not in os.environ:
         yield own
         return
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
         yield own
     finally:

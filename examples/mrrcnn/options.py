@@ -114,6 +114,10 @@ def parse_arguments(
         parser.error(f"--batch-size must be at least 1, got {preset.batch_size}")
     if args.refine.get("guide") == "none" and "rm_saroialign" in args.rows:
         parser.error("refine.guide=none is the row rm_roialign, not rm_saroialign: see --rows")
+    if args.refine.get("guide") == "gt":
+        parser.error(
+            "refine.guide=gt is no detector, it takes the ground truth: see study_mrrcnn.py"
+        )
     return args
 
 

@@ -67,7 +67,7 @@ def test_the_refining_options_take_effect(photograph, weights, tmp_path):
     arguments = [photograph, "--weights", weights, "--score-threshold", 0.05]
     scores = [
         [d["score"] for d in predict(tmp_path, *arguments, *options)[0][0]["detections"]]
-        for options in ([], ["--alpha", 0], ["--guide", "none"])
+        for options in ([], ["--set", "refine.alpha=0"], ["--set", "refine.guide=none"])
     ]
     assert scores[0] != scores[1] != scores[2] != scores[0]
 
@@ -159,6 +159,8 @@ def test_what_is_wrong_with_a_file_is_said(photograph, weights, huddle_root, tmp
         ((photograph, "--weights", other), "must hold the parameters of a Mask R-CNN"),
         ((photograph, "--weights", text), f"{text} must be a file of weights"),
         ((photograph, "--weights", weights, "--class-names", text), "COCO annotation file"),
-        ((photograph, "--weights", weights, "--mask-flow", "none"), "mask_flow"),
+        ((photograph, "--weights", weights, "--set", "refine.mask_flow=none"), "mask_flow"),
+        ((photograph, "--weights", weights, "--set", "refine.guide=gt"), "the ground truth"),
+        ((photograph, "--weights", weights, "--set", "alpha=0"), "got 'alpha=0'"),
     ):
         assert message in fails(capsys, tmp_path, *arguments)

@@ -237,6 +237,7 @@ def test_set_reaches_the_refining_modules_options():
         ("refine.batch_size_per_image=0", "batch_size_per_image must be >= 1, got 0"),
         ("refine.guide=q", "guide must be one of"),
         ("refine.guide=none", "is the row rm_roialign"),
+        ("refine.guide=gt", "takes the ground truth"),
     ],
 )
 def test_a_wrong_set_is_refused(override, message, capsys):

@@ -92,6 +92,16 @@ def refine_step(root, config, seed):
     return gradients(model)
 
 
+def step_without_objects(root, rank):
+    """A step in which process 1 has an image without objects only."""
+    data = training_data(root)
+    chosen = [i for i in range(len(data)) if bool(len(data[i][1]["boxes"])) == (rank == 0)][0]
+    image, target = data[chosen]
+    model = detector(CONFIGS["both"])
+    training = Training(model.train(), [([image], [target])], SCHEDULE, Options())
+    return len(target["boxes"]), training.step(), gradients(model)
+
+
 def work(rank, root, output, port):
     os.environ.update(
         RANK=str(rank),
@@ -109,6 +119,8 @@ def work(rank, root, output, port):
         found["resumed"] = train_mean(root, resume=checkpoint_file)
         for name, config in CONFIGS.items():
             found[name] = refine_step(root, config, seed=7)
+
+        found["no objects"] = step_without_objects(root, rank)
 
         loader = make_loader(CocoInstances(root, "val", make_transforms(False)), 4, train=False)
         results = detect(detector(CONFIGS["both"]), loader)
@@ -217,6 +229,14 @@ def test_gradients_of_the_detector_are_the_mean_of_the_processes_own(
     assert expected.keys() == trained
 
 
+def test_a_process_without_objects_steps_with_the_others(ranks):
+    (some, losses, first), (none, same, second) = (found["no objects"] for found in ranks[1])
+    assert some > none == 0
+    assert losses == same and losses["loss_refine_mask"] > 0
+    assert first.keys() == {k for k, _ in detector(CONFIGS["both"]).named_parameters()}
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
 def test_every_image_is_detected_in_once(ranks, huddle_root):
     data = CocoInstances(huddle_root, "val", make_transforms(False))
     first, second = (set(found["own images"]) for found in ranks[1])
@@ -249,7 +269,7 @@ def test_the_gpu_of_a_process_is_its_current_one(monkeypatch, device, local_rank
     """Its random state is what a checkpoint holds."""
     current = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
