@@ -17,7 +17,7 @@
 #
 # PYTHON needs torch with CUDA, numpy, setuptools, ninja and pybind11; nothing is installed into it,
 # nor fetched. A step whose modules are missing fails and says which: tests and sanitizers need
-# pytest, hypothesis and torchvision; benchmarks, kernels and ncu torchvision and tqdm; model also
+# pytest, hypothesis and torchvision; benchmarks, kernels and ncu torchvision; model also tqdm,
 # pycocotools and PIL. What a machine without network lacks can be carried there; with network:
 #
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels tqdm pycocotools
@@ -75,7 +75,7 @@ missing_for() { # missing_for STEP: the modules that PYTHON lacks
     build | ptxas) ;;
     tests | gradcheck | *check) needed="torch numpy pytest hypothesis torchvision" ;;
     model) needed="torch numpy torchvision tqdm pycocotools PIL" ;;
-    *) needed="torch numpy torchvision tqdm" ;;
+    *) needed="torch numpy torchvision" ;;
   esac
   # shellcheck disable=SC2086
   "$python" -c 'import importlib.util, sys
