@@ -351,9 +351,11 @@ class Study:
             return
         models = {ROWS[name].title: self._model(name, ROWS[name].options) for name in names}
         pairs = make_pairs(self.preset.data, PICTURED_IMAGES)
-        picture_pairs(models, pairs, self.preset.data.class_names, self.work_dir / "figure2.png")
+        figure2, figure5 = (
+            self.args.results / f"{self.name}-figure{number}.png" for number in (2, 5)
+        )
+        picture_pairs(models, pairs, self.preset.data.class_names, figure2)
         chosen = self.val_data.holding(self.bins["q > 0.8"]) or range(len(self.val_data))
-        figure5 = self.work_dir / "figure5.png"
         compare(self.val_data, chosen[:PICTURED_IMAGES], models, figure5)
 
 

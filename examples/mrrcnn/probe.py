@@ -133,7 +133,7 @@ def picture_pairs(
             )
             panels.append(with_lines(drawing, lines))
         rows.append(panels)
-    arrange(rows, list(views)).save(path)
+    arrange(rows, list(views)).quantize().save(path)
 
 
 def neighbour_effect(model: MaskRCNN, pairs: list[Pair]) -> dict[str, dict[str, float]]:

@@ -24,6 +24,9 @@ DIFFERENCES = (
     ("sara", "rm", "RM + SaRoIAlign over RM + RoIAlign"),
     ("sara", "control", "RM + SaRoIAlign over the control"),
     ("sara", "control_time", "RM + SaRoIAlign over the control of equal time"),
+    ("detached", "rm", "RM + SaRoIAlign, P detached, over RM + RoIAlign"),
+    ("detached", "control", "RM + SaRoIAlign, P detached, over the control"),
+    ("detached", "sara", "RM + SaRoIAlign: P detached over P not detached"),
 )
 ALPHAS = ("0", "0.1", "0.2", "0.5", "1", "2", "5", "10")
 # Rows whose own tables they are in; the main table has the others.
@@ -48,9 +51,25 @@ def write_report(folder: Path) -> Path:
         "Written by `python examples/study_mrrcnn.py --report-only` from the rows beside it. "
         "AP in percent, mean ± standard deviation over the seeds; seconds are the processor's on a "
         "CPU, the clock's on a GPU.\n"
-        + "".join(format_group(*key, rows) for key, rows in sorted(groups.items()))
+        + "".join(
+            format_group(*key, rows) + _pictures(folder, *key)
+            for key, rows in sorted(groups.items())
+        )
     )
     return path
+
+
+def _pictures(folder: Path, preset: str, class_by: str) -> str:
+    """Of one seed."""
+    figures = {
+        2: "Figure 2: class scores of the control and of MR R-CNN for an object's box",
+        5: "Figure 5: what the two detect where objects are crowded",
+    }
+    text = ""
+    for number, title in figures.items():
+        found = sorted(folder.glob(f"{preset}-{class_by}-*-figure{number}.png"))
+        text += f"\n![{title}]({found[0].name})\n" if found else ""
+    return text
 
 
 def format_group(preset: str, class_by: str, rows: Rows) -> str:

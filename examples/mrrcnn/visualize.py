@@ -50,7 +50,7 @@ def compare(
                 )
             )
         rows.append(panels)
-    arrange(rows, titles).save(path)
+    arrange(rows, titles).quantize().save(path)
 
 
 def draw_instances(
