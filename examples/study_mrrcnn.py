@@ -141,6 +141,14 @@ OPTIONAL_ROWS = {
     "any_class": Row("RM + SaRoIAlign, guided by any class", {"class_agnostic_guide": True}),
     "recompute": Row("RM + SaRoIAlign, mask flow recomputed", {"mask_flow": "recompute"}),
     "recrop": Row("RM + SaRoIAlign, mask flow cropped anew", {"mask_flow": "recrop"}),
+    "detached_recrop": Row(
+        "RM + SaRoIAlign, P detached, mask flow cropped anew",
+        {"detach_mask": True, "mask_flow": "recrop"},
+    ),
+    "detached_recompute": Row(
+        "RM + SaRoIAlign, P detached, mask flow recomputed",
+        {"detach_mask": True, "mask_flow": "recompute"},
+    ),
     "no_flow": Row("RM + SaRoIAlign, no mask flow", {"mask_flow": "none"}),
     "ceiling_trained": Row(
         "RM + SaRoIAlign, trained with ground-truth masks as P", {"guide": "gt"}
