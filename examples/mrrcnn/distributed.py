@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -35,6 +36,7 @@ def process_group(device: str) -> Iterator[torch.device]:
     try:
         yield own
     finally:
+        gc.collect()  # of replicas in reference cycles, which would keep the group's threads
         dist.destroy_process_group()
 
 
