@@ -8,6 +8,7 @@
 #include "boxes.h"
 #include "operators.h"
 #include "pooled_gradient.h"
+#include "streaming.h"
 
 namespace shape_roi_align::cpu {
 namespace {
@@ -137,7 +138,11 @@ class BandGradient {
   BandGradient(
       const Params& params, const PooledMap& grad, const FeatureMap* gradients,
       const std::vector<Box<coord_t>>& boxes)
-      : params_(params), gradients_(gradients), boxes_(boxes), pooled_(grad, params.options) {}
+      : params_(params),
+        gradients_(gradients),
+        boxes_(boxes),
+        is_large_(bytes_of(params, gradients) >= kLargeResult),
+        pooled_(grad, params.options) {}
 
   void compute(const Band& band) {
     const FeatureMap& map = gradients_[band.level];
@@ -151,13 +156,16 @@ class BandGradient {
       const int32_t n =
           static_cast<int32_t>(std::min<int64_t>(block_, band.channel + band.channels - c));
       const acc_t* source = pooled_.is_in_place() ? pooled_.data() + c : pack_bins(c, n);
-      T* to = static_cast<T*>(map.data) + band.image * map.image_stride + c * map.channel_stride;
-      for (int32_t row = band.rows.begin; row < band.rows.end; ++row) {
-        const int32_t* pixel_begin =
-            taps_.pixel_begin.data() + int64_t(row - band.rows.begin) * map.width;
-        write_row(map, is_native, pixel_begin, source, n, to + row * map.row_stride);
+      T* to = static_cast<T*>(map.data) + band.image * map.image_stride + c * map.channel_stride +
+              band.rows.begin * map.row_stride;
+      const int32_t rows = band.rows.end - band.rows.begin;
+      if (is_native) {
+        write_pixels(map, rows, source, n, to);
+      } else {
+        write_planes(map, rows, source, n, to);
       }
     }
+    finish_streaming();
   }
 
  private:
@@ -170,6 +178,7 @@ class BandGradient {
   const Params& params_;
   const FeatureMap* gradients_;
   const std::vector<Box<coord_t>>& boxes_;
+  const bool is_large_;
   const Kernels<T>& kernels_ = kernels<T>();
   const PooledGradient<T> pooled_;
   BoxTaps<coord_t, acc_t> box_taps_;
@@ -180,6 +189,17 @@ class BandGradient {
   std::vector<Bins> rows_of_boxes_;
   std::vector<acc_t> packed_bins_;
   std::vector<acc_t> tile_;
+  std::vector<T> staged_;
+
+  static int64_t bytes_of(const Params& params, const FeatureMap* gradients) {
+    int64_t pixels = 0;
+    for (int32_t level = 0; level < params.num_levels; ++level) {
+      if (gradients[level].data != nullptr) {
+        pixels += int64_t(gradients[level].height) * gradients[level].width;
+      }
+    }
+    return params.num_images * params.channels * pixels * int64_t(sizeof(T));
+  }
 
   void collect_taps(const Band& band, const FeatureMap& map) {
     taps_.clear(int64_t(band.rows.end - band.rows.begin) * map.width);
@@ -263,26 +283,65 @@ class BandGradient {
     return packed_bins_.data();
   }
 
-  void write_row(
-      const FeatureMap& map, bool is_native, const int32_t* pixel_begin, const acc_t* source,
-      int32_t channels, T* to) {
-    if (is_native) {
+  void write_pixels(
+      const FeatureMap& map, int32_t rows, const acc_t* source, int32_t channels, T* to) {
+    for (int32_t row = 0; row < rows; ++row) {
       kernels_.gather_from_tile(
-          source, pixel_begin, taps_.source.data(), taps_.weight.data(), map.width, channels, to,
-          map.column_stride);
-      return;
+          source, taps_.pixel_begin.data() + int64_t(row) * map.width, taps_.source.data(),
+          taps_.weight.data(), map.width, channels, to + row * map.row_stride, map.column_stride);
     }
-    if (pixel_begin[0] == pixel_begin[map.width] && map.column_stride == 1) {
-      for (int32_t c = 0; c < channels; ++c) {
-        std::memset(static_cast<void*>(to + c * map.channel_stride), 0, sizeof(T) * map.width);
+  }
+
+  // A row of a plane is no whole number of cache lines: the rows of a large gradient are transposed
+  // in the cache, and each channel's leave it as one stream.
+  void write_planes(
+      const FeatureMap& map, int32_t rows, const acc_t* source, int32_t channels, T* to) {
+    constexpr int64_t kStagedBytes = 512 << 10;
+    const int64_t width = map.width;
+    const bool is_dense = map.column_stride == 1 && map.row_stride == width;
+    const bool is_staged = is_dense && is_large_;
+    const auto has_taps = [&](int32_t row, int32_t end) {
+      return taps_.pixel_begin[row * width] != taps_.pixel_begin[end * width];
+    };
+    int32_t step = 1;
+    if (is_dense && !has_taps(0, rows)) {
+      step = rows;
+    } else if (is_staged) {
+      const int64_t fitting = kStagedBytes / (channels * width * int64_t(sizeof(T)));
+      step = static_cast<int32_t>(std::clamp<int64_t>(fitting, 1, rows));
+    }
+    for (int32_t row = 0; row < rows; row += step) {
+      const int32_t end = std::min(row + step, rows);
+      const size_t bytes = sizeof(T) * (end - row) * width;
+      T* first = to + row * map.row_stride;
+      if (map.column_stride == 1 && !has_taps(row, end)) {
+        for (int32_t c = 0; c < channels; ++c) {
+          void* plane = first + c * map.channel_stride;
+          is_staged ? stream_zeros(plane, bytes) : (void)std::memset(plane, 0, bytes);
+        }
+      } else if (is_staged) {
+        const int64_t plane = (end - row) * width;
+        staged_.resize(channels * plane);
+        for (int32_t r = row; r < end; ++r) {
+          write_row(map, r, source, channels, staged_.data() + (r - row) * width, plane);
+        }
+        for (int32_t c = 0; c < channels; ++c) {
+          stream(first + c * map.channel_stride, staged_.data() + c * plane, bytes);
+        }
+      } else {
+        write_row(map, row, source, channels, first, map.channel_stride);
       }
-      return;
     }
+  }
+
+  void write_row(
+      const FeatureMap& map, int32_t row, const acc_t* source, int32_t channels, T* to,
+      int64_t channel_stride) {
     tile_.resize(size_t(map.width + kernels_.lanes) * block_);
     kernels_.gather_tile_to_tile(
-        source, pixel_begin, taps_.source.data(), taps_.weight.data(), map.width, channels,
-        tile_.data(), block_);
-    kernels_.unpack(tile_.data(), block_, row_.planes(to, map.channel_stride, channels));
+        source, taps_.pixel_begin.data() + int64_t(row) * map.width, taps_.source.data(),
+        taps_.weight.data(), map.width, channels, tile_.data(), block_);
+    kernels_.unpack(tile_.data(), block_, row_.planes(to, channel_stride, channels));
   }
 };
 

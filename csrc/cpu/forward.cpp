@@ -17,9 +17,10 @@ class Pooler {
       : output_(output),
         bins_(params.options.pooled_height * params.options.pooled_width),
         grid_(bin_grid(output, params.options.pooled_height, params.options.pooled_width)),
-        is_streamed_(
-            output.channel_stride == bins_ && staged_bytes() <= kLargestStage &&
+        is_large_(
             params.num_rois * params.channels * bins_ * int64_t(sizeof(T)) >= kLargeResult),
+        is_staged_(
+            is_large_ && output.channel_stride == bins_ && staged_bytes() <= kLargestStage),
         run_(params, boxes) {}
 
   void pool(const Run& run) {
@@ -50,7 +51,8 @@ class Pooler {
   const PooledMap& output_;
   const int32_t bins_;
   const PlaneGrid grid_;
-  const bool is_streamed_;
+  const bool is_large_;
+  const bool is_staged_;  // planes, before they are streamed
   const Kernels<T>& kernels_ = kernels<T>();
   BoxRun<T, coord_t> run_;
   std::vector<acc_t> tile_;
@@ -63,7 +65,7 @@ class Pooler {
   // The planes of a large output are transposed in the cache and leave it as one stream of whole
   // lines; a plane of 49 bins is no multiple of a line.
   void write_planes(int64_t stride, int32_t channels, T* out) {
-    if (!is_streamed_) {
+    if (!is_staged_) {
       kernels_.unpack(tile_.data(), stride, grid_.planes(out, output_.channel_stride, channels));
       return;
     }
@@ -89,7 +91,7 @@ class Pooler {
       } else if constexpr (to_tile) {
         return kernels_.gather_to_tile;
       } else {
-        return kernels_.gather;
+        return is_large_ ? kernels_.gather_streamed : kernels_.gather;
       }
     }();
     kernel(

@@ -32,8 +32,12 @@ struct Kernels {
 
   // out[r * row_stride + c] = sum of weight[t] * source[offset[t] + c] over the taps t of row r:
   // rows of a sparse matrix times a dense one. Forward, the rows are bins and the source is
-  // features; backward, the rows are pixels and the source is bins.
+  // features; backward, the rows are pixels and the source is bins. Where streamed, whole vectors go
+  // past the caches if they are aligned; see streaming.h.
   void (*gather)(
+      const T* source, const int32_t* row_begin, const int64_t* offset, const acc_t* weight,
+      int32_t rows, int32_t channels, T* out, int64_t row_stride);
+  void (*gather_streamed)(
       const T* source, const int32_t* row_begin, const int64_t* offset, const acc_t* weight,
       int32_t rows, int32_t channels, T* out, int64_t row_stride);
   void (*gather_to_tile)(

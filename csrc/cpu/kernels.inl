@@ -35,12 +35,22 @@ INLINE void for_channel_blocks(int32_t channels, Body body, Tail tail) {
   }
 }
 
-template <typename T, typename out_t>
+template <typename T, typename out_t, bool Streamed>
 static void gather(
     const T* source, const int32_t* row_begin, const int64_t* offset, const accumulate_t<T>* weight,
     int32_t rows, int32_t channels, out_t* out, int64_t row_stride) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
+  if constexpr (Streamed) {
+    constexpr int64_t kVectorBytes = lanes * sizeof(out_t);
+    const bool is_aligned = reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0 &&
+                            row_stride * int64_t(sizeof(out_t)) % kVectorBytes == 0;
+    if (!is_aligned) {
+      gather<T, out_t, false>(
+          source, row_begin, offset, weight, rows, channels, out, row_stride);
+      return;
+    }
+  }
   for_channel_blocks<acc_t>(
       channels,
       [&](int32_t c, auto vectors) ALWAYS_INLINE {
@@ -53,7 +63,12 @@ static void gather(
                                 ALWAYS_INLINE { sum[v] += w * load_vector(from + v * lanes); });
           }
           repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
-            store_vector(out + r * row_stride + c + v * lanes, sum[v]);
+            out_t* to = out + r * row_stride + c + v * lanes;
+            if constexpr (Streamed) {
+              stream_vector(to, sum[v]);
+            } else {
+              store_vector(to, sum[v]);
+            }
           });
         }
       },
@@ -240,8 +255,17 @@ template <typename T>
 static const Kernels<T>& table() {
   using acc_t = accumulate_t<T>;
   static const Kernels<T> kTable = {
-      kLanes<acc_t>,        4 * kLanes<acc_t>, gather<T, T>,    gather<T, acc_t>, gather<acc_t, T>,
-      gather<acc_t, acc_t>, dot_taps<T>,       dot_taps<acc_t>, pack<T>,          unpack<T>,
+      kLanes<acc_t>,
+      4 * kLanes<acc_t>,
+      gather<T, T, false>,
+      gather<T, T, true>,
+      gather<T, acc_t, false>,
+      gather<acc_t, T, false>,
+      gather<acc_t, acc_t, false>,
+      dot_taps<T>,
+      dot_taps<acc_t>,
+      pack<T>,
+      unpack<T>,
   };
   return kTable;
 }

@@ -15,24 +15,39 @@ namespace shape_roi_align::cpu {
 constexpr int64_t kLargeResult = 16 << 20;
 
 #if defined(__SSE2__)
-// memcpy past the caches: whole lines are neither read before they are written nor displace others.
-// Other threads see them after finish_streaming().
-inline void stream(void* to, const void* from, size_t n) {
+// Whole lines are neither read before they are written nor displace others. Other threads see them
+// after finish_streaming(). value(i): the 16 bytes at byte i; some(begin, end): writes those bytes.
+template <typename Value, typename Some>
+void stream_lines(void* to, size_t n, Value value, Some some) {
   constexpr size_t kLine = 64;
   constexpr size_t kVector = sizeof(__m128i);
   char* out = static_cast<char*>(to);
-  const char* in = static_cast<const char*>(from);
   const size_t before = std::min((kLine - reinterpret_cast<uintptr_t>(out) % kLine) % kLine, n);
-  std::memcpy(out, in, before);
+  some(size_t(0), before);
   size_t i = before;
   for (; i + kLine <= n; i += kLine) {
     for (size_t j = i; j < i + kLine; j += kVector) {
-      _mm_stream_si128(
-          reinterpret_cast<__m128i*>(out + j),
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + j)));
+      _mm_stream_si128(reinterpret_cast<__m128i*>(out + j), value(j));
     }
   }
-  std::memcpy(out + i, in + i, n - i);
+  some(i, n);
+}
+
+// memcpy past the caches.
+inline void stream(void* to, const void* from, size_t n) {
+  char* out = static_cast<char*>(to);
+  const char* in = static_cast<const char*>(from);
+  stream_lines(
+      to, n, [&](size_t i) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)); },
+      [&](size_t begin, size_t end) { std::memcpy(out + begin, in + begin, end - begin); });
+}
+
+// memset to 0 past the caches.
+inline void stream_zeros(void* to, size_t n) {
+  char* out = static_cast<char*>(to);
+  stream_lines(
+      to, n, [](size_t) { return _mm_setzero_si128(); },
+      [&](size_t begin, size_t end) { std::memset(out + begin, 0, end - begin); });
 }
 
 inline void finish_streaming() {
@@ -41,6 +56,10 @@ inline void finish_streaming() {
 #else
 inline void stream(void* to, const void* from, size_t n) {
   std::memcpy(to, from, n);
+}
+
+inline void stream_zeros(void* to, size_t n) {
+  std::memset(to, 0, n);
 }
 
 inline void finish_streaming() {}

@@ -96,6 +96,42 @@ INLINE void store_vector(Half* to, FloatVector v) {
 }
 #endif
 
+// Stores past the caches; `to` is aligned to what is stored.
+INLINE void stream_vector(float* to, FloatVector v) {
+#if VECTOR_BYTES == 64
+  _mm512_stream_ps(to, (__m512)v);
+#elif VECTOR_BYTES == 32
+  _mm256_stream_ps(to, (__m256)v);
+#else
+  store_vector(to, v);
+#endif
+}
+INLINE void stream_vector(double* to, DoubleVector v) {
+#if VECTOR_BYTES == 64
+  _mm512_stream_pd(to, (__m512d)v);
+#elif VECTOR_BYTES == 32
+  _mm256_stream_pd(to, (__m256d)v);
+#else
+  store_vector(to, v);
+#endif
+}
+template <typename half_t>
+INLINE void stream_vector(half_t* to, FloatVector v) {
+#if VECTOR_BYTES == 64
+  alignas(32) half_t values[16];
+  store_vector(values, v);
+  _mm256_stream_si256(
+      reinterpret_cast<__m256i*>(to), _mm256_load_si256(reinterpret_cast<const __m256i*>(values)));
+#elif VECTOR_BYTES == 32
+  alignas(16) half_t values[8];
+  store_vector(values, v);
+  _mm_stream_si128(
+      reinterpret_cast<__m128i*>(to), _mm_load_si128(reinterpret_cast<const __m128i*>(values)));
+#else
+  store_vector(to, v);
+#endif
+}
+
 // The first n lanes, the others 0.
 template <typename T>
 INLINE auto load_partial(const T* from, int32_t n) {
