@@ -16,6 +16,8 @@ TESTS = (
     "test_dtypes.py::test_mixed_dtypes",
     "test_layouts.py::test_any_layout_of_the_features",
     "test_layouts.py::test_any_layout_in_other_dtypes",
+    "test_crowds.py::test_a_box_in_a_crowd_is_pooled_as_if_alone",
+    "test_crowds.py::test_a_pixel_that_is_not_finite_reaches_the_bins_that_read_it_only",
 )
 
 

@@ -67,6 +67,28 @@ def test_a_box_in_a_crowd_is_pooled_as_if_alone(
             torch.testing.assert_close(all_boxes[k : k + 1], alone, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_pixel_that_is_not_finite_reaches_the_bins_that_read_it_only(
+    value: float, kind: str
+) -> None:
+    """However pixels are read: alone a box of planes looks them up, in a crowd they are packed."""
+    boxes = make_boxes(kind).float()
+    features = make_features(33, torch.float32, False)
+    features[:, ::3, 5::7, 3::11] = value
+
+    def pool(rois: Tensor, x: Tensor) -> Tensor:
+        return sa_roi_align(x, rois, None, (5, 7), 1.0, 2, True)
+
+    crowd = pool(boxes, features)
+    assert 0 < crowd.isfinite().sum() < crowd.numel()
+    in_place = pool(boxes, features.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(crowd, in_place, equal_nan=True)
+    for k in range(len(boxes)):
+        alone = pool(boxes[k : k + 1], features)
+        torch.testing.assert_close(crowd[k : k + 1], alone, rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("grad_channels_last", [False, True], ids=["grad_nchw", "grad_nhwc"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("channels", [1, 19, 70])

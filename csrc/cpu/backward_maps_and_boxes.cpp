@@ -231,7 +231,7 @@ void backward_maps_and_boxes(
       return;
     }
     std::erase_if(boxes, [](const Box<coord_t>& box) { return !box.is_sampled; });
-    const std::vector<Run> runs = plan_runs<T>(params, boxes, Divide::kBoxes);
+    const std::vector<Run> runs = plan_runs<T>(params, boxes, Divide::kBoxes, false);
     parallel_dynamic(
         static_cast<int64_t>(runs.size()),
         [&] { return Worker(params, grad, grad_maps, static_cast<box_t*>(grad_rois), boxes); },

@@ -145,15 +145,18 @@ void build_axes(const Params& params, const Box<T>& box, BoxTaps<T, weight_t>& t
       " weights of pixels in its bins");
 }
 
+// A bound on the pixels along an axis, each counted for every bin that it is in.
+template <typename T>
+double pixels_along(const Axis<T>& axis, int32_t size) {
+  const double per_bin =
+      std::min(2.0 * axis.samples, std::fabs(double(axis.extent)) / axis.bins + 3.0);
+  return std::min(axis.bins * per_bin, size + 3.0 * axis.bins);
+}
+
 // A bound on the taps of a box, cheap enough to plan memory by.
 template <typename T>
 double taps_bound(const Box<T>& box, const FeatureMap& map) {
-  const auto along = [](const Axis<T>& axis, int32_t size) {
-    const double per_bin =
-        std::min(2.0 * axis.samples, std::fabs(double(axis.extent)) / axis.bins + 3.0);
-    return std::min(axis.bins * per_bin, size + 3.0 * axis.bins);
-  };
-  return along(box.geometry.y, map.height) * along(box.geometry.x, map.width);
+  return pixels_along(box.geometry.y, map.height) * pixels_along(box.geometry.x, map.width);
 }
 
 // f(worker state, i) for i in [0, n), balanced dynamically. Which thread serves i must not matter.

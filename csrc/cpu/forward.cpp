@@ -17,15 +17,18 @@ class Pooler {
       : output_(output),
         bins_(params.options.pooled_height * params.options.pooled_width),
         grid_(bin_grid(output, params.options.pooled_height, params.options.pooled_width)),
-        is_large_(
-            params.num_rois * params.channels * bins_ * int64_t(sizeof(T)) >= kLargeResult),
-        is_staged_(
-            is_large_ && output.channel_stride == bins_ && staged_bytes() <= kLargestStage),
+        is_large_(params.num_rois * params.channels * bins_ * int64_t(sizeof(T)) >= kLargeResult),
+        is_staged_(is_large_ && output.channel_stride == bins_ && staged_bytes() <= kLargestStage),
         run_(params, boxes) {}
 
   void pool(const Run& run) {
     run_.prepare(run);
-    const bool is_in_place = run.is_native && output_.channel_stride == 1;
+    if (run_.has_lookups()) {
+      pool_planes();
+      finish_streaming();
+      return;
+    }
+    const bool is_in_place = run.access == Access::kPixels && output_.channel_stride == 1;
     const int32_t widest = is_in_place
                                ? static_cast<int32_t>(run.channels)
                                : channel_block<T>(bins_, run.channels, kernels_.planar_block);
@@ -60,6 +63,28 @@ class Pooler {
 
   int64_t staged_bytes() const {
     return int64_t(bins_) * kernels<T>().lanes * int64_t(sizeof(T));
+  }
+
+  void pool_planes() {
+    const FeatureMap& map = run_.map();
+    run_.for_each_block(0, [&](size_t i, auto* features, int64_t c, int32_t channels) {
+      if constexpr (std::is_same_v<decltype(features), const T*>) {
+        T* out = static_cast<T*>(output_.data) + run_.box(i).index * output_.box_stride +
+                 c * output_.channel_stride;
+        const Lookups<acc_t> lookups = run_.lookups(i).view();
+        if (!is_staged_) {
+          kernels_.pool_planes(
+              lookups, features, map.channel_stride, channels, out, output_.channel_stride,
+              output_.row_stride);
+          return;
+        }
+        staged_.resize(size_t(bins_) * channels);
+        kernels_.pool_planes(
+            lookups, features, map.channel_stride, channels, staged_.data(), bins_,
+            lookups.bin_columns);
+        stream(out, staged_.data(), sizeof(T) * staged_.size());
+      }
+    });
   }
 
   // The planes of a large output are transposed in the cache and leave it as one stream of whole
@@ -120,7 +145,8 @@ void forward(const Params& params, const PooledMap& output) {
       }
       return !box.is_sampled;
     });
-    const std::vector<Run> runs = plan_runs<T>(params, boxes, Divide::kChannels);
+    const std::vector<Run> runs =
+        plan_runs<T>(params, boxes, Divide::kChannels, output.column_stride == 1);
     parallel_dynamic(
         static_cast<int64_t>(runs.size()), [&] { return Worker(params, output, boxes); },
         [&](Worker& worker, int64_t i) { worker.pool(runs[i]); });

@@ -46,8 +46,7 @@ static void gather(
     const bool is_aligned = reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0 &&
                             row_stride * int64_t(sizeof(out_t)) % kVectorBytes == 0;
     if (!is_aligned) {
-      gather<T, out_t, false>(
-          source, row_begin, offset, weight, rows, channels, out, row_stride);
+      gather<T, out_t, false>(source, row_begin, offset, weight, rows, channels, out, row_stride);
       return;
     }
   }
@@ -251,9 +250,78 @@ static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>&
   }
 }
 
+// As many planes at a time as registers hold: they share the lookups' weights and indices.
+template <int32_t Vectors>
+constexpr int32_t kPlanes = ACCUMULATORS / (Vectors < 4 ? 4 : Vectors);
+
+// f(first channel, planes, vectors), in groups of kPlanes, then one by one.
+template <typename acc_t, typename F>
+INLINE void for_plane_groups(int32_t vectors, int32_t channels, F f) {
+  const auto groups = [&](auto of_row) ALWAYS_INLINE {
+    constexpr int32_t planes = kPlanes<decltype(of_row)::value>;
+    int32_t c = 0;
+    for (; c + planes <= channels; c += planes) {
+      f(c, std::integral_constant<int32_t, planes>{}, of_row);
+    }
+    for (; c < channels; ++c) {
+      f(c, std::integral_constant<int32_t, 1>{}, of_row);
+    }
+  };
+  if (vectors == 1) {
+    groups(std::integral_constant<int32_t, 1>{});
+  } else if (vectors == 2) {
+    groups(std::integral_constant<int32_t, 2>{});
+  } else {
+    groups(std::integral_constant<int32_t, 4>{});
+  }
+}
+
+template <typename T>
+static void pool_planes(
+    const Lookups<accumulate_t<T>>& box, const T* features, int64_t channel_stride,
+    int32_t channels, T* out, int64_t out_channel_stride, int64_t out_row_stride) {
+  using acc_t = accumulate_t<T>;
+  constexpr int32_t lanes = kLanes<acc_t>;
+  const int64_t step_size = int64_t(box.parts) * lanes;
+  for_plane_groups<acc_t>(
+      box.vectors, channels, [&](int32_t c, auto planes, auto vectors) ALWAYS_INLINE {
+        const T* first = features + c * channel_stride;
+        for (int32_t ph = 0; ph < box.bin_rows; ++ph) {
+          vector_t<acc_t> sum[planes] = {};
+          for (int32_t step = box.step_begin[ph]; step < box.step_begin[ph + 1]; ++step) {
+            const T* row = first + box.row_offset[step];
+            const acc_t* weight = box.weight + step * step_size;
+            vector_t<acc_t> pixels[planes][vectors];
+            repeat<planes>([&](int32_t p) ALWAYS_INLINE {
+              repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
+                pixels[p][v] = load_vector(row + p * channel_stride + box.starts[v]);
+              });
+            });
+            for (int32_t part = 0; part < box.parts; ++part) {
+              const vector_t<acc_t> w = load_vector(weight + part * lanes);
+              repeat<planes>([&](int32_t p) ALWAYS_INLINE {
+                sum[p] += w * look_up<vectors>(pixels[p], box.index + part * lanes);
+              });
+            }
+          }
+          repeat<planes>([&](int32_t p) ALWAYS_INLINE {
+            store_partial(
+                out + (c + p) * out_channel_stride + ph * out_row_stride, sum[p], box.bin_columns);
+          });
+        }
+      });
+}
+
 template <typename T>
 static const Kernels<T>& table() {
   using acc_t = accumulate_t<T>;
+  const auto look_up_pixels = [] {
+    if constexpr (kHasLookups<acc_t>) {
+      return &pool_planes<T>;
+    } else {
+      return decltype(Kernels<T>::pool_planes){};
+    }
+  };
   static const Kernels<T> kTable = {
       kLanes<acc_t>,
       4 * kLanes<acc_t>,
@@ -264,6 +332,7 @@ static const Kernels<T>& table() {
       gather<acc_t, acc_t, false>,
       dot_taps<T>,
       dot_taps<acc_t>,
+      look_up_pixels(),
       pack<T>,
       unpack<T>,
   };

@@ -164,6 +164,71 @@ INLINE void store_partial(double* to, DoubleVector v, int32_t n) {
 }
 #endif
 
+// Lane i: element index[i] of the vectors laid end to end; 0 where index[i] is negative.
+#if VECTOR_BYTES == 64
+template <int32_t Vectors>
+INLINE FloatVector look_up(const FloatVector (&v)[Vectors], const int32_t* index) {
+  const __m512i i = _mm512_loadu_si512(index);
+  const __mmask16 some = static_cast<__mmask16>(~_mm512_movepi32_mask(i));
+  if constexpr (Vectors == 1) {
+    return (FloatVector)_mm512_maskz_permutexvar_ps(some, i, (__m512)v[0]);
+  } else {
+    const __m512 low = _mm512_maskz_permutex2var_ps(some, (__m512)v[0], i, (__m512)v[1]);
+    if constexpr (Vectors == 2) {
+      return (FloatVector)low;
+    } else {
+      const __m512 high = _mm512_permutex2var_ps((__m512)v[2], i, (__m512)v[3]);
+      const __mmask16 is_high = _mm512_mask_test_epi32_mask(some, i, _mm512_set1_epi32(32));
+      return (FloatVector)_mm512_mask_blend_ps(is_high, low, high);
+    }
+  }
+}
+template <int32_t Vectors>
+INLINE DoubleVector look_up(const DoubleVector (&v)[Vectors], const int32_t* index) {
+  const __m512i i = _mm512_maskz_cvtepi32_epi64(
+      0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)));
+  const __mmask8 some = static_cast<__mmask8>(~_mm512_movepi64_mask(i));
+  if constexpr (Vectors == 1) {
+    return (DoubleVector)_mm512_maskz_permutexvar_pd(some, i, (__m512d)v[0]);
+  } else {
+    const __m512d low = _mm512_maskz_permutex2var_pd(some, (__m512d)v[0], i, (__m512d)v[1]);
+    if constexpr (Vectors == 2) {
+      return (DoubleVector)low;
+    } else {
+      const __m512d high = _mm512_permutex2var_pd((__m512d)v[2], i, (__m512d)v[3]);
+      const __mmask8 is_high = _mm512_mask_test_epi64_mask(some, i, _mm512_set1_epi64(16));
+      return (DoubleVector)_mm512_mask_blend_pd(is_high, low, high);
+    }
+  }
+}
+template <typename acc_t>
+constexpr bool kHasLookups = true;
+#elif VECTOR_BYTES == 32
+template <int32_t Vectors>
+INLINE __m256 look_up_any(const FloatVector* v, __m256i i) {
+  if constexpr (Vectors == 1) {
+    return _mm256_permutevar8x32_ps((__m256)v[0], i);
+  } else {
+    // The bit that tells the halves apart, as a sign.
+    const __m256i is_high = _mm256_slli_epi32(i, Vectors == 2 ? 28 : 27);
+    return _mm256_blendv_ps(
+        look_up_any<Vectors / 2>(v, i), look_up_any<Vectors / 2>(v + Vectors / 2, i),
+        _mm256_castsi256_ps(is_high));
+  }
+}
+template <int32_t Vectors>
+INLINE FloatVector look_up(const FloatVector (&v)[Vectors], const int32_t* index) {
+  const __m256i i = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+  const __m256 is_none = _mm256_castsi256_ps(_mm256_srai_epi32(i, 31));
+  return (FloatVector)_mm256_andnot_ps(is_none, look_up_any<Vectors>(v, i));
+}
+template <typename acc_t>
+constexpr bool kHasLookups = sizeof(acc_t) == sizeof(float);
+#else
+template <typename acc_t>
+constexpr bool kHasLookups = false;
+#endif
+
 // Swaps the off-diagonal Block x Block quarters of each 2 Block x 2 Block square.
 template <int32_t Block, typename V, int32_t... I>
 INLINE void exchange_blocks(V& low, V& high, std::integer_sequence<int32_t, I...>) {
