@@ -24,6 +24,7 @@ class Pair(NamedTuple):
 
     device_kind: object
     capability: object  # of the CPU kernels; "" on CUDA
+    keeps_memory: bool
     setting: tuple[object, ...]
     problem: str
     ours: str
@@ -46,6 +47,10 @@ def ratios(rows: Iterable[Row]) -> dict[Pair, float | None]:
     return found
 
 
+def keeps_memory(row: Row) -> bool:
+    return bool(row.identity.get("keeps_memory", False))
+
+
 def is_plain(row: Row) -> bool:
     return "no maps" in row.provider
 
@@ -55,6 +60,7 @@ def pair_of(ours: Row, peer: Row) -> Pair:
     return Pair(
         kind,
         ours.identity["capability"] if kind == "cpu" else "",
+        keeps_memory(ours),
         ours.setting(),
         str(sorted(ours.problem.items())),
         ours.provider,
@@ -91,7 +97,8 @@ def measure_again(recorded: Sequence[Row], device: str, options: Sequence[str]) 
             known = {case.name for case in suite.cases}
             cases_of: dict[tuple[str, str, int, bool], set[str]] = {}
             for row in recorded:
-                if row.case in known and row.identity["device_kind"] == kind:
+                is_kind = row.identity["device_kind"] == kind and not keeps_memory(row)
+                if row.case in known and is_kind:
                     key = (row.dtype, row.layout, row.threads, row.deterministic)
                     cases_of.setdefault(key, set()).add(row.case)
             for (dtype, layout, threads, deterministic), cases in cases_of.items():

@@ -26,6 +26,7 @@ from timing import (
     Pool,
     copy_bandwidth,
     describe,
+    keep_freed_memory,
     least_traffic,
     make_call,
     make_replay,
@@ -83,12 +84,14 @@ def run(suite: Suite, argv: Sequence[str] | None = None) -> int:
     arguments = parse(suite, argv)
     device = torch.device(arguments.device)
     chosen = choose_providers(suite, arguments)
+    if arguments.keep_memory:
+        keep_freed_memory()
     rows: list[Row] = []
     write_rows(rows, arguments.json)
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         bandwidth = copy_bandwidth(device)
-        identity = describe_run(device, bandwidth)
+        identity = describe_run(device, bandwidth) | {"keeps_memory": arguments.keep_memory}
         print(f"copy bandwidth of {threads} threads: {bandwidth / 1e9:.1f} GB/s", file=sys.stderr)
         plan = product(
             choose_cases(suite, arguments), arguments.dtype, arguments.layout, arguments.modes
@@ -345,6 +348,11 @@ a peer that cannot run a case is a row that says why.""",
         help="torch.use_deterministic_algorithms",
     )
     parser.add_argument("--threads", nargs="+", type=int, help="CPU threads; default: torch's")
+    parser.add_argument(
+        "--keep-memory",
+        action="store_true",
+        help="let glibc keep freed memory, so that large results are not cleared page by page",
+    )
     parser.add_argument("--rounds", type=int, help="default: 7, on CUDA 30; what is slow has fewer")
     parser.add_argument(
         "--quick", action="store_true", help="one case, at most 5 rounds, nothing to compile"

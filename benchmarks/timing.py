@@ -99,6 +99,23 @@ def measure(
     return results
 
 
+def keep_freed_memory() -> None:
+    """From now on the C allocator keeps what is freed, as others do by themselves.
+
+    glibc gives large tensors back to the system, and the next ones are cleared page by page.
+
+    Raises:
+        OSError: not with this C library.
+    """
+    m_trim_threshold, m_mmap_threshold, most = -1, -3, 2**31 - 1
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except AttributeError:
+        raise OSError("this C library has no mallopt") from None
+    if not (mallopt(m_mmap_threshold, most) and mallopt(m_trim_threshold, most)):
+        raise OSError("mallopt refused")
+
+
 def repeats_of(call: Call) -> int:
     """How many calls take SHORTEST_SPAN on a CPU."""
     return min(max(math.ceil(SHORTEST_SPAN / time_calls(call, 1, torch.device("cpu"))), 1), 1000)
