@@ -39,11 +39,12 @@ def run_smoke(bench: SimpleNamespace, output: Path, *, suite: Any = None, option
     return bench.runner.run(suite or bench.runner.ROI_ALIGN, command)
 
 
-@pytest.mark.parametrize("name", ["bench_roi_align", "bench_multiscale"])
-def test_every_provider_passes_the_gate_and_yields_complete_rows(name, tmp_path):
+@pytest.mark.parametrize("name, keep", [("bench_roi_align", False), ("bench_multiscale", True)])
+def test_every_provider_passes_the_gate_and_yields_complete_rows(name, keep, tmp_path):
     output = tmp_path / "rows.jsonl"
     command = [sys.executable, BENCHMARKS / f"{name}.py", "--smoke", "--quick", "--device", "cpu"]
     command += ["--dtype", "float32", "float16", "bfloat16", "--json", output]
+    command += ["--keep-memory"] if keep else []
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in output.read_text().splitlines()]
@@ -59,6 +60,7 @@ def test_every_provider_passes_the_gate_and_yields_complete_rows(name, tmp_path)
         known = ("device_kind", "device", "cpu", "capability", "torch", "torchvision", "time")
         assert all(row["identity"][key] for key in known)
         assert isinstance(row["identity"]["dirty"], bool)
+        assert row["identity"]["keeps_memory"] is keep
         if row["provider"] == "torchvision, no maps":
             assert row["speedup_over_torchvision"] == 1
 
@@ -262,6 +264,7 @@ def made_up(bench: SimpleNamespace, times: dict[str, float | None], **changes: A
         "threads": 2,
         "copy_bytes_per_second": 1e9,
         "torch": "2.15.0",
+        "keeps_memory": False,
         "time": "2026-01-01T00:00:00+00:00",
     }
     fields = {
@@ -330,6 +333,7 @@ def test_a_ratio_that_grew_by_more_than_the_tolerance_is_reported(
         {"dtype": "float16"},
         {"threads": 1},
         {"capability": "avx512"},
+        {"keeps_memory": True},
         {"device_kind": "cuda"},
         {"deterministic": True},
         {"mode": "backward"},
@@ -409,3 +413,22 @@ def test_pictures_of_cases_and_of_curves(bench, tmp_path):
     bench.report.write_rows(rows, path)
     bench.plot.main(path, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_that_is_kept_is_faster_to_get():
+    """In a process of its own: the setting is the allocator's, for good."""
+    code = """if True:
+        import resource, timing, torch
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            torch.empty(2**27, dtype=torch.uint8).fill_(1)
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        assert min(faults() for _ in range(3)) > 0
+        timing.keep_freed_memory()
+        faults()
+        print(faults())
+    """
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 2**27 // 2**21  # not even one for each large page
