@@ -1,10 +1,11 @@
-"""Draws benchmark rows: python benchmarks/plot.py ROWS.jsonl [PICTURE.png]
+"""Draws benchmark rows.
 
 Named cases: a panel per case and mode, a bar per provider and layout with its share of the limit.
-Curves: a panel per layout and mode, a line per provider over the size that varies. The limit is the
-time of the least traffic at copy bandwidth.
+Curves: a panel per curve, layout and mode, a line per provider over the size that varies. The limit
+is the time of the least traffic at copy bandwidth.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -61,11 +62,12 @@ def draw_lines(panel: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Rows of one run, all of a curve or none."""
+    """Rows of one machine, all of curves or none."""
     colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row.provider for row in rows))}
 
     def line_of(row: Row) -> str:
-        parts = [row.layout if row.curve else row.case, row.dtype, f"{row.threads} threads"]
+        what = f"over {row.curve}, {row.layout}" if row.curve else row.case
+        parts = [what, row.dtype, f"{row.threads} threads"]
         return ", ".join([*parts, "deterministic"] if row.deterministic else parts)
 
     lines = list(dict.fromkeys(map(line_of, rows)))
@@ -96,9 +98,16 @@ def main(rows_path: Path, picture: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
-        sys.exit(__doc__)
-    main(
-        Path(sys.argv[1]),
-        Path(sys.argv[2] if len(sys.argv) == 3 else sys.argv[1]).with_suffix(".png"),
+    parser = argparse.ArgumentParser(
+        formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
     )
+    parser.add_argument("rows", type=Path, metavar="ROWS.jsonl")
+    parser.add_argument(
+        "picture",
+        type=Path,
+        nargs="?",
+        metavar="PICTURE.png",
+        help="default: beside the rows, under their name",
+    )
+    arguments = parser.parse_args()
+    main(arguments.rows, arguments.picture or arguments.rows.with_suffix(".png"))

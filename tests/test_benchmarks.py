@@ -409,6 +409,9 @@ def test_pictures_of_cases_and_of_curves(bench, tmp_path):
     lines = bench.plot.draw(rows).axes[0].get_lines()
     found = {line.get_label(): list(line.get_xdata()) for line in lines}
     assert found[OURS] == found[PEER] == found["limit"] == [8, 16]
+    other = made_up(bench, times, curve="channels", problem={"channels": 8})
+    titles = [panel.get_title() for panel in bench.plot.draw(rows + other).axes]
+    assert [title.split(",")[0] for title in titles] == ["over boxes", "over channels"]
     path = tmp_path / "rows.jsonl"
     bench.report.write_rows(rows, path)
     bench.plot.main(path, tmp_path / "picture.png")

@@ -16,8 +16,8 @@ inline int32_t row_vectors(int32_t columns, int32_t lanes) {
   return columns <= lanes ? 1 : columns <= 2 * lanes ? 2 : kMaxRowVectors;
 }
 
-// Whether boxes that may read this many columns can be pooled by lookups. Bins fill a quarter of the
-// lanes at least, so that the weights take no more than some four times the memory of the taps.
+// Whether boxes that may read this many columns can be pooled by lookups. Bins fill a quarter of
+// the lanes at least, so that the weights take no more than some four times the memory of the taps.
 template <typename T>
 bool can_look_up(const Params& params, const FeatureMap& map, int32_t columns) {
   const Kernels<T>& table = kernels<T>();
