@@ -426,12 +426,12 @@ def test_memory_that_is_kept_is_faster_to_get():
             before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             torch.empty(2**27, dtype=torch.uint8).fill_(1)
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        assert min(faults() for _ in range(3)) > 0
+        print(min(faults() for _ in range(20)))
         timing.keep_freed_memory()
-        faults()
-        print(faults())
+        print(min(faults() for _ in range(20)))
     """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 2**27 // 2**21  # not even one for each large page
+    given_back, kept = map(int, done.stdout.split())
+    assert kept < 2**27 // 2**21 <= given_back  # one for each large page, at least
