@@ -154,7 +154,14 @@ def test_results_of_many_megabytes(
     for k in (0, count - 1):
         alone = sa_roi_align(features, boxes[k : k + 1], None, output_size, 1.0, 1, True)
         torch.testing.assert_close(out[k : k + 1], alone, rtol=0, atol=0)
-    (gradient,) = torch.autograd.grad(out, features, torch.ones_like(out))
+    ones = torch.ones_like(out)
+    dirt = torch.full_like(features, torch.nan)
+    del dirt
+    (gradient,) = torch.autograd.grad(out, features, ones)
     assert gradient.numel() * 4 > 2**24
     total = gradient.sum(dtype=torch.float64).item()  # each sample's weights sum to one
     assert total == pytest.approx(out.numel(), rel=1e-5)
+    few = features.detach()[:, :2].contiguous(memory_format=memory_format).requires_grad_()
+    out = sa_roi_align(few, boxes, None, output_size, 1.0, 1, True)
+    (expected,) = torch.autograd.grad(out, few, torch.ones_like(out))
+    torch.testing.assert_close(gradient[:, :2], expected, rtol=0, atol=0)

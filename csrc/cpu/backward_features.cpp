@@ -317,7 +317,11 @@ class BandGradient {
       if (map.column_stride == 1 && !has_taps(row, end)) {
         for (int32_t c = 0; c < channels; ++c) {
           void* plane = first + c * map.channel_stride;
-          is_staged ? stream_zeros(plane, bytes) : (void)std::memset(plane, 0, bytes);
+          if (is_staged) {
+            stream_zeros(plane, bytes);
+          } else {
+            std::memset(plane, 0, bytes);
+          }
         }
       } else if (is_staged) {
         const int64_t plane = (end - row) * width;
