@@ -21,9 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def missing_for_cuda() -> str | None:
     if not torch.cuda.is_available():
-        return "no CUDA device"
+        return "a CUDA device"
     if not has_cuda_operators():
-        return "shape_roi_align was built without CUDA"
+        return "a shape_roi_align that is built with CUDA"
     return None
 
 
@@ -32,6 +32,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device. CUDA may be missing, unless SHAPE_ROI_ALIGN_REQUIRE_CUDA=1."""
     if request.param == "cuda" and (missing := missing_for_cuda()):
         if os.environ.get("SHAPE_ROI_ALIGN_REQUIRE_CUDA") == "1":
-            pytest.fail(f"SHAPE_ROI_ALIGN_REQUIRE_CUDA=1, but {missing}")
-        pytest.skip(missing)
+            pytest.fail(f"SHAPE_ROI_ALIGN_REQUIRE_CUDA=1, but there is not {missing}")
+        pytest.skip(f"needs {missing}")
     return torch.device(request.param)

@@ -165,3 +165,23 @@ def test_results_of_many_megabytes(
     out = sa_roi_align(few, boxes, None, output_size, 1.0, 1, True)
     (expected,) = torch.autograd.grad(out, few, torch.ones_like(out))
     torch.testing.assert_close(gradient[:, :2], expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("channels", [64, 70])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
+)
+def test_a_large_result_is_that_of_its_boxes_alone(
+    dtype: torch.dtype, channels: int, channels_last: bool
+) -> None:
+    """Written past the caches in every type; rows of 64 channels are whole vectors, of 70 are not."""
+    features = make_features(channels, dtype, channels_last)
+    boxes = make_boxes("crowded", 700).to(
+        torch.float64 if dtype == torch.float64 else torch.float32
+    )
+    out = sa_roi_align(features, boxes, None, (13, 17), 1.0, 2, True)
+    assert out.numel() * out.itemsize > 2**24
+    for k in range(0, len(boxes), 69):
+        alone = sa_roi_align(features, boxes[k : k + 1], None, (13, 17), 1.0, 2, True)
+        torch.testing.assert_close(out[k : k + 1], alone, rtol=0, atol=0)

@@ -168,7 +168,7 @@ def test_two_streams_at_once(device: torch.device) -> None:
 
 def test_the_device_of_the_tensors_is_used_not_the_current_one(device: torch.device) -> None:
     if torch.cuda.device_count() < 2:
-        pytest.skip("one CUDA device")
+        pytest.skip("needs two CUDA devices")
     expected = pool(make_leaves(torch.device("cuda", 0)))
     with torch.cuda.device(0):
         actual = pool(make_leaves(torch.device("cuda", 1)))

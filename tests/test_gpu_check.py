@@ -214,9 +214,9 @@ def test_recorded_rows_are_kept_by_git() -> None:
     try:
         inside = subprocess.run(["git", "rev-parse"], cwd=ROOT, capture_output=True)
     except OSError:
-        pytest.skip("no git")
+        pytest.skip("needs git")
     if inside.returncode:
-        pytest.skip("no repository")
+        pytest.skip("needs a git repository around the sources")
     assert subprocess.run([*command, path], cwd=ROOT).returncode == 1
     ignored = "benchmarks/results/roi_align.jsonl"
     assert subprocess.run([*command, ignored], cwd=ROOT).returncode == 0

@@ -18,7 +18,7 @@ SHAPE = (9, 64, 2048, 2048)  # 2.4e9 elements; the last image starts beyond 2^31
 
 writes = pytest.mark.skipif(
     os.environ.get("SHAPE_ROI_ALIGN_TEST_LARGE") != "1",
-    reason="SHAPE_ROI_ALIGN_TEST_LARGE is not 1",
+    reason="needs 17 GiB of memory and SHAPE_ROI_ALIGN_TEST_LARGE=1",
 )
 
 
@@ -33,7 +33,7 @@ def available_memory(device: torch.device) -> int:
 def need(gib: float, device: torch.device) -> None:
     available = available_memory(device)
     if available < gib * GIB:
-        pytest.skip(f"needs {gib} GiB, {available / GIB:.1f} GiB are free")
+        pytest.skip(f"needs {gib} GiB of memory, {available / GIB:.1f} GiB are free")
 
 
 def large_features(channels_last: bool, device: torch.device) -> torch.Tensor:

@@ -23,7 +23,7 @@ class Pooler {
 
   void pool(const Run& run) {
     run_.prepare(run);
-    if (run_.has_lookups()) {
+    if (run.access == Access::kPlanes) {
       pool_planes();
       finish_streaming();
       return;
@@ -66,24 +66,21 @@ class Pooler {
   }
 
   void pool_planes() {
-    const FeatureMap& map = run_.map();
-    run_.for_each_block(0, [&](size_t i, auto* features, int64_t c, int32_t channels) {
-      if constexpr (std::is_same_v<decltype(features), const T*>) {
-        T* out = static_cast<T*>(output_.data) + run_.box(i).index * output_.box_stride +
-                 c * output_.channel_stride;
-        const Lookups<acc_t> lookups = run_.lookups(i).view();
-        if (!is_staged_) {
-          kernels_.pool_planes(
-              lookups, features, map.channel_stride, channels, out, output_.channel_stride,
-              output_.row_stride);
-          return;
-        }
-        staged_.resize(size_t(bins_) * channels);
+    const int64_t channel_stride = run_.map().channel_stride;
+    run_.for_each_block_of_planes([&](size_t i, const Lookups<acc_t>& lookups, const T* planes,
+                                      int64_t c, int32_t channels) {
+      T* out = static_cast<T*>(output_.data) + run_.box(i).index * output_.box_stride +
+               c * output_.channel_stride;
+      if (!is_staged_) {
         kernels_.pool_planes(
-            lookups, features, map.channel_stride, channels, staged_.data(), bins_,
-            lookups.bin_columns);
-        stream(out, staged_.data(), sizeof(T) * staged_.size());
+            lookups, planes, channel_stride, channels, out, output_.channel_stride,
+            output_.row_stride);
+        return;
       }
+      staged_.resize(size_t(bins_) * channels);
+      kernels_.pool_planes(
+          lookups, planes, channel_stride, channels, staged_.data(), bins_, lookups.bin_columns);
+      stream(out, staged_.data(), sizeof(T) * staged_.size());
     });
   }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -36,7 +35,6 @@ def process_group(device: str) -> Iterator[torch.device]:
     try:
         yield own
     finally:
-        gc.collect()  # of replicas in reference cycles, which would keep the group's threads
         dist.destroy_process_group()
 
 

@@ -29,9 +29,15 @@ DIFFERENCES = (
     ("detached", "sara", "RM + SaRoIAlign: P detached over P not detached"),
     ("sara_pre_nms", "rm_pre_nms", "every proposal refined: RM + SaRoIAlign over RM + RoIAlign"),
     ("sara_pre_nms", "control", "RM + SaRoIAlign, every proposal refined, over the control"),
-    *(
-        (name, "control", f"RM + SaRoIAlign, P detached, mask flow {how}, over the control")
-        for name, how in (("detached_recrop", "cropped anew"), ("detached_recompute", "recomputed"))
+    (
+        "detached_recrop",
+        "control",
+        "RM + SaRoIAlign, P detached, flow cropped anew, over the control",
+    ),
+    (
+        "detached_recompute",
+        "control",
+        "RM + SaRoIAlign, P detached, flow recomputed, over the control",
     ),
 )
 ALPHAS = ("0", "0.1", "0.2", "0.5", "1", "2", "5", "10")
