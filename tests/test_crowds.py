@@ -175,7 +175,7 @@ def test_results_of_many_megabytes(
 def test_a_large_result_is_that_of_its_boxes_alone(
     dtype: torch.dtype, channels: int, channels_last: bool
 ) -> None:
-    """Written past the caches in every type; rows of 64 channels are whole vectors, of 70 are not."""
+    """Written past the caches in every type; 64 channels are whole vectors, 70 are not."""
     features = make_features(channels, dtype, channels_last)
     boxes = make_boxes("crowded", 700).to(
         torch.float64 if dtype == torch.float64 else torch.float32
