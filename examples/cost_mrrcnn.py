@@ -31,11 +31,11 @@ from torchvision.transforms.v2.functional import to_dtype, to_image
 from tqdm import tqdm
 
 from mrrcnn.backbones import BUILDERS, build_mask_rcnn
-from mrrcnn.checkpoint import load_weights
-from mrrcnn.data import decode_mask
-from mrrcnn.huddle import HuddleConfig, make_image
-from mrrcnn.identity import describe_run
 from mrrcnn.model import MRRCNN, REFINE_PREFIX, RefineConfig
+from mrrcnn.weights import load_weights
+from study.huddle import HuddleConfig, make_image
+from training.data import decode_mask
+from training.identity import describe_run
 
 OURS, COMPOSED = "shape_roi_align", "torchvision"
 VANILLA = "Mask R-CNN"

@@ -24,11 +24,11 @@ from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from mrrcnn.backbones import BUILDERS, build_mask_rcnn
-from mrrcnn.checkpoint import load_weights
-from mrrcnn.evaluate import coco_results
 from mrrcnn.model import MRRCNN, REFINE_PREFIX, RefineConfig
-from mrrcnn.options import REFINE_OPTION, describe_fields, parse_overrides
-from mrrcnn.visualize import draw_instances
+from mrrcnn.weights import load_weights
+from training.evaluate import coco_results
+from training.options import REFINE_OPTION, describe_fields, parse_overrides
+from training.visualize import draw_instances
 
 CLASSES_KEY = "roi_heads.box_predictor.cls_score.bias"
 COCO_CLASSES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]

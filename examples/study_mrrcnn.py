@@ -29,16 +29,16 @@ import torch
 from torchvision.models.detection import MaskRCNN
 
 from mrrcnn.backbones import BUILDERS, build_mask_rcnn, resnet50_from_scratch
-from mrrcnn.checkpoint import load_weights, save_weights
-from mrrcnn.data import CocoInstances, make_loader, make_transforms
-from mrrcnn.engine import Options, Schedule, train
-from mrrcnn.evaluate import IOU_TYPES, average_precisions, detect, instance_bins
-from mrrcnn.huddle import HuddleConfig, write_huddle
-from mrrcnn.identity import describe_run
 from mrrcnn.model import MRRCNN, RefineConfig
-from mrrcnn.probe import make_pairs, neighbour_effect, picture_pairs
-from mrrcnn.study_report import write_report
-from mrrcnn.visualize import compare
+from mrrcnn.weights import load_weights, save_weights
+from study.huddle import HuddleConfig, write_huddle
+from study.probe import make_pairs, neighbour_effect, picture_pairs
+from study.report import write_report
+from training.data import CocoInstances, make_loader, make_transforms
+from training.engine import Options, Schedule, train
+from training.evaluate import IOU_TYPES, average_precisions, detect, instance_bins
+from training.identity import describe_run
+from training.visualize import compare
 
 RESULTS = Path(__file__).with_name("results")
 PICTURED_IMAGES = 6

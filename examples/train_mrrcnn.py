@@ -27,12 +27,14 @@ from torch import nn
 from torchvision.models.detection import MaskRCNN
 
 import shape_roi_align
-from mrrcnn import distributed, options
 from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.checkpoint import load_weights, save_weights
-from mrrcnn.data import TEST_DEV, CocoInstances, make_loader, make_transforms
-from mrrcnn.engine import Schedule, train
-from mrrcnn.evaluate import (
+from mrrcnn.model import MRRCNN
+from mrrcnn.weights import load_weights, save_weights
+from study.huddle import HuddleConfig, write_huddle
+from training import distributed, options
+from training.data import TEST_DEV, CocoInstances, make_loader, make_transforms
+from training.engine import Schedule, train
+from training.evaluate import (
     IOU_TYPES,
     Result,
     Scores,
@@ -41,17 +43,16 @@ from mrrcnn.evaluate import (
     format_table,
     instance_splits,
 )
-from mrrcnn.huddle import HuddleConfig, write_huddle
-from mrrcnn.model import MRRCNN
-from mrrcnn.options import BASE, RM, ROWS, choose_preset
-from mrrcnn.visualize import compare
+from training.options import BASE, RM, ROWS, choose_preset
+from training.visualize import compare
 
 PICTURED_IMAGES = 6
 QUICK_DATA = HuddleConfig(train_images=48, val_images=12)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    return options.parse_arguments(argv, __doc__)
+    images = {"train": HuddleConfig.train_images, "val": HuddleConfig.val_images}
+    return options.parse_arguments(argv, __doc__, images)
 
 
 def prepare_data(args: argparse.Namespace) -> Path:

@@ -211,8 +211,8 @@ main() {
   step build bash -c build
   step ptxas bash -c ptxas
   step tests "$python" -m pytest -q -m cuda -k "not gradcheck" --durations=10 tests \
-    --ignore=tests/mrrcnn
-  step gradcheck "$python" -m pytest -q -m cuda -k gradcheck tests --ignore=tests/mrrcnn
+    --ignore=tests/examples
+  step gradcheck "$python" -m pytest -q -m cuda -k gradcheck tests --ignore=tests/examples
   local tool
   for tool in memcheck racecheck initcheck synccheck; do
     sanitize "$tool"

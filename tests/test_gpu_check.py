@@ -116,7 +116,7 @@ def test_every_file_option_and_case_it_names_exists(check: Check) -> None:
         assert (ROOT / words[1]).is_file(), line
         source = (ROOT / words[1]).read_text()
         if words[1] == "examples/train_mrrcnn.py":
-            source += (ROOT / "examples" / "mrrcnn" / "options.py").read_text()
+            source += (ROOT / "examples" / "training" / "options.py").read_text()
         if words[1].startswith("benchmarks/bench_"):
             source = (ROOT / "benchmarks" / "runner.py").read_text()
         for name in re.findall(r"\bp\d\w*|\bc4\b", line):

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from mrrcnn import checkpoint, engine
+from mrrcnn import weights
 from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.data import CocoInstances, ShuffledBatches, make_loader, make_transforms
-from mrrcnn.engine import Options, Schedule, Training, train
+from training import checkpoint, engine
+from training.data import CocoInstances, ShuffledBatches, make_loader, make_transforms
+from training.engine import Options, Schedule, Training, train
 
 # An epoch has three batches; the milestone comes with the last iteration.
 SCHEDULE = Schedule(6, 2e-3, warmup=2, milestones=((0.75, 0.1),))
@@ -98,7 +99,7 @@ def test_six_iterations_are_six_however_often_interrupted(data, tmp_path, build,
         run(data, parts, build=build, options=options, workers=workers, **arguments)
         # The next process has neither the weights nor the random states of this one.
         torch.rand(5), random.random(), np.random.rand()
-    whole, parts = checkpoint.load(whole), checkpoint.load(parts)
+    whole, parts = weights.load(whole), weights.load(parts)
     for state in (whole, parts):
         del state["seconds"]
     assert_equal(parts, whole)
@@ -164,7 +165,7 @@ def test_a_finished_training_resumes_to_its_end(data, tmp_path):
         )
         states.append(model.state_dict())
     assert_equal(states[1], states[0])
-    assert_equal(checkpoint.load_weights(path), states[0])
+    assert_equal(weights.load_weights(path), states[0])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +206,7 @@ def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
 
 def test_a_failed_write_leaves_the_former_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint"
-    checkpoint.save({"iteration": 1}, path)
+    weights.save({"iteration": 1}, path)
 
     def half_a_file(content, part):
         part.write_bytes(b"half")
@@ -213,44 +214,44 @@ def test_a_failed_write_leaves_the_former_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", half_a_file)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save({"iteration": 2}, path)
-    assert checkpoint.load(path) == {"iteration": 1}
+        weights.save({"iteration": 2}, path)
+    assert weights.load(path) == {"iteration": 1}
 
 
 def test_random_states_come_back(tmp_path):
     def draw():
         return torch.rand(3).tolist(), random.random(), np.random.rand()
 
-    checkpoint.save(checkpoint.random_state(), tmp_path / "state")
+    weights.save(checkpoint.random_state(), tmp_path / "state")
     first = draw()
-    checkpoint.set_random_state(checkpoint.load(tmp_path / "state"))
+    checkpoint.set_random_state(weights.load(tmp_path / "state"))
     assert draw() == first
 
 
 def test_weights_are_found_in_any_of_our_files(tmp_path):
     model = torch.nn.Linear(2, 2)
     for content in (model.state_dict(), {"model": model.state_dict(), "iteration": 3}):
-        checkpoint.save(content, tmp_path / "file")
-        assert_equal(checkpoint.load_weights(tmp_path / "file"), dict(model.state_dict()))
+        weights.save(content, tmp_path / "file")
+        assert_equal(weights.load_weights(tmp_path / "file"), dict(model.state_dict()))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half an archive"])
 def test_a_file_of_another_form_is_refused_by_name(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(ValueError, match="file must be a file of weights"):
-        checkpoint.load_weights(tmp_path / "file")
+        weights.load_weights(tmp_path / "file")
 
 
 def test_pickled_code_is_not_run(tmp_path):
     torch.save(nn.Linear(1, 1), tmp_path / "file")
     with pytest.raises(ValueError, match="must be a file of weights"):
-        checkpoint.load_weights(tmp_path / "file")
+        weights.load_weights(tmp_path / "file")
 
 
 def test_a_file_without_weights_is_refused(tmp_path):
-    checkpoint.save({"scores": [1, 2]}, tmp_path / "file")
+    weights.save({"scores": [1, 2]}, tmp_path / "file")
     with pytest.raises(ValueError, match="state dict of tensors, got.*scores"):
-        checkpoint.load_weights(tmp_path / "file")
+        weights.load_weights(tmp_path / "file")
 
 
 @pytest.mark.parametrize("batches", [0, 1, 3, 4])

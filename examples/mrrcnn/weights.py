@@ -1,15 +1,13 @@
-"""Files of weights and of interrupted trainings: never half written, never pickled code."""
+"""Files of weights: never half written, never pickled code."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
@@ -83,26 +81,3 @@ def average_weights(average: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The model's state dict in that of a ``torch.optim.swa_utils.AveragedModel``."""
     prefix = "module."
     return {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}
-
-
-def random_state() -> dict[str, Any]:
-    """The states of this process's random number generators, as tensors, numbers and lists."""
-    numpy_state: Any = np.random.get_state()
-    name, keys, *numbers = numpy_state
-    state: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *numbers),
-    }
-    if torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    name, keys, *numbers = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *numbers))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

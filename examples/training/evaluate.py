@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .crowding import huddledness
 from .distributed import no_progress_bar
-from .huddle import huddledness
 
 # Upper ends of the bins, the last of which is open. q is the intruder ratio: pixels of other
 # instances in the box per pixel of the instance. IoU is the box's largest with another instance's.

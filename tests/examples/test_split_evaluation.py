@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mrrcnn.evaluate import (
+from training.evaluate import (
     average_precisions,
     crowding,
     format_table,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
-from .backbones import BUILDERS, NORMS
+from mrrcnn.backbones import BUILDERS, NORMS
+from mrrcnn.refine import CHOICES, RefineConfig
+
 from .data import TEST_DEV
 from .engine import AMP_TYPES, Options, Schedule
-from .huddle import HuddleConfig
-from .refine import CHOICES, RefineConfig
 
 BASE, RM, SARA = "Mask R-CNN", "RM + RoIAlign", "RM + SaRoIAlign"
 ROWS = {"mask_r_cnn": BASE, "rm_roialign": RM, "rm_saroialign": SARA}  # file name: title
@@ -85,8 +85,12 @@ rates (base 0.02, refinement 0.002) and a k-th of its iterations (90000, 9000): 
 
 
 def parse_arguments(
-    argv: list[str] | None = None, description: str | None = None
+    argv: list[str] | None, description: str | None, generated_images: Mapping[str, int]
 ) -> argparse.Namespace:
+    """
+    Args:
+        generated_images: default number of images of each generated split.
+    """
     parser = argparse.ArgumentParser(
         description=description,
         epilog=EPILOG.replace("{refine_options}", describe_fields(RefineConfig)),
@@ -97,7 +101,7 @@ def parse_arguments(
         choices=PRESETS,
         help="defaults of the options below; default: demo without --data-path, paper with it",
     )
-    _add_data(parser.add_argument_group("data"))
+    _add_data(parser.add_argument_group("data"), generated_images)
     _add_model(parser.add_argument_group("model"))
     _add_schedule(parser.add_argument_group("schedule"))
     _add_computation(parser.add_argument_group("computation"))
@@ -121,7 +125,7 @@ def parse_arguments(
     return args
 
 
-def _add_data(group: argparse._ArgumentGroup) -> None:
+def _add_data(group: argparse._ArgumentGroup, generated_images: Mapping[str, int]) -> None:
     group.add_argument(
         "--data-path",
         type=Path,
@@ -129,7 +133,7 @@ def _add_data(group: argparse._ArgumentGroup) -> None:
         help="with {train,val}2017/ and annotations/instances_{train,val}2017.json; "
         "default: generate OUTPUT_DIR/huddle",
     )
-    for name, count in (("train", HuddleConfig.train_images), ("val", HuddleConfig.val_images)):
+    for name, count in generated_images.items():
         group.add_argument(
             f"--{name}-images", type=int, default=count, help="to generate; default %(default)s"
         )

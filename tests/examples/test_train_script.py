@@ -17,11 +17,11 @@ from pycocotools.cocoeval import COCOeval
 
 import train_mrrcnn
 from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.checkpoint import load_weights
-from mrrcnn.data import CocoInstances
-from mrrcnn.engine import Options, Training
-from mrrcnn.options import DEMO, PAPER, ROWS, SARA, choose_preset
+from mrrcnn.weights import load_weights
 from train_mrrcnn import main, parse_arguments
+from training.data import CocoInstances
+from training.engine import Options, Training
+from training.options import DEMO, PAPER, ROWS, SARA, choose_preset
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import multiprocessing, nn
 
-from mrrcnn import checkpoint, distributed
+from mrrcnn import weights
 from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.data import CocoInstances, make_loader, make_transforms
-from mrrcnn.engine import Options, Schedule, Training, train
-from mrrcnn.evaluate import detect
 from mrrcnn.model import MRRCNN, RefineConfig
+from training import distributed
+from training.data import CocoInstances, make_loader, make_transforms
+from training.engine import Options, Schedule, Training, train
+from training.evaluate import detect
 
 # Not from conftest: a spawned process may find that of another folder under this name.
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -219,8 +220,8 @@ def test_gradients_of_the_detector_are_the_mean_of_the_processes_own(
     """Its losses are means over sampled boxes, not over images: no whole batch to compare with."""
     own = []
     for rank in range(WORLD_SIZE):
-        monkeypatch.setattr("mrrcnn.data.rank", lambda rank=rank: rank)
-        monkeypatch.setattr("mrrcnn.data.share", lambda batch_size: batch_size // WORLD_SIZE)
+        monkeypatch.setattr("training.data.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("training.data.share", lambda batch_size: batch_size // WORLD_SIZE)
         own.append(refine_step(huddle_root, CONFIGS[name], seed=7 + rank))
     expected = {key: (own[0][key] + own[1][key]) / 2 for key in own[0]}
     for found in ranks[1]:
@@ -295,8 +296,8 @@ def test_the_script_runs_under_torchrun(tmp_path):
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     places = [(x["phase"], x["iteration"]) for x in lines]
     assert len(places) == len(set(places))
-    state = checkpoint.load(tmp_path / "rm_saroialign.checkpoint.pth")
+    state = weights.load(tmp_path / "rm_saroialign.checkpoint.pth")
     assert len(state["random"]) == WORLD_SIZE
     torch.testing.assert_close(
-        checkpoint.load_weights(tmp_path / "rm_saroialign.pth"), state["model"], rtol=0, atol=0
+        weights.load_weights(tmp_path / "rm_saroialign.pth"), state["model"], rtol=0, atol=0
     )

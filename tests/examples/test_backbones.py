@@ -11,8 +11,8 @@ from torchvision.models import resnet18, resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
 from mrrcnn.backbones import BUILDERS, DeformableConv, build_mask_rcnn, make_deformable
-from mrrcnn.engine import Schedule, train
 from mrrcnn.model import MRRCNN, RefineConfig
+from training.engine import Schedule, train
 
 IMAGE_SIZE = 64
 

@@ -16,10 +16,10 @@ sys.path.insert(0, str(EXAMPLES))
 pytest.importorskip("torchvision")
 pytest.importorskip("pycocotools")
 
-from mrrcnn import checkpoint  # noqa: E402
+from mrrcnn import weights  # noqa: E402
 from mrrcnn.backbones import build_mask_rcnn  # noqa: E402
-from mrrcnn.data import CocoInstances, make_transforms  # noqa: E402
-from mrrcnn.huddle import HuddleConfig, write_huddle  # noqa: E402
+from study.huddle import HuddleConfig, write_huddle  # noqa: E402
+from training.data import CocoInstances, make_transforms  # noqa: E402
 
 NUM_CLASSES = 5
 
@@ -66,7 +66,7 @@ def publish(monkeypatch):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
         published = SimpleNamespace(url=f"https://host/maskrcnn-{digest}.pth")
         monkeypatch.setattr(
-            checkpoint, "MaskRCNN_ResNet50_FPN_Weights", SimpleNamespace(COCO_V1=published)
+            weights, "MaskRCNN_ResNet50_FPN_Weights", SimpleNamespace(COCO_V1=published)
         )
 
     return publish

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mrrcnn.huddle import HuddleConfig, box_iou
 from mrrcnn.model import MRRCNN, RefineConfig
-from mrrcnn.probe import class_probabilities, make_pairs, neighbour_effect
+from study.huddle import HuddleConfig
+from study.probe import class_probabilities, make_pairs, neighbour_effect
+from training.crowding import box_iou
 
 CONFIG = HuddleConfig(seed=2)
 

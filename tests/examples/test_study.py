@@ -12,8 +12,8 @@ from PIL import Image
 
 import study_mrrcnn
 from mrrcnn import backbones
-from mrrcnn.huddle import HuddleConfig
-from mrrcnn.study_report import mean_deviation, write_report
+from study.huddle import HuddleConfig
+from study.report import mean_deviation, write_report
 from study_mrrcnn import MAIN_ROWS, PRESETS, ROWS, main
 
 NAMES = ["rm", "sara", "ceiling", "cls", "alpha=0", "control_time"]

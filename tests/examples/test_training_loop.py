@@ -11,11 +11,12 @@ from torch import nn
 from torch.utils.data import Subset
 
 from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.data import make_loader
-from mrrcnn.engine import Options, Schedule, Training, save_weights, train
-from mrrcnn.evaluate import detect
-from mrrcnn.metrics import MetricsWriter
 from mrrcnn.model import MRRCNN, RefineConfig
+from mrrcnn.weights import save_weights
+from training.data import make_loader
+from training.engine import Options, Schedule, Training, train
+from training.evaluate import detect
+from training.metrics import MetricsWriter
 
 
 class Quadratic(nn.Module):
@@ -217,7 +218,7 @@ def test_without_tensorboard_the_metrics_file_is_still_written(tmp_path, monkeyp
 def test_bars_show_in_the_main_process_on_a_terminal(
     base, train_data, monkeypatch, capsys, rank, terminal, shown
 ):
-    monkeypatch.setattr("mrrcnn.distributed.rank", lambda: rank)
+    monkeypatch.setattr("training.distributed.rank", lambda: rank)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     train(Quadratic(), LOADER, Schedule(1, 0.1), description="learning")
     detect(base, make_loader(Subset(train_data, [0]), 1, train=False), "searching")

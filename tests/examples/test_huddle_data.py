@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from mrrcnn import huddle
-from mrrcnn.data import CocoInstances, decode_mask, make_loader, make_transforms
-from mrrcnn.huddle import (
+from study import huddle
+from study.huddle import (
     HuddleConfig,
     box_iou,
     huddledness,
@@ -22,6 +21,7 @@ from mrrcnn.huddle import (
     uncompressed_rle,
     write_huddle,
 )
+from training.data import CocoInstances, decode_mask, make_loader, make_transforms
 
 CONFIG = HuddleConfig(train_images=12, val_images=4, seed=5)
 

@@ -18,9 +18,10 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
+from mrrcnn.model import MRRCNN
+from training.visualize import arrange, draw_instances, with_lines
+
 from .huddle import HUDDLE_IOU, HuddleConfig, Scene, paint, place
-from .model import MRRCNN
-from .visualize import arrange, draw_instances, with_lines
 
 BATCH = 8  # images
 

@@ -16,12 +16,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from mrrcnn import weights
+
 from . import checkpoint, distributed
-from .checkpoint import save_weights
 from .data import ShuffledBatches
 from .metrics import MetricsWriter
 
-__all__ = ["Options", "Schedule", "Training", "save_weights", "train"]
+__all__ = ["Options", "Schedule", "Training", "train"]
 
 LOG_EVERY = 10  # iterations
 AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -228,7 +229,7 @@ class Training:
         order = getattr(self.loader, "batch_sampler", None)
         if isinstance(order, ShuffledBatches):
             state["order"] = order.state_dict(self.epoch_batches)
-        checkpoint.save(state, path)
+        weights.save(state, path)
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint as if nothing had been between.
@@ -236,7 +237,7 @@ class Training:
         Raises:
             ValueError: it is another training's; the message names the difference.
         """
-        state = checkpoint.load(path)
+        state = weights.load(path)
         now, then = self._identity(), state["identity"]
         differing = [k for k in now | then if now.get(k) != then.get(k)]
         if differing:
@@ -303,7 +304,7 @@ def train(
             metrics.forget(description, training.iteration)
         training.run(metrics, description, checkpoint_file)
     if training.average is not None:
-        model.load_state_dict(checkpoint.average_weights(training.average.state_dict()))
+        model.load_state_dict(weights.average_weights(training.average.state_dict()))
     distributed.equalize(model)
 
 

@@ -12,8 +12,8 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.checkpoint import load_weights, save_weights
 from mrrcnn.model import MRRCNN, RefineConfig
+from mrrcnn.weights import load_weights, save_weights
 
 
 def assert_equal_predictions(actual, expected):

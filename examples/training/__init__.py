@@ -1,0 +1,1 @@
+"""Training loop and COCO data of the example scripts."""
