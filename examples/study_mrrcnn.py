@@ -29,8 +29,8 @@ import torch
 from torchvision.models.detection import MaskRCNN
 
 from mrrcnn.backbones import BUILDERS, build_mask_rcnn, resnet50_from_scratch
-from mrrcnn.model import MRRCNN, RefineConfig
-from mrrcnn.weights import load_weights, save_weights
+from mrrcnn.model import MRRCNN, RefineConfig, save_model
+from mrrcnn.weights import load_weights
 from study.huddle import HuddleConfig, write_huddle
 from study.probe import make_pairs, neighbour_effect, picture_pairs
 from study.report import write_report
@@ -329,7 +329,7 @@ class Study:
             options=Options(amp=self.preset.amp),
         )
         seconds = clock() - start
-        save_weights(model, self.work_dir / f"{name}.pth")
+        save_model(model, self.work_dir / f"{name}.pth")
         return model, {
             "iterations": schedule.iterations,
             "train_seconds": round(seconds, 2),

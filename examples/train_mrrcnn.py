@@ -28,8 +28,8 @@ from torchvision.models.detection import MaskRCNN
 
 import shape_roi_align
 from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.model import MRRCNN
-from mrrcnn.weights import load_weights, save_weights
+from mrrcnn.model import MRRCNN, save_model
+from mrrcnn.weights import load_weights
 from study.huddle import HuddleConfig, write_huddle
 from training import distributed, options
 from training.data import TEST_DEV, CocoInstances, make_loader, make_transforms
@@ -158,7 +158,7 @@ class Experiment:
             settings={"backbone": self.preset.backbone, "image_size": self.preset.image_size}
             | (asdict(model.roi_heads.config) if isinstance(model, MRRCNN) else {}),
         )
-        distributed.on_main(lambda: save_weights(model, self._weights_file(name)))
+        distributed.on_main(lambda: save_model(model, self._weights_file(name)))
         self.seconds[f"train {name}"] = time.perf_counter() - start
 
     def evaluate(self, model: nn.Module, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet as resnet_models
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn_v2
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.resnet import BasicBlock, conv1x1
 from torchvision.ops import DeformConv2d, FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionRoIAlign
 
-from shape_roi_align import MultiScaleRoIAlign
+from .base import prepare
+from .weights import ModelCard
 
 DEFORMABLE_LAYERS = ("layer2", "layer3", "layer4")
 # Normalisation layer, and how many of ResNet's five stages train, counted from the last.
@@ -28,6 +28,11 @@ NORMS: dict[str, tuple[type[nn.Module], int]] = {
     "frozen": (FrozenBatchNorm2d, 3),
     "batch": (nn.BatchNorm2d, 5),
 }
+
+
+def longer_side(image_size: int) -> int:
+    """Largest longer side in pixels of images with this shorter side, in torchvision's ratio."""
+    return image_size * 1333 // 800
 
 
 class SmallFPN(nn.Module):
@@ -63,11 +68,26 @@ def _stage(in_channels: int, out_channels: int) -> BasicBlock:
     return BasicBlock(in_channels, out_channels, stride=2, downsample=shortcut)
 
 
-def small_mask_rcnn(num_classes: int, image_size: int = 128) -> MaskRCNN:
-    """Mask R-CNN of about 1.9 M parameters for square images of ``image_size`` pixels."""
+def small_mask_rcnn(
+    num_classes: int,
+    image_size: int = 128,
+    *,
+    anchor_sizes: Sequence[int] | None = None,
+    proposals: int = 100,
+) -> MaskRCNN:
+    """Mask R-CNN of about 1.9 M parameters for small images, or for few classes.
+
+    Args:
+        image_size: shorter side of the images in pixels.
+        anchor_sizes: sides of the anchors on strides 4, 8 and 16, in pixels of the resized image;
+            None is 16, 32 and 56 for images of 128 pixels, in proportion for others.
+        proposals: most boxes per image that reach the box head; half as many more in training.
+    """
     backbone = SmallFPN()
     channels = backbone.out_channels
-    box_channels, mask_channels, unit = 128, 32, image_size / 128
+    box_channels, mask_channels = 128, 32
+    if anchor_sizes is None:
+        anchor_sizes = [round(side * image_size / 128) for side in (16, 32, 56)]
     levels = ["0", "1", "2"]
     # Strides do not shrink with images, so neither does the canonical scale: boxes below 112 pixels
     # are pooled from stride 4. A scale in proportion to the image leaves an object 3 x 3 cells.
@@ -75,17 +95,17 @@ def small_mask_rcnn(num_classes: int, image_size: int = 128) -> MaskRCNN:
     return MaskRCNN(
         backbone,
         min_size=image_size,
-        max_size=image_size,
+        max_size=longer_side(image_size),
         image_mean=[0.5] * 3,
         image_std=[0.25] * 3,
         rpn_anchor_generator=AnchorGenerator(
-            sizes=tuple((round(side * unit),) for side in (16, 32, 56)),
+            sizes=tuple((side,) for side in anchor_sizes),
             aspect_ratios=((0.5, 1.0, 2.0),) * 3,
         ),
-        rpn_pre_nms_top_n_train=300,
-        rpn_post_nms_top_n_train=150,
-        rpn_pre_nms_top_n_test=200,
-        rpn_post_nms_top_n_test=100,
+        rpn_pre_nms_top_n_train=3 * proposals,
+        rpn_post_nms_top_n_train=3 * proposals // 2,
+        rpn_pre_nms_top_n_test=2 * proposals,
+        rpn_post_nms_top_n_test=proposals,
         rpn_batch_size_per_image=64,
         box_roi_pool=TorchvisionRoIAlign(levels, 7, **pool),
         box_head=TwoMLPHead(channels * 7 * 7, box_channels),
@@ -167,7 +187,7 @@ def resnet_mask_rcnn(
     if deformable:
         make_deformable(resnet)
     backbone = _resnet_fpn_extractor(resnet, trainable_layers)
-    sizes = {"min_size": image_size, "max_size": image_size * 1333 // 800}
+    sizes = {"min_size": image_size, "max_size": longer_side(image_size)}
     return MaskRCNN(backbone, num_classes, **(sizes | arguments))
 
 
@@ -201,17 +221,36 @@ def resnet50_from_scratch(num_classes: int, image_size: int = 256) -> MaskRCNN:
     )
 
 
+def resnet50_v2_mask_rcnn(num_classes: int, image_size: int = 800) -> MaskRCNN:
+    """Torchvision's ``maskrcnn_resnet50_fpn_v2`` without weights: loads its published state dicts.
+
+    All of it trains, batch normalisation included.
+    """
+    return maskrcnn_resnet50_fpn_v2(
+        weights=None,
+        weights_backbone=None,
+        num_classes=num_classes,
+        min_size=image_size,
+        max_size=longer_side(image_size),
+    )
+
+
 BUILDERS: dict[str, Callable[..., MaskRCNN]] = {
     "small": small_mask_rcnn,
     "resnet50": resnet50_mask_rcnn,
+    "resnet50_v2": resnet50_v2_mask_rcnn,
     "resnet101": partial(resnet_mask_rcnn, "resnet101"),
     "resnext101_32x8d": partial(resnet_mask_rcnn, "resnext101_32x8d"),
     "resnet101_dcn": partial(resnet_mask_rcnn, "resnet101", deformable=True),
 }
 
 
+DEFAULT_IMAGE_SIZES: Mapping[str, int] = defaultdict(lambda: 800, small=128)
+
+
 def build_mask_rcnn(name: str, num_classes: int, image_size: int, **options: Any) -> MaskRCNN:
-    """A Mask R-CNN that pools with this package's RoIAlign, and proposes in float32 at least.
+    """A Mask R-CNN with exact masks, that pools with this package's RoIAlign and proposes in
+    float32 at least.
 
     Args:
         name: a key of ``BUILDERS``.
@@ -221,44 +260,30 @@ def build_mask_rcnn(name: str, num_classes: int, image_size: int, **options: Any
     """
     if name not in BUILDERS:
         raise ValueError(f"backbone must be one of {list(BUILDERS)}, got {name!r}")
-    model = BUILDERS[name](num_classes, image_size, **options)
-    # MaskRCNN's constructor insists on torchvision's class; the heads only call it.
-    for attribute in ("box_roi_pool", "mask_roi_pool"):
-        setattr(model.roi_heads, attribute, use_own_kernel(getattr(model.roi_heads, attribute)))
-    keep_boxes_precise(model.rpn)
+    model = prepare(BUILDERS[name](num_classes, image_size, **options))
+    options.pop("weights", None)
+    model.card = ModelCard(num_classes, name, image_size, options)
     return model
 
 
-def use_own_kernel(pool: TorchvisionRoIAlign) -> MultiScaleRoIAlign:
-    """The same pooling on this package's kernels."""
-    return MultiScaleRoIAlign(
-        pool.featmap_names,
-        pool.output_size,
-        pool.sampling_ratio,
-        canonical_scale=pool.canonical_scale,
-        canonical_level=pool.canonical_level,
-    )
+def find_architecture(state: Mapping[str, Tensor]) -> str:
+    """The key of ``BUILDERS`` whose Mask R-CNN has the parameters in ``state``.
 
-
-def keep_boxes_precise(rpn: RegionProposalNetwork) -> None:
-    """Make anchors and proposals in float32 under autocast, too.
-
-    torchvision makes them in the features' type, and rounds the ground truth to the proposals'. In
-    bfloat16 a coordinate from 512 to 1023 pixels would be a multiple of 4.
+    Raises:
+        ValueError: there is none.
     """
-    rpn.anchor_generator.register_forward_pre_hook(_precise_maps)
-    rpn.head.register_forward_hook(_precise_output)
 
+    def shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        return {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
-def _precise_maps(_: nn.Module, inputs: tuple[Any, list[Tensor]]) -> tuple[Any, list[Tensor]]:
-    """Of the maps only shape and type are read, so that none needs its own memory."""
-    images, maps = inputs
-    return images, [m.new_empty((), dtype=_precise(m.dtype)).expand(m.shape) for m in maps]
-
-
-def _precise_output(_: nn.Module, __: Any, output: Sequence[list[Tensor]]) -> Any:
-    return tuple([x.to(_precise(x.dtype)) for x in maps] for maps in output)
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
+    bias = state.get("roi_heads.box_predictor.cls_score.bias")
+    if bias is not None:
+        for name in BUILDERS:
+            with torch.device("meta"):
+                model = BUILDERS[name](bias.numel(), DEFAULT_IMAGE_SIZES[name])
+            if shapes(model.state_dict()) == shapes(state):
+                return name
+    raise ValueError(
+        "must hold the parameters of a Mask R-CNN or MR R-CNN with one of the backbones "
+        f"{', '.join(BUILDERS)}; it has {len(state)} tensors, such as {next(iter(state), 'none')}"
+    )

@@ -36,6 +36,11 @@ def batch_rows(index: Sequence[Tensor], per_image: Sequence[Tensor]) -> Tensor:
     return torch.cat([i + start for i, start in zip(index, starts, strict=False)])
 
 
+def precise(values: Tensor) -> Tensor:
+    """In float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def pick_class(values: Tensor, labels: Tensor) -> Tensor:
     """``values[k, labels[k]]`` of ``values`` [K, C, ...]."""
     return values[torch.arange(len(labels), device=labels.device), labels]
@@ -53,8 +58,8 @@ def decode_boxes(
     labels: Tensor,
     image_shapes: ImageShapes,
 ) -> list[Tensor]:
-    """Apply the deltas [K, 4C] of one class per box, in float32, and clip to the image."""
-    deltas = pick_class(regression.detach().float().unflatten(1, (-1, 4)), labels)
+    """Apply the deltas [K, 4C] of one class per box, in float32 at least, and clip to the image."""
+    deltas = pick_class(precise(regression.detach()).unflatten(1, (-1, 4)), labels)
     decoded = coder.decode(deltas, list(boxes)).reshape(-1, 4).split([len(b) for b in boxes])
     return [
         box_ops.clip_boxes_to_image(box, shape)
@@ -81,9 +86,9 @@ def select_detections(
         boxes: one [L, 4] per image, K in all.
     """
     sizes = [len(b) for b in boxes]
-    decoded = coder.decode(regression.float(), list(boxes))
+    decoded = coder.decode(precise(regression), list(boxes))
     decoded = decoded.reshape(*logits.shape, 4)[:, 1:].split(sizes)
-    scores = F.softmax(logits.float(), dim=1)[:, 1:].split(sizes)
+    scores = F.softmax(precise(logits), dim=1)[:, 1:].split(sizes)
     detections = []
     for box, score, shape in zip(decoded, scores, image_shapes, strict=True):
         row, label = torch.where(score > score_thresh)

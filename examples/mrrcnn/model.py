@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-from torchvision.models.detection.roi_heads import RoIHeads
 
+from .backbones import DEFAULT_IMAGE_SIZES, build_mask_rcnn, find_architecture
+from .base import EXACT, TORCHVISION, AlignedRoIHeads, prepare, replace_predictors
 from .refine import RefineConfig
 from .roi_heads import MaskRefiningRoIHeads
+from .weights import ModelCard, load_content, load_weights, save, weights_of
 
-__all__ = ["MRRCNN", "RefineConfig"]
+__all__ = [
+    "MRRCNN",
+    "REFINE_PREFIX",
+    "RefineConfig",
+    "load_model",
+    "mrrcnn_resnet50_fpn",
+    "save_model",
+]
 
 REFINE_PREFIX = "roi_heads.refine."
+CLASSES_KEY = "roi_heads.box_predictor.cls_score.bias"
 
 
 class MRRCNN(MaskRCNN):
@@ -28,10 +41,17 @@ class MRRCNN(MaskRCNN):
     ``torch.compile`` takes it in pieces, as it takes ``MaskRCNN``: the graph breaks where proposals
     and detections are selected, whose number depends on the data. That is where ``torch.export``
     and ``fullgraph=True`` stop, for both models at the same line of torchvision's non-maximum
-    suppression of proposals; ``backbone`` exports.
+    suppression of proposals. The backbone and the refining heads export on their own.
+
+    Args:
+        num_classes: with the background.
+        refine: options of the refining module; None is the paper's.
+        mask_alignment: how masks are cut from images and pasted into them, see :func:`.prepare`.
+        replace_poolers: pool with this package's operators instead of torchvision's.
     """
 
     roi_heads: MaskRefiningRoIHeads
+    card: ModelCard
 
     def __init__(
         self,
@@ -39,32 +59,85 @@ class MRRCNN(MaskRCNN):
         num_classes: int | None = None,
         *,
         refine: RefineConfig | None = None,
+        mask_alignment: str = EXACT,
+        replace_poolers: bool = True,
         **mask_rcnn_arguments: Any,
     ):
         super().__init__(backbone, num_classes, **mask_rcnn_arguments)
+        prepare(self, mask_alignment=mask_alignment, replace_poolers=replace_poolers)
         self._attach(refine)
 
     @classmethod
-    def from_mask_rcnn(cls, model: MaskRCNN, refine: RefineConfig | None = None) -> MRRCNN:
-        """Build upon a trained Mask R-CNN, which is copied and stays as it is."""
+    def from_mask_rcnn(
+        cls,
+        model: MaskRCNN,
+        refine: RefineConfig | None = None,
+        *,
+        num_classes: int | None = None,
+        mask_alignment: str | None = None,
+        replace_poolers: bool = True,
+    ) -> MRRCNN:
+        """Build upon a trained Mask R-CNN, which is copied and stays as it is.
+
+        Type and device of its parameters are kept.
+
+        Args:
+            model: any of torchvision's, with any backbone, anchors and heads.
+            num_classes: with the background; another number than the model's starts new, untrained
+                predictors.
+            mask_alignment: None keeps that of a model which has one. Others are ``"exact"``, but
+                ``"torchvision"`` if the base is frozen: its mask head has learnt the shift.
+
+        Raises:
+            ValueError: an unknown alignment.
+            TypeError: the transform is not torchvision's, or the predictors are not and must be
+                replaced.
+        """
         model = copy.deepcopy(model)
+        config = refine or RefineConfig()
+        if mask_alignment is None and not isinstance(model.roi_heads, AlignedRoIHeads):
+            mask_alignment = TORCHVISION if config.freeze_base else EXACT
+        prepare(model, mask_alignment=mask_alignment, replace_poolers=replace_poolers)
+        card = card_of(model)
+        if num_classes is not None and num_classes != card.num_classes:
+            replace_predictors(model.roi_heads, num_classes)
+            card = replace(card, num_classes=num_classes, class_names=None, category_ids=None)
         built = cls.__new__(cls)
         GeneralizedRCNN.__init__(built, model.backbone, model.rpn, model.roi_heads, model.transform)
+        built.card = card
         built.train(model.training)
-        built._attach(refine)
+        built._attach(config)
         return built
+
+    @classmethod
+    def load(cls, path: str | Path, model: MaskRCNN | None = None) -> MRRCNN:
+        """What :meth:`save` wrote; arguments and errors are :func:`load_model`'s.
+
+        Raises:
+            ValueError: also for a Mask R-CNN without a refining module.
+        """
+        loaded = load_model(path, model)
+        if not isinstance(loaded, cls):
+            raise ValueError(
+                f"{path} holds a Mask R-CNN without a refining module: "
+                "MRRCNN.from_mask_rcnn(load_model(path)) starts one"
+            )
+        return loaded
+
+    def save(self, path: str | Path) -> None:
+        """Weights and all that is needed to build the model again; see :func:`save_model`."""
+        save_model(self, path)
 
     def _attach(self, refine: RefineConfig | None) -> None:
         config = refine or RefineConfig()
         training = self.training
-        base: RoIHeads = self.roi_heads
-        self.roi_heads = MaskRefiningRoIHeads.from_roi_heads(base, config)
+        self.roi_heads = MaskRefiningRoIHeads.from_roi_heads(self.roi_heads, config=config)
         if config.freeze_base:
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name.startswith(REFINE_PREFIX))
         for part in self._without_loss(config):
             part.requires_grad_(False)
-        self.to(next(self.backbone.parameters()).device)
+        self.roi_heads.refine.to(next(self.backbone.parameters()))
         self.train(training)
 
     def _without_loss(self, config: RefineConfig) -> list[nn.Module]:
@@ -101,3 +174,136 @@ class MRRCNN(MaskRCNN):
                 f"{missing}, unexpected {list(result.unexpected_keys) + refine}"
             )
         self.roi_heads.refine.copy_heads(self.roi_heads)
+
+
+def mrrcnn_resnet50_fpn(
+    *,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
+    num_classes: int | None = None,
+    image_size: int = DEFAULT_IMAGE_SIZES["resnet50"],
+    refine: RefineConfig | None = None,
+    mask_alignment: str | None = None,
+) -> MRRCNN:
+    """MR R-CNN on torchvision's ``maskrcnn_resnet50_fpn``.
+
+    Args:
+        weights: of that Mask R-CNN, such as the file that torchvision publishes, or its state dict.
+            None starts from random weights, with batch normalisation that trains.
+        num_classes: with the background. None is the weights', or COCO's 91 without weights;
+            another number than the weights' starts new predictors.
+        image_size: shorter side of the images in pixels.
+        mask_alignment: as of :meth:`MRRCNN.from_mask_rcnn`.
+    """
+    if weights is None:
+        model = build_mask_rcnn("resnet50", num_classes or 91, image_size, norm="batch")
+    else:
+        state = weights if isinstance(weights, Mapping) else load_weights(weights)
+        model = build_mask_rcnn("resnet50", len(state[CLASSES_KEY]), image_size)
+        model.load_state_dict(state)
+        if mask_alignment is None:
+            frozen = refine is not None and refine.freeze_base
+            mask_alignment = TORCHVISION if frozen else EXACT
+    return MRRCNN.from_mask_rcnn(
+        model, refine, num_classes=num_classes, mask_alignment=mask_alignment
+    )
+
+
+def save_model(model: MaskRCNN, path: str | Path) -> None:
+    """Write a Mask R-CNN or MR R-CNN so that :func:`load_model` needs nothing else.
+
+    Weights, architecture, image size, class names, mask alignment and the refining module's options
+    are plain tensors, numbers and texts: ``torch.load(weights_only=True)`` reads them. ``path`` is
+    never half a file.
+    """
+    refine = asdict(model.roi_heads.config) if isinstance(model, MRRCNN) else None
+    content = {
+        "card": asdict(card_of(model)),
+        "mask_alignment": getattr(model.roi_heads, "mask_alignment", TORCHVISION),
+        "refine": refine,
+        "model": model.state_dict(),
+    }
+    save(content, Path(path))
+
+
+def load_model(
+    path: str | Path,
+    model: MaskRCNN | None = None,
+    *,
+    image_size: int | None = None,
+    refine: RefineConfig | None = None,
+) -> MaskRCNN:
+    """A Mask R-CNN or MR R-CNN in evaluation mode, on the CPU.
+
+    Args:
+        path: what :func:`save_model` wrote, or bare weights: torchvision's published ones, a
+            checkpoint of torchvision's ``references/detection``, an older file of this project.
+            The architecture of bare weights follows from their names and shapes, and their mask
+            alignment is ``"torchvision"``.
+        model: a Mask R-CNN of the file's architecture, for files whose architecture is not one of
+            ``BUILDERS``. It is copied.
+        image_size: shorter side in pixels; None is the file's, for bare weights the architecture's
+            usual one.
+        refine: options of the refining module, for bare weights that hold one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else, or lacks what ``model`` or ``refine`` must say.
+    """
+    content = load_content(path)
+    state = weights_of(content, path)
+    dtype = state[CLASSES_KEY].dtype if CLASSES_KEY in state else None
+    if "card" in content:
+        card = ModelCard(**content["card"])
+        alignment = content["mask_alignment"]
+        if content["refine"] is not None:
+            refine = RefineConfig(**content["refine"])
+    else:
+        card, alignment = _card_of_weights(state, path, model), TORCHVISION
+        if refine is None and any(key.startswith(REFINE_PREFIX) for key in state):
+            raise ValueError(
+                f"{path} holds weights of a refining module but not its options: pass "
+                "refine=RefineConfig(...) as it was trained"
+            )
+    if model is not None:
+        base = prepare(copy.deepcopy(model), mask_alignment=alignment)
+    elif card.architecture is None:
+        raise ValueError(f"{path} holds an architecture of your own: pass a model of it")
+    else:
+        size = image_size or card.image_size
+        options = card.options
+        base = build_mask_rcnn(card.architecture, card.num_classes, size, **options)
+        base.roi_heads.mask_alignment = base.transform.mask_alignment = alignment
+        card = replace(card, image_size=size)
+    base.card = card
+    base.to(dtype)
+    is_refined = any(key.startswith(REFINE_PREFIX) for key in state)
+    loaded = MRRCNN.from_mask_rcnn(base, refine) if is_refined else base
+    try:
+        loaded.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return loaded.eval()
+
+
+def _card_of_weights(
+    state: Mapping[str, Tensor], path: str | Path, model: MaskRCNN | None
+) -> ModelCard:
+    if model is not None:
+        return card_of(model)
+    base = {k: v for k, v in state.items() if not k.startswith(REFINE_PREFIX)}
+    try:
+        name = find_architecture(base)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return ModelCard(len(state[CLASSES_KEY]), name, DEFAULT_IMAGE_SIZES[name])
+
+
+def card_of(model: MaskRCNN) -> ModelCard:
+    """What is known of a model; of torchvision's own no more than its size and classes."""
+    if hasattr(model, "card"):
+        return model.card
+    return ModelCard(
+        num_classes=model.roi_heads.box_predictor.cls_score.out_features,
+        architecture=None,
+        image_size=model.transform.min_size[-1],
+    )

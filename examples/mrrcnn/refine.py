@@ -13,14 +13,13 @@ from torchvision.models.detection.roi_heads import RoIHeads
 
 from shape_roi_align import MultiScaleRoIAlign, MultiScaleSaRoIAlign, roi_align
 
+from .base import Features
+from .boxes import ImageShapes
 from .mask_logits import class_logits, reads_odd_cells
-
-Features = dict[str, Tensor]
-ImageShapes = list[tuple[int, int]]
 
 CHOICES = {
     "guide": ("p", "p+1", "gt", "none"),
-    "guide_label": ("gt", "pred"),
+    "guide_label": ("gt", "pred", "match"),
     "mask_flow": ("direct", "recompute", "recrop", "none"),
     "inference": ("post_nms", "pre_nms"),
 }
@@ -46,8 +45,11 @@ class RefineConfig:
             or nothing.
         inference: refine the detections that survive NMS (``"post_nms"``) or every proposal
             (``"pre_nms"``).
-        guide_label: channel of the probability map for a positive RoI in training: its ground-truth
-            label or, as for background RoIs always, the foreground class of the highest score.
+        refine_nms_thresh: IoU threshold of the NMS before refining (``"post_nms"``); None is the
+            model's, 0.5. Boxes that it keeps can still be told apart by the NMS after refining.
+        guide_label: channel of the probability map for a positive RoI in training: the label of its
+            proposal's match (``"gt"``) or of the predicted box's match (``"match"``); else, as
+            always for background, the foreground class of the highest score (``"pred"``).
         class_agnostic_guide: use the maximum over the foreground channels instead of one channel.
         rematch: match the predicted boxes to the ground truth anew, at ``fg_iou_thresh``; otherwise
             each keeps the match of its proposal.
@@ -57,6 +59,8 @@ class RefineConfig:
             for bit.
         batch_size_per_image: subsample of the predicted boxes that the refining module trains on;
             None is all.
+        positive_fraction: largest fraction of these that is positive; the surplus is left out at
+            random. None is the model's for a subsample, else no limit.
         bbox_reg_weights: box coder's weights of the refining box head; None is the base's.
         loss_weight: factor of the refining losses.
     """
@@ -68,6 +72,7 @@ class RefineConfig:
     refine_reg: bool = True
     mask_flow: str = "direct"
     inference: str = "post_nms"
+    refine_nms_thresh: float | None = None
     guide_label: str = "gt"
     class_agnostic_guide: bool = False
     fg_iou_thresh: float = 0.5
@@ -75,6 +80,7 @@ class RefineConfig:
     detach_mask: bool = False
     freeze_base: bool = False
     batch_size_per_image: int | None = None
+    positive_fraction: float | None = None
     bbox_reg_weights: tuple[float, float, float, float] | None = None
     loss_weight: float = 1.0
 
@@ -88,8 +94,20 @@ class RefineConfig:
             raise ValueError(
                 f"fg_iou_thresh must be above 0 and at most 1, got {self.fg_iou_thresh}"
             )
+        for name in ("refine_nms_thresh", "positive_fraction"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} must be above 0 and at most 1, got {value}")
         if self.batch_size_per_image is not None and self.batch_size_per_image < 1:
             raise ValueError(f"batch_size_per_image must be >= 1, got {self.batch_size_per_image}")
+
+    @classmethod
+    def recommended(cls, **options: Any) -> RefineConfig:
+        """What served better than the paper's settings in the study, and other ``options``."""
+        return cls(**(RECOMMENDED | options))
+
+
+RECOMMENDED: dict[str, Any] = {"refine_nms_thresh": 0.8, "detach_mask": True}
 
 
 class RefiningModule(nn.Module):

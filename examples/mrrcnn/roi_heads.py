@@ -12,38 +12,37 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, Matcher
-from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.roi_heads import fastrcnn_loss
 
+from .base import EXACT, AlignedRoIHeads, Features, Losses
 from .boxes import (
     Detections,
     ImageShapes,
     batch_rows,
     decode_boxes,
     large_enough,
+    precise,
     select_detections,
     take,
 )
 from .mask_logits import class_logits, foreground_logits
-from .refine import COPIED_HEADS, Features, RefineConfig, RefiningModule, recrop
+from .refine import COPIED_HEADS, RefineConfig, RefiningModule, recrop
 from .targets import (
     Targets,
     TrainingBoxes,
-    mask_loss,
     regression_targets,
     rematch,
     subsample,
     true_maps,
 )
 
-Losses = dict[str, Tensor]
-
 MIN_BOX_SIZE = 1.0  # pixels; the encoding relative to a smaller box is not finite or of no use
 
 
-class MaskRefiningRoIHeads(RoIHeads):
-    """With ``refine_enabled`` False this is torchvision's ``RoIHeads``, bit for bit."""
+class MaskRefiningRoIHeads(AlignedRoIHeads):
+    """With ``refine_enabled`` False this is ``AlignedRoIHeads``."""
 
-    def __init__(self, config: RefineConfig, **roi_heads_arguments: Any):
+    def __init__(self, *, config: RefineConfig, **roi_heads_arguments: Any):
         super().__init__(**roi_heads_arguments)
         self.config = config
         self.refine_enabled = True
@@ -51,29 +50,6 @@ class MaskRefiningRoIHeads(RoIHeads):
         self.refine_coder = BoxCoder(config.bbox_reg_weights or self.box_coder.weights)
         self.refine_matcher = Matcher(
             config.fg_iou_thresh, config.fg_iou_thresh, allow_low_quality_matches=False
-        )
-
-    @classmethod
-    def from_roi_heads(cls, base: RoIHeads, config: RefineConfig) -> MaskRefiningRoIHeads:
-        """Build upon ``base``, whose modules are taken over, not copied."""
-        if not base.has_mask():
-            raise ValueError("base must have a mask head: its masks guide the refining box head")
-        return cls(
-            config,
-            box_roi_pool=base.box_roi_pool,
-            box_head=base.box_head,
-            box_predictor=base.box_predictor,
-            fg_iou_thresh=base.proposal_matcher.high_threshold,
-            bg_iou_thresh=base.proposal_matcher.low_threshold,
-            batch_size_per_image=base.fg_bg_sampler.batch_size_per_image,
-            positive_fraction=base.fg_bg_sampler.positive_fraction,
-            bbox_reg_weights=base.box_coder.weights,
-            score_thresh=base.score_thresh,
-            nms_thresh=base.nms_thresh,
-            detections_per_img=base.detections_per_img,
-            mask_roi_pool=base.mask_roi_pool,
-            mask_head=base.mask_head,
-            mask_predictor=base.mask_predictor,
         )
 
     def train(self, mode: bool = True) -> MaskRefiningRoIHeads:
@@ -104,21 +80,14 @@ class MaskRefiningRoIHeads(RoIHeads):
         image_shapes: ImageShapes,
         targets: Targets | None,
     ) -> Losses:
-        rois, matched, labels, deltas = self.select_training_samples(list(proposals), targets)
-        assert targets is not None  # select_training_samples has raised otherwise
-        sampled = TrainingBoxes(rois, labels, labels, matched)
-        logits, regression = self._base_box(features, rois, image_shapes)
+        sampled, deltas = self._sample(proposals, targets)
+        assert targets is not None  # or the proposals could not have been sampled
+        logits, regression = self._base_box(features, sampled.boxes, image_shapes)
         losses: Losses = {}
         if not self.config.freeze_base:
-            classifier, box_reg = fastrcnn_loss(logits, regression, labels, deltas)
-            losses |= {"loss_classifier": classifier, "loss_box_reg": box_reg}
-            masked = sampled.rows(sampled.positive)
-            mask_logits = class_logits(
-                self.mask_predictor,
-                self._mask_features(features, masked.boxes, image_shapes),
-                torch.cat(masked.labels),
+            losses = self._base_losses(
+                features, sampled, deltas, logits, regression, image_shapes, targets
             )
-            losses["loss_mask"] = mask_loss(mask_logits, masked.boxes, masked.matched, targets)
         predicted = self._predict_training_boxes(logits, regression, sampled, image_shapes, targets)
         refine_losses = self._refine_losses(features, predicted, image_shapes, targets)
         return losses | {k: v * self.config.loss_weight for k, v in refine_losses.items()}
@@ -138,7 +107,7 @@ class MaskRefiningRoIHeads(RoIHeads):
         """
         labels = torch.cat(rois.labels)
         pseudo_labels = logits[:, 1:].argmax(dim=1) + 1
-        use_gt = (labels > 0) & (self.config.guide_label == "gt")
+        use_gt = (labels > 0) & (self.config.guide_label != "pred")
         guides = torch.where(use_gt, labels, pseudo_labels)
         boxes = decode_boxes(self.box_coder, regression, rois.boxes, guides, image_shapes)
         predicted = rois._replace(boxes=boxes, guides=list(guides.split([len(b) for b in boxes])))
@@ -146,11 +115,17 @@ class MaskRefiningRoIHeads(RoIHeads):
         predicted = predicted.rows(large_enough(boxes, MIN_BOX_SIZE))
         if self.config.rematch:
             predicted = rematch(predicted, targets, self.refine_matcher)
-        if self.config.batch_size_per_image is not None:
-            predicted = subsample(
-                predicted, self.config.batch_size_per_image, self.fg_bg_sampler.positive_fraction
+        if self.config.guide_label == "match":
+            predicted = predicted._replace(
+                guides=[
+                    torch.where(label > 0, label, guide)
+                    for label, guide in zip(predicted.labels, predicted.guides, strict=True)
+                ]
             )
-        return predicted
+        count, fraction = self.config.batch_size_per_image, self.config.positive_fraction
+        if count is not None and fraction is None:
+            fraction = self.fg_bg_sampler.positive_fraction
+        return predicted if fraction is None else subsample(predicted, count, fraction)
 
     def _refine_losses(
         self,
@@ -161,7 +136,7 @@ class MaskRefiningRoIHeads(RoIHeads):
     ) -> Losses:
         maps, previous = self._training_maps(features, predicted, image_shapes)
         if self.config.guide == "gt" and maps is not None:
-            maps = true_maps(maps, predicted, targets, odd_cells=self.refine.odd_cells)
+            maps = self._true_maps(maps, predicted, image_shapes, targets)
         logits, regression = self.refine.box(features, predicted.boxes, maps, image_shapes)
         losses: Losses = {}
         if len(logits):
@@ -198,7 +173,7 @@ class MaskRefiningRoIHeads(RoIHeads):
             torch.cat(refined.labels),
             image_shapes,
         )
-        losses["loss_refine_mask"] = mask_loss(mask_logits, refined.boxes, refined.matched, targets)
+        losses["loss_refine_mask"] = self._mask_loss(mask_logits, refined, image_shapes, targets)
         return losses
 
     def _training_maps(
@@ -253,13 +228,15 @@ class MaskRefiningRoIHeads(RoIHeads):
                 )
             found = TrainingBoxes(boxes, labels, labels, labels)
             found = rematch(found, targets, self.refine_matcher)
-            maps = true_maps(maps, found, targets, odd_cells=self.refine.odd_cells)
+            maps = self._true_maps(maps, found, image_shapes, targets)
         refined_logits, refined_regression = self.refine.box(features, boxes, maps, image_shapes)
 
         fused = self.fuse(logits[sources], refined_logits)
         if not config.refine_reg:
             refined_regression = torch.zeros_like(refined_regression)
-        final = self._select(fused, refined_regression, boxes, image_shapes, self.refine_coder)
+        final = self._select(
+            fused, refined_regression, boxes, image_shapes, self.refine_coder, self.nms_thresh
+        )
 
         rows = [d.rows for d in final]
         before, after = take(boxes, rows), [d.boxes for d in final]
@@ -270,16 +247,16 @@ class MaskRefiningRoIHeads(RoIHeads):
             previous = self._mask_features(features, before, image_shapes)
         classes = torch.cat([d.labels for d in final])
         mask_logits = self._refined_masks(features, before, after, previous, classes, image_shapes)
-        masks = mask_logits.float().sigmoid()[:, None].split([len(d.boxes) for d in final])
+        masks = precise(mask_logits).sigmoid()[:, None].split([len(d.boxes) for d in final])
         return [
             {"boxes": d.boxes, "labels": d.labels, "scores": d.scores, "masks": mask}
             for d, mask in zip(final, masks, strict=True)
         ]
 
     def fuse(self, logits: Tensor, refined_logits: Tensor) -> Tensor:
-        """S [K, C] in float32 from S^b and S^r."""
+        """S [K, C] in float32 at least from S^b and S^r."""
         alpha = self.config.alpha if self.config.refine_cls else 0.0
-        return (logits.float() + alpha * refined_logits.float()) / (1 + alpha)
+        return (precise(logits) + alpha * precise(refined_logits)) / (1 + alpha)
 
     def classify(
         self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes
@@ -291,7 +268,7 @@ class MaskRefiningRoIHeads(RoIHeads):
             mask_features = self._mask_features(features, boxes, image_shapes)
             maps = self._guidance(mask_features, logits[:, 1:].argmax(dim=1) + 1)
         refined_logits, _ = self.refine.box(features, boxes, maps, image_shapes)
-        return logits.float(), self.fuse(logits, refined_logits)
+        return precise(logits), self.fuse(logits, refined_logits)
 
     def _boxes_to_refine(
         self,
@@ -302,7 +279,10 @@ class MaskRefiningRoIHeads(RoIHeads):
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """B, its labels, and the row of ``logits`` that each came from."""
         if self.config.inference == "post_nms":
-            found = self._select(logits, regression, proposals, image_shapes, self.box_coder)
+            nms_thresh = self.config.refine_nms_thresh or self.nms_thresh
+            found = self._select(
+                logits, regression, proposals, image_shapes, self.box_coder, nms_thresh
+            )
             rows = batch_rows([d.rows for d in found], proposals)
             return [d.boxes for d in found], [d.labels for d in found], rows
         guides = logits[:, 1:].argmax(dim=1) + 1
@@ -318,6 +298,7 @@ class MaskRefiningRoIHeads(RoIHeads):
         boxes: list[Tensor],
         image_shapes: ImageShapes,
         coder: BoxCoder,
+        nms_thresh: float,
     ) -> list[Detections]:
         return select_detections(
             logits,
@@ -326,7 +307,7 @@ class MaskRefiningRoIHeads(RoIHeads):
             image_shapes,
             coder=coder,
             score_thresh=self.score_thresh,
-            nms_thresh=self.nms_thresh,
+            nms_thresh=nms_thresh,
             detections_per_img=self.detections_per_img,
         )
 
@@ -334,17 +315,11 @@ class MaskRefiningRoIHeads(RoIHeads):
     def _needs_previous(self) -> bool:
         return self.config.mask_flow in ("direct", "recrop")
 
-    def _base_box(
-        self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes
-    ) -> tuple[Tensor, Tensor]:
-        pooled = self.box_roi_pool(features, boxes, image_shapes)
-        return self.box_predictor(self.box_head(pooled))
-
-    def _mask_features(
-        self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes
+    def _true_maps(
+        self, maps: Tensor, found: TrainingBoxes, image_shapes: ImageShapes, targets: Targets
     ) -> Tensor:
-        """F^- [K, Cm, M, M]: the base mask head's features of the boxes."""
-        return self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
+        shapes = image_shapes if self.mask_alignment == EXACT else None
+        return true_maps(maps, found, targets, shapes, odd_cells=self.refine.odd_cells)
 
     def _guidance(self, mask_features: Tensor, guides: Tensor) -> Tensor:
         """Probability maps of the guiding classes [K], as ``refine.box`` takes them."""

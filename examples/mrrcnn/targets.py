@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import box_iou
 
-from .boxes import take
+from .boxes import ImageShapes, take
+from .masks import project_masks
 
 Targets = list[dict[str, Tensor]]
 
@@ -49,11 +50,23 @@ def rematch(found: TrainingBoxes, targets: Targets, matcher: Matcher) -> Trainin
     return found._replace(labels=labels, matched=matched)
 
 
-def subsample(found: TrainingBoxes, count: int, positive_fraction: float) -> TrainingBoxes:
-    """``count`` boxes of each image at most, of which the fraction at most is positive."""
-    sampler = BalancedPositiveNegativeSampler(count, positive_fraction)
-    sampled = zip(*sampler(found.labels), strict=True)
-    return found.rows([torch.where((positive + negative) > 0)[0] for positive, negative in sampled])
+def subsample(found: TrainingBoxes, count: int | None, positive_fraction: float) -> TrainingBoxes:
+    """Boxes of each image drawn at random: ``count`` at most (None: all), of which the fraction at
+    most is positive, but one positive at least."""
+    chosen = []
+    for labels in found.labels:
+        positives, negatives = torch.where(labels > 0)[0], torch.where(labels <= 0)[0]
+        limit = len(labels) if count is None else count
+        kept = min(len(negatives), limit - int(limit * positive_fraction))
+        if positive_fraction < 1:
+            limit = min(limit, int(kept / (1 - positive_fraction)))
+        drawn = _draw(positives, max(1, limit - kept)), _draw(negatives, kept)
+        chosen.append(torch.cat(drawn).sort().values)
+    return found.rows(chosen)
+
+
+def _draw(index: Tensor, count: int) -> Tensor:
+    return index[torch.randperm(len(index), device=index.device)[:count]]
 
 
 def regression_targets(
@@ -67,17 +80,45 @@ def regression_targets(
     return coder.encode(ground_truth, found.boxes)
 
 
-def true_maps(maps: Tensor, found: TrainingBoxes, targets: Targets, *, odd_cells: bool) -> Tensor:
-    """``maps`` [K, 2M, 2M], or [K, M, M] of their odd cells, those of positive boxes replaced by
-    the masks of their objects."""
-    side = maps.shape[-1] * 2 if odd_cells else maps.shape[-1]
-    true = []
-    for boxes, matched, target in zip(found.boxes, found.matched, targets, strict=True):
-        if len(target["masks"]):
-            true.append(project_masks_on_boxes(target["masks"], boxes, matched, side))
+def mask_targets(
+    found: TrainingBoxes, targets: Targets, size: int, image_shapes: ImageShapes | None
+) -> Tensor:
+    """Masks [K, size, size] float32 of the objects that the boxes were matched to, on the boxes;
+    zeros in an image without objects.
+
+    Args:
+        image_shapes: (height, width) that the boxes refer to, of each image; its masks may have
+            another resolution. None: by torchvision's ``project_masks_on_boxes``, half a pixel off,
+            of masks in the boxes' resolution.
+    """
+    maps = []
+    for i, (boxes, matched, target) in enumerate(
+        zip(found.boxes, found.matched, targets, strict=True)
+    ):
+        masks = target["masks"]
+        if not len(masks):
+            maps.append(torch.zeros(len(boxes), size, size, device=boxes.device))
+        elif image_shapes is None:
+            maps.append(project_masks_on_boxes(masks, boxes, matched, size).float())
         else:
-            true.append(boxes.new_zeros(len(boxes), side, side))
-    masks = torch.cat(true)
+            height, width = (a / b for a, b in zip(masks.shape[1:], image_shapes[i], strict=True))
+            scale = boxes.new_tensor([width, height, width, height])
+            maps.append(project_masks(masks, boxes * scale, size, matched=matched))
+    return torch.cat(maps)
+
+
+def true_maps(
+    maps: Tensor,
+    found: TrainingBoxes,
+    targets: Targets,
+    image_shapes: ImageShapes | None,
+    *,
+    odd_cells: bool,
+) -> Tensor:
+    """``maps`` [K, 2M, 2M], or [K, M, M] of their odd cells, those of positive boxes replaced by
+    the masks of their objects; ``image_shapes`` as of :func:`mask_targets`."""
+    side = maps.shape[-1] * 2 if odd_cells else maps.shape[-1]
+    masks = mask_targets(found, targets, side, image_shapes)
     if odd_cells:
         masks = masks[:, 1::2, 1::2]
     positive = torch.cat(found.labels) > 0
@@ -85,14 +126,14 @@ def true_maps(maps: Tensor, found: TrainingBoxes, targets: Targets, *, odd_cells
 
 
 def mask_loss(
-    mask_logits: Tensor, boxes: list[Tensor], matched: list[Tensor], targets: Targets
+    mask_logits: Tensor,
+    found: TrainingBoxes,
+    targets: Targets,
+    image_shapes: ImageShapes | None,
 ) -> Tensor:
-    """torchvision's ``maskrcnn_loss`` of logits [K, 2M, 2M] of the objects' classes."""
+    """Binary cross entropy of logits [K, 2M, 2M] of the objects' classes, as torchvision's
+    ``maskrcnn_loss``; ``image_shapes`` as of :func:`mask_targets`."""
     if not len(mask_logits):  # the mean over no boxes is not a number
         return mask_logits.sum() * 0
-    side = mask_logits.shape[-1]
-    masks = [
-        project_masks_on_boxes(target["masks"], box, index, side)
-        for target, box, index in zip(targets, boxes, matched, strict=True)
-    ]
-    return F.binary_cross_entropy_with_logits(mask_logits, torch.cat(masks))
+    masks = mask_targets(found, targets, mask_logits.shape[-1], image_shapes)
+    return F.binary_cross_entropy_with_logits(mask_logits, masks.to(mask_logits.dtype))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -26,16 +27,29 @@ def load(path: str | Path) -> Any:
     return torch.load(path, "cpu", weights_only=True)
 
 
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state dict so that ``path`` is never half a file."""
-    save(model.state_dict(), path)
+@dataclass
+class ModelCard:
+    """What builds a model's architecture again, and what its labels mean.
+
+    Attributes:
+        num_classes: with the background.
+        architecture: key of ``BUILDERS``; None for another, which a file cannot build.
+        image_size: shorter side of the images in pixels, as the model sees them.
+        options: of the builder: plain values.
+        class_names: by label, ``"__background__"`` first; None if unknown.
+        category_ids: of the training file, for the labels from 1 on; None if unknown.
+    """
+
+    num_classes: int
+    architecture: str | None
+    image_size: int
+    options: dict[str, Any] = field(default_factory=dict)
+    class_names: list[str] | None = None
+    category_ids: list[int] | None = None
 
 
-def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file of weights, ours or torchvision's, or in a checkpoint.
-
-    A checkpoint that holds averaged weights gives those. torchvision's published Mask R-CNN is
-    made to need no other epsilon of its normalisation layers than they have.
+def load_content(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a file of weights or in a checkpoint.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -47,7 +61,27 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # an unpickler may raise any on a file that is no pickle
         raise ValueError(f"{path} must be a file of weights, as torch.save writes it") from error
-    if isinstance(content, Mapping) and "model" in content:
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} must hold a state dict of tensors, got {type(content).__name__}")
+    return dict(content)
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file of weights, ours or torchvision's, or in a checkpoint of either.
+
+    A checkpoint that holds averaged weights gives those. torchvision's published Mask R-CNN is
+    made to need no other epsilon of its normalisation layers than they have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else.
+    """
+    return weights_of(load_content(path), path)
+
+
+def weights_of(content: Mapping[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The state dict in the content of a file; see :func:`load_weights`."""
+    if "model" in content:
         average = content.get("average")
         content = average_weights(average) if average else content["model"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):

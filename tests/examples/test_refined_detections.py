@@ -189,7 +189,7 @@ def test_true_masks_guide_the_boxes_that_found_an_object(batch):
     matched = [torch.tensor([*range(found), 0]), torch.tensor([0])]
     maps = torch.full((found + 2, 14, 14), 0.3)
     found_boxes = TrainingBoxes(boxes, labels, labels, matched)
-    guided = true_maps(maps, found_boxes, [target, empty], odd_cells=True)
+    guided = true_maps(maps, found_boxes, [target, empty], [(128, 128)] * 2, odd_cells=True)
     assert (guided[found:] == 0.3).all()
     for i, (box, mask) in enumerate(zip(target["boxes"], target["masks"], strict=True)):
         x1, y1, x2, y2 = box.int().tolist()

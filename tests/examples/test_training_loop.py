@@ -12,7 +12,6 @@ from torch.utils.data import Subset
 
 from mrrcnn.backbones import build_mask_rcnn
 from mrrcnn.model import MRRCNN, RefineConfig
-from mrrcnn.weights import save_weights
 from training.data import make_loader
 from training.engine import Options, Schedule, Training, train
 from training.evaluate import detect
@@ -129,13 +128,6 @@ def test_the_same_seed_trains_the_same_model(train_data):
         train(model, loader, Schedule(3, 1e-3), description="test")
         states.append(model.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
-
-
-def test_saved_weights_load_without_pickled_code(tmp_path):
-    model = Quadratic()
-    save_weights(model, tmp_path / "model.pth")
-    assert torch.load(tmp_path / "model.pth", weights_only=True) == model.state_dict()
-    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
 
 
 def test_clipping_bounds_the_gradient():

@@ -1,0 +1,97 @@
+"""Masks of an image and maps on a box: two functions that are each other's inverse.
+
+Pixel i covers [i, i + 1] and has its centre at i + 0.5. So do the cells of a map, in units of the
+box divided by the map's size. torchvision's ``project_masks_on_boxes`` reads half a pixel off these
+centres, and its ``paste_masks_in_image`` truncates boxes to whole pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from shape_roi_align import roi_align
+
+CHUNK_BYTES = 1 << 26  # of masks converted to float32 at a time
+
+
+def project_masks(
+    masks: Tensor, boxes: Tensor, size: int, *, matched: Tensor | None = None
+) -> Tensor:
+    """Masks of an image -> maps on boxes: what a mask head learns.
+
+    A cell is the mean of bilinear samples of the mask, one per pixel of the cell's side at least.
+
+    Args:
+        masks: [N, H, W] of any type, 0 to 1.
+        boxes: [K, 4] x1, y1, x2, y2 in pixels of the masks.
+        size: M, cells of a side of the maps.
+        matched: [K] the mask of each box. None is one box per mask, in order.
+
+    Returns:
+        [K, M, M] float32 in [0, 1], without gradients, and not thresholded.
+
+    Raises:
+        ValueError: masks and boxes are not in pairs, and ``matched`` is None.
+    """
+    if matched is None:
+        if len(masks) != len(boxes):
+            raise ValueError(f"need a box for each of {len(masks)} masks, got {len(boxes)}")
+        matched = torch.arange(len(masks), device=boxes.device)
+    maps = torch.zeros(len(boxes), size, size, device=boxes.device)
+    for chunk in _chunks(masks):
+        rows = torch.where((matched >= chunk.start) & (matched < chunk.stop))[0]
+        if not len(rows):
+            continue
+        pixels = masks[chunk, None].float()
+        index = (matched[rows] - chunk.start).to(boxes.dtype)
+        rois = torch.cat([index[:, None], boxes[rows]], dim=1).detach()
+        maps[rows] = roi_align(pixels, rois, size, aligned=True)[:, 0].clamp(0, 1)
+    return maps
+
+
+def paste_masks(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Maps on boxes -> masks of an image: what a mask head has found.
+
+    A pixel whose centre lies in the box is a bilinear sample of the map, clamped to its border; the
+    others are zero.
+
+    Args:
+        maps: [N, 1, M, M], 0 to 1.
+        boxes: [N, 4] x1, y1, x2, y2 in pixels of the image.
+        image_size: (height, width) in pixels.
+
+    Returns:
+        [N, 1, height, width] float32.
+    """
+    height, width = image_size
+    cells = maps[:, 0].float()
+    boxes = boxes.to(torch.float32)
+    # Interpolation is separable: [height, M] @ [M, M] @ [M, width] for each box.
+    rows = interpolation_weights(boxes[:, 1], boxes[:, 3], cells.shape[1], height)
+    columns = interpolation_weights(boxes[:, 0], boxes[:, 2], cells.shape[2], width)
+    return (rows @ cells @ columns.mT)[:, None]
+
+
+def interpolation_weights(low: Tensor, high: Tensor, cells: int, pixels: int) -> Tensor:
+    """Weights [N, pixels, cells] with which pixels read the cells along a side.
+
+    Args:
+        low, high: [N] ends of the side in pixels.
+    """
+    centre = torch.arange(pixels, device=low.device, dtype=low.dtype) + 0.5
+    extent = (high - low).clamp(min=torch.finfo(low.dtype).tiny)[:, None]
+    place = (centre - low[:, None]) / extent * cells - 0.5  # cell j has its centre at j
+    inside = (centre >= low[:, None]) & (centre < high[:, None])
+    cell = torch.arange(cells, device=low.device, dtype=low.dtype)
+    distance = (place.clamp(0, cells - 1)[..., None] - cell).abs()
+    return (1 - distance).clamp(min=0) * inside[..., None]
+
+
+def _chunks(masks: Tensor) -> Iterator[slice]:
+    """Slices of whole masks that take ``CHUNK_BYTES`` in float32 at most, or are one mask."""
+    each = max(1, CHUNK_BYTES // max(4 * masks[:1].numel(), 1))
+    for start in range(0, len(masks), each):
+        yield slice(start, min(start + each, len(masks)))
