@@ -1,19 +1,21 @@
-"""Draw what a trained Mask R-CNN or MR R-CNN finds in photographs.
+"""Draw what a trained Mask R-CNN or MR R-CNN finds in photographs and videos.
 
-    python examples/predict_mrrcnn.py photo.jpg --weights runs/mrrcnn/rm_saroialign.pth
-    python examples/predict_mrrcnn.py photo.jpg --weights maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth
+    python examples/predict_mrrcnn.py photo.jpg folder/ --weights runs/mrrcnn/rm_saroialign.pth
+    python examples/predict_mrrcnn.py video.mp4 --weights maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth
 
---weights takes what train_mrrcnn.py writes, and torchvision's published maskrcnn_resnet50_fpn. The
-architecture and whether there is a refining module follow from the parameters in it; without one,
-nothing is refined. Each drawing goes to --output-dir under its image's name, and the
-detections of all images as detections.json.
+--weights takes what train_mrrcnn.py writes, which says all else, and bare weights, such as
+torchvision's published ones. Each drawing goes to --output-dir under its image's name, and the
+detections of all images to detections.json. A file that cannot be read is named and left out; the
+exit status is then 1. One image is in memory at a time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,16 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from mrrcnn.backbones import BUILDERS, build_mask_rcnn
-from mrrcnn.model import MRRCNN, REFINE_PREFIX, RefineConfig
-from mrrcnn.weights import load_weights
+from mrrcnn.model import RefineConfig, card_of, load_model
 from training.evaluate import coco_results
-from training.options import REFINE_OPTION, describe_fields, parse_overrides
+from training.options import REFINE_OPTION, REFINE_SETTINGS, describe_fields, parse_overrides
+from training.video import VIDEO_SUFFIXES, frame_rate, read_frames, require_decoder, writing_frames
 from training.visualize import draw_instances
 
-CLASSES_KEY = "roi_heads.box_predictor.cls_score.bias"
 COCO_CLASSES = MaskRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-IMAGE_SIZES = {"small": 128}
-DEFAULT_IMAGE_SIZE = 800
+IMAGE_SUFFIXES = {x for x, name in Image.registered_extensions().items() if name in Image.OPEN}
+
+Record = dict[str, Any]
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -42,21 +43,34 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         epilog=f"options of --set:\n{describe_fields(RefineConfig)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="of any size")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        metavar="INPUT",
+        help="an image of any size, a folder of images, or a video (needs PyAV: pip install av)",
+    )
     parser.add_argument(
         "--weights", type=Path, required=True, help="of Mask R-CNN or MR R-CNN: see above"
     )
     parser.add_argument(
         "--image-size",
         type=int,
-        help="shorter side in pixels, as the model sees it; default: "
-        f"{DEFAULT_IMAGE_SIZE}, for the small backbone {IMAGE_SIZES['small']}",
+        help="shorter side in pixels, as the model sees it; default: the weights' own, for bare "
+        "weights the architecture's",
     )
     parser.add_argument(
         "--class-names",
         type=Path,
-        help="COCO annotation file whose categories name the classes; default: COCO's names for "
-        f"{len(COCO_CLASSES)} classes, else numbers",
+        help="COCO annotation file whose categories name the classes; default: the weights' names, "
+        f"COCO's for bare weights of {len(COCO_CLASSES)} classes, else numbers",
+    )
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="COCO annotation file of the images, for its image ids: writes all detections, "
+        "whatever their score, to results.json in COCO's result format, too",
     )
     parser.add_argument(
         "--score-threshold",
@@ -65,12 +79,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="detections with a lower score are left out; default %(default)s",
     )
     parser.add_argument(
+        "--refine",
+        choices=REFINE_SETTINGS,
+        help="the refining module's options, for bare weights that hold one",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar=f"{REFINE_OPTION}OPTION=VALUE",
-        help="an option of the refining module, as it was trained: weights do not tell; may be "
-        "given several times",
+        help="change an option of the refining module; may be given several times",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -78,121 +96,243 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     try:
-        args.names = read_class_names(args.class_names) if args.class_names else None
-        args.model = load_model(args)
-        args.pictures = {path: read_image(path) for path in args.images}
+        args.files = list_files(args.inputs)
+        args.names = read_names(args.class_names) if args.class_names else None
+        args.image_ids = read_image_ids(args.annotations, args.files) if args.annotations else None
+        args.model = open_model(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return args
 
 
-def load_model(args: argparse.Namespace) -> MaskRCNN:
+def list_files(inputs: Sequence[Path]) -> list[Path]:
+    """Files as given, and the images and videos of folders in order of their names.
+
+    Raises:
+        ValueError: an input does not exist, a folder holds nothing to read, or a video has no
+            decoder.
+    """
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            known = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+            found = sorted(x for x in path.iterdir() if x.suffix.lower() in known)
+            if not found:
+                raise ValueError(f"{path} holds no image")
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise ValueError(f"{path} does not exist")
+    if any(is_video(path) for path in files):
+        require_decoder()
+    return files
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def open_model(args: argparse.Namespace) -> MaskRCNN:
     """Raises:
     ValueError: the file does not hold parameters of a known architecture.
     """
-    path = args.weights
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    state = load_weights(path)
-    backbone = find_backbone(state, path)
-    size = args.image_size or IMAGE_SIZES.get(backbone, DEFAULT_IMAGE_SIZE)
-    model = build_mask_rcnn(backbone, len(state[CLASSES_KEY]), size)
-    if any(key.startswith(REFINE_PREFIX) for key in state):
-        config = RefineConfig(**parse_overrides(RefineConfig, args.set))
-        if config.guide == "gt":
-            raise ValueError("refine.guide=gt takes the ground truth, which a photograph has not")
-        model = MRRCNN.from_mask_rcnn(model, config)
+    if not args.weights.is_file():
+        raise ValueError(f"{args.weights} does not exist")
+    changes = parse_overrides(RefineConfig, args.set)
+    if changes.get("guide") == "gt":
+        raise ValueError("refine.guide=gt takes the ground truth, which a photograph has not")
+    refine: Any = REFINE_SETTINGS[args.refine](**changes) if args.refine else changes
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return model.to(args.device).eval()
-
-
-def find_backbone(state: Mapping[str, Tensor], path: Path) -> str:
-    """The key of ``BUILDERS`` whose model has the parameters in ``state``."""
-    shapes = {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    base = {k: v for k, v in shapes.items() if not k.startswith(REFINE_PREFIX)}
-    if CLASSES_KEY in base:
-        for name in BUILDERS:
-            with torch.device("meta"):
-                model = build_mask_rcnn(name, base[CLASSES_KEY].numel(), DEFAULT_IMAGE_SIZE)
-            wanted = {
-                k: v.shape
-                for k, v in model.state_dict().items()
-                if not k.endswith("num_batches_tracked")
-            }
-            if wanted == base:
-                return name
-    raise ValueError(
-        f"{path} must hold the parameters of a Mask R-CNN or MR R-CNN with one of the backbones "
-        f"{', '.join(BUILDERS)}; it has {len(state)} tensors, such as {next(iter(state), 'none')}"
-    )
-
-
-def read_class_names(path: Path) -> dict[int, str]:
-    try:
-        return {c["id"]: c["name"] for c in json.loads(path.read_text())["categories"]}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        model = load_model(args.weights, image_size=args.image_size, refine=refine)
+    except ValueError as error:
         raise ValueError(
-            f"{path} must be a COCO annotation file with categories of id and name"
+            str(error).replace("refine=RefineConfig(...)", "--refine paper and --set ...")
+        ) from error
+    return model.to(args.device)
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """Category names by id, of a COCO annotation file."""
+    return {entry["id"]: entry["name"] for entry in _entries(path, "categories", ("id", "name"))}
+
+
+def read_image_ids(path: Path, files: Sequence[Path]) -> dict[Path, Any]:
+    """Image ids of the files, by their names in a COCO annotation file.
+
+    Raises:
+        ValueError: it does not list one of them.
+    """
+    ids = {
+        Path(entry["file_name"]).name: entry["id"]
+        for entry in _entries(path, "images", ("id", "file_name"))
+    }
+    absent = [str(file) for file in files if file.name not in ids]
+    if absent:
+        raise ValueError(f"{path} must list every image; it lacks {', '.join(absent[:10])}")
+    return {file: ids[file.name] for file in files}
+
+
+def _entries(path: Path, kind: str, keys: Sequence[str]) -> list[Record]:
+    try:
+        entries = json.loads(path.read_text())[kind]
+        for entry in entries:
+            for key in keys:
+                entry[key]
+        return entries
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} must be a COCO annotation file with {kind} of {' and '.join(keys)}"
         ) from error
 
 
-def read_image(path: Path) -> Tensor:
-    """[3, H, W] in [0, 1], upright."""
+def read_image(path: Path) -> Image.Image:
+    """Upright, in RGB.
+
+    Raises:
+        ValueError: the file is not an image, or ends in the middle of one.
+    """
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist") from error
+            return ImageOps.exif_transpose(picture).convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not an image") from error
-    return to_dtype(to_image(upright), torch.float32, scale=True)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-@torch.inference_mode()
-def predict(model: MaskRCNN, image: Tensor, score_threshold: float) -> dict[str, Tensor]:
-    """Detections of an image [3, H, W] with at least the score, the surest first."""
-    device = next(model.parameters()).device
-    found = {k: v.cpu() for k, v in model([image.to(device)])[0].items()}
-    sure = found["scores"] >= score_threshold
-    return {k: v[sure] for k, v in found.items()}
+class Predictor:
+    """A model, and how to name and draw what it finds."""
 
+    def __init__(self, args: argparse.Namespace):
+        self.model: MaskRCNN = args.model
+        self.device = next(self.model.parameters()).device
+        self.threshold: float = args.score_threshold
+        card = card_of(self.model)
+        self.category_ids = card.category_ids
+        self.names: dict[int, str] = {}
+        if args.names is not None:
+            self.names = args.names
+        elif card.class_names is not None:
+            self.names = {
+                self.category(label): name for label, name in enumerate(card.class_names) if label
+            }
+        elif card.num_classes == len(COCO_CLASSES):
+            self.names = dict(enumerate(COCO_CLASSES))
 
-def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
-    """Returns what it writes to detections.json: one record per image."""
-    args = parse_arguments(argv)
-    names = args.names
-    num_classes = args.model.roi_heads.box_predictor.cls_score.out_features
-    if names is None and num_classes == len(COCO_CLASSES):
-        names = dict(enumerate(COCO_CLASSES))
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    records = []
-    for number, (path, image) in enumerate(args.pictures.items(), start=1):
-        found = predict(args.model, image, args.score_threshold)
-        called = [(names or {}).get(label, str(label)) for label in found["labels"].tolist()]
+    def category(self, label: int) -> int:
+        """Category id of a label."""
+        return self.category_ids[label - 1] if self.category_ids else label
+
+    @torch.inference_mode()
+    def find(self, picture: Image.Image) -> dict[str, Tensor]:
+        """Detections, the surest first; ``labels`` are category ids."""
+        image = to_dtype(to_image(picture), torch.float32, scale=True)
+        image = image.to(next(self.model.parameters()))
+        found = {k: v.cpu() for k, v in self.model([image])[0].items()}
+        labels = [self.category(label) for label in found["labels"].tolist()]
+        return found | {"labels": torch.tensor(labels, dtype=torch.int64)}
+
+    def sure(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        keep = found["scores"] >= self.threshold
+        return {k: v[keep] for k, v in found.items()}
+
+    def name(self, category: int) -> str:
+        return self.names.get(category, str(category))
+
+    def draw(self, picture: Image.Image, found: dict[str, Tensor]) -> Image.Image:
+        called = map(self.name, found["labels"].tolist())
         captions = [f"{n} {s:.2f}" for n, s in zip(called, found["scores"].tolist(), strict=True)]
-        drawing = draw_instances(
-            image,
+        return draw_instances(
+            to_dtype(to_image(picture), torch.float32, scale=True),
             found["boxes"],
             found["labels"],
             found["masks"][:, 0] > 0.5,
             captions,
             longer_side=None,
         )
-        twins = sum(other.stem == path.stem for other in args.pictures)
-        target = args.output_dir / (
-            f"{path.stem}-{number}.png" if twins > 1 else f"{path.stem}.png"
-        )
-        drawing.save(target)
-        detections = [
-            {**detection, "category": name}
-            for detection, name in zip(coco_results(number, found), called, strict=True)
+
+    def records(self, image_id: int, found: dict[str, Tensor]) -> list[Record]:
+        """In COCO's result format, with the category's name."""
+        return [
+            {**record, "category": self.name(record["category_id"])}
+            for record in coco_results(image_id, found)
         ]
-        records.append({"image_id": number, "file": str(path), "detections": detections})
-        print(f"{path}: {len(detections)} instances, drawn in {target}")
+
+
+def predict_video(predictor: Predictor, path: Path, target: Path) -> Iterator[Record]:
+    """A record per frame, while the drawn frames are written to ``target``."""
+    with writing_frames(target, frame_rate(path)) as add:
+        for number, picture in enumerate(read_frames(path)):
+            found = predictor.sure(predictor.find(picture))
+            add(predictor.draw(picture, found))
+            yield {
+                "image_id": number,
+                "file": str(path),
+                "frame": number,
+                "detections": predictor.records(number, found),
+            }
+
+
+def drawing_names(files: Sequence[Path]) -> list[str]:
+    """The file's own name; with its number where two files would share one."""
+    stems = Counter(path.stem for path in files)
+    names = []
+    for number, path in enumerate(files, start=1):
+        stem = path.stem if stems[path.stem] == 1 else f"{path.stem}-{number}"
+        names.append(stem + (".mp4" if is_video(path) else ".png"))
+    return names
+
+
+def predict_files(
+    args: argparse.Namespace, results: list[Record], failures: list[str]
+) -> Iterator[Record]:
+    """A record per image or frame; what cannot be read goes to ``failures``."""
+    predictor = Predictor(args)
+    for number, (path, name) in enumerate(
+        zip(args.files, drawing_names(args.files), strict=True), start=1
+    ):
+        target = args.output_dir / name
+        try:
+            if is_video(path):
+                frames = list(predict_video(predictor, path, target))
+                print(f"{path}: {len(frames)} frames, drawn in {target}", flush=True)
+                yield from frames
+                continue
+            picture = read_image(path)
+        except ValueError as error:
+            failures.append(str(error))
+            print(error, file=sys.stderr, flush=True)
+            continue
+        found = predictor.find(picture)
+        if args.image_ids is not None:
+            results += coco_results(args.image_ids[path], found)
+        found = predictor.sure(found)
+        predictor.draw(picture, found).save(target)
+        print(f"{path}: {len(found['boxes'])} instances, drawn in {target}", flush=True)
+        yield {
+            "image_id": number,
+            "file": str(path),
+            "detections": predictor.records(number, found),
+        }
+
+
+def main(argv: list[str] | None = None) -> list[Record]:
+    """Returns what it writes to detections.json: one record per image.
+
+    Raises:
+        SystemExit: with status 1 after all else is done, if a file could not be read.
+    """
+    args = parse_arguments(argv)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    results: list[Record] = []
+    failures: list[str] = []
+    records = list(predict_files(args, results, failures))
     (args.output_dir / "detections.json").write_text(json.dumps(records, indent=1) + "\n")
+    if args.image_ids is not None:
+        (args.output_dir / "results.json").write_text(json.dumps(results) + "\n")
+    if failures:
+        raise SystemExit(f"{len(failures)} of {len(args.files)} files could not be read")
     return records
 
 

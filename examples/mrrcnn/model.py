@@ -13,7 +13,14 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from .backbones import DEFAULT_IMAGE_SIZES, build_mask_rcnn, find_architecture
-from .base import EXACT, TORCHVISION, AlignedRoIHeads, prepare, replace_predictors
+from .base import (
+    EXACT,
+    TORCHVISION,
+    AlignedRoIHeads,
+    prepare,
+    replace_predictors,
+    set_mask_alignment,
+)
 from .refine import RefineConfig
 from .roi_heads import MaskRefiningRoIHeads
 from .weights import ModelCard, load_content, load_weights, save, weights_of
@@ -230,7 +237,7 @@ def load_model(
     model: MaskRCNN | None = None,
     *,
     image_size: int | None = None,
-    refine: RefineConfig | None = None,
+    refine: RefineConfig | Mapping[str, Any] | None = None,
 ) -> MaskRCNN:
     """A Mask R-CNN or MR R-CNN in evaluation mode, on the CPU.
 
@@ -243,7 +250,8 @@ def load_model(
             ``BUILDERS``. It is copied.
         image_size: shorter side in pixels; None is the file's, for bare weights the architecture's
             usual one.
-        refine: options of the refining module, for bare weights that hold one.
+        refine: options of the refining module. None: the file's. A mapping changes single ones of
+            the file's. Bare weights that hold a refining module need a whole ``RefineConfig``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -255,29 +263,31 @@ def load_model(
     if "card" in content:
         card = ModelCard(**content["card"])
         alignment = content["mask_alignment"]
-        if content["refine"] is not None:
-            refine = RefineConfig(**content["refine"])
+        config = RefineConfig(**content["refine"]) if content["refine"] else None
+        if config is not None and isinstance(refine, Mapping):
+            config = replace(config, **refine)
     else:
         card, alignment = _card_of_weights(state, path, model), TORCHVISION
-        if refine is None and any(key.startswith(REFINE_PREFIX) for key in state):
-            raise ValueError(
-                f"{path} holds weights of a refining module but not its options: pass "
-                "refine=RefineConfig(...) as it was trained"
-            )
+        config = None
+    if isinstance(refine, RefineConfig):
+        config = refine
+    is_refined = any(key.startswith(REFINE_PREFIX) for key in state)
+    if is_refined and config is None:
+        raise ValueError(
+            f"{path} holds weights of a refining module but not its options: pass "
+            "refine=RefineConfig(...) as it was trained"
+        )
+    card = replace(card, image_size=image_size or card.image_size)
     if model is not None:
         base = prepare(copy.deepcopy(model), mask_alignment=alignment)
-    elif card.architecture is None:
-        raise ValueError(f"{path} holds an architecture of your own: pass a model of it")
+    elif card.architecture is not None:
+        base = build_mask_rcnn(card.architecture, card.num_classes, card.image_size, **card.options)
+        set_mask_alignment(base, alignment)
     else:
-        size = image_size or card.image_size
-        options = card.options
-        base = build_mask_rcnn(card.architecture, card.num_classes, size, **options)
-        base.roi_heads.mask_alignment = base.transform.mask_alignment = alignment
-        card = replace(card, image_size=size)
+        raise ValueError(f"{path} holds an architecture of your own: pass a model of it")
     base.card = card
     base.to(dtype)
-    is_refined = any(key.startswith(REFINE_PREFIX) for key in state)
-    loaded = MRRCNN.from_mask_rcnn(base, refine) if is_refined else base
+    loaded = MRRCNN.from_mask_rcnn(base, config) if is_refined else base
     try:
         loaded.load_state_dict(state)
     except RuntimeError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -20,6 +20,11 @@ from .engine import AMP_TYPES, Options, Schedule
 BASE, RM, SARA = "Mask R-CNN", "RM + RoIAlign", "RM + SaRoIAlign"
 ROWS = {"mask_r_cnn": BASE, "rm_roialign": RM, "rm_saroialign": SARA}  # file name: title
 REFINE_OPTION = "refine."
+# Named settings of the refining module.
+REFINE_SETTINGS: dict[str, Callable[..., RefineConfig]] = {
+    "paper": RefineConfig,
+    "recommended": RefineConfig.recommended,
+}
 
 T = TypeVar("T")
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 from torch import nn
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.model import MRRCNN
-from predict_mrrcnn import COCO_CLASSES, find_backbone, main
+from mrrcnn.backbones import build_mask_rcnn, find_architecture
+from mrrcnn.model import MRRCNN, save_model
+from mrrcnn.weights import load_weights
+from predict_mrrcnn import COCO_CLASSES, main
+from training.video import frame_rate, read_frames, writing_frames
 
 SIZE = (150, 91)  # width, height
 
@@ -31,7 +36,7 @@ def photograph(tmp_path):
 def weights(base, tmp_path):
     """Of an untrained model, whose scores are about 1 / 5."""
     path = tmp_path / "model.pth"
-    torch.save(MRRCNN.from_mask_rcnn(base).state_dict(), path)
+    MRRCNN.from_mask_rcnn(base).save(path)
     return path
 
 
@@ -74,7 +79,7 @@ def test_the_refining_options_take_effect(photograph, weights, tmp_path):
 
 def test_weights_without_a_refining_module_are_mask_r_cnn(photograph, base, tmp_path):
     path = tmp_path / "vanilla.pth"
-    torch.save(base.state_dict(), path)
+    save_model(base, path)
     records, _ = predict(tmp_path, photograph, "--weights", path, "--score-threshold", 0.05)
     with Image.open(photograph) as picture:
         pixels = torch.from_numpy(np.asarray(picture) / np.float32(255)).permute(2, 0, 1)
@@ -133,11 +138,11 @@ def test_torchvisions_weights_predict_what_torchvision_predicts(photograph, publ
     assert all(d["category"] == COCO_CLASSES[d["category_id"]] for d in detections)
 
 
-@pytest.mark.parametrize("name", ["small", "resnet50"])
-def test_the_backbone_follows_from_the_parameters(name, tmp_path):
+@pytest.mark.parametrize("name", ["small", "resnet50", "resnet50_v2"])
+def test_the_architecture_follows_from_the_parameters(name):
     with torch.device("meta"):
         state = build_mask_rcnn(name, 7, 128).state_dict()
-    assert find_backbone(state, tmp_path) == name
+    assert find_architecture(state) == name
 
 
 def fails(capsys, tmp_path, *arguments):
@@ -151,16 +156,82 @@ def test_what_is_wrong_with_a_file_is_said(photograph, weights, huddle_root, tmp
     text, other = tmp_path / "text.jpg", tmp_path / "other.pth"
     text.write_text("no image")
     torch.save({"weight": torch.zeros(1)}, other)
+    bare = tmp_path / "bare.pth"
+    torch.save(load_weights(weights), bare)
+    (tmp_path / "empty").mkdir()
+    annotations = huddle_root / "annotations" / "instances_val2017.json"
     absent = tmp_path / "absent"
     for arguments, message in (
         ((absent, "--weights", weights), f"{absent} does not exist"),
-        ((text, "--weights", weights), f"{text} is not an image"),
         ((photograph, "--weights", absent), f"{absent} does not exist"),
         ((photograph, "--weights", other), "must hold the parameters of a Mask R-CNN"),
         ((photograph, "--weights", text), f"{text} must be a file of weights"),
+        ((photograph, "--weights", bare), "pass --refine paper and --set"),
+        ((tmp_path / "empty", "--weights", weights), "holds no image"),
+        ((photograph, "--weights", weights, "--annotations", annotations), "must list every image"),
         ((photograph, "--weights", weights, "--class-names", text), "COCO annotation file"),
         ((photograph, "--weights", weights, "--set", "refine.mask_flow=none"), "mask_flow"),
         ((photograph, "--weights", weights, "--set", "refine.guide=gt"), "the ground truth"),
         ((photograph, "--weights", weights, "--set", "alpha=0"), "got 'alpha=0'"),
     ):
         assert message in fails(capsys, tmp_path, *arguments)
+
+
+def test_unreadable_files_are_named_and_the_others_predicted(photograph, weights, tmp_path, capsys):
+    text, cut = tmp_path / "text.jpg", tmp_path / "cut.jpg"
+    text.write_text("no image")
+    cut.write_bytes(photograph.read_bytes()[:-800])
+    with pytest.raises(SystemExit, match="2 of 3 files could not be read"):
+        predict(tmp_path, text, cut, photograph, "--weights", weights)
+    said = capsys.readouterr().err
+    assert f"{text} is not an image" in said and f"{cut} cannot be read" in said
+    records = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [record["file"] for record in records] == [str(photograph)]
+    assert (tmp_path / "out" / "photograph.png").exists()
+
+
+def test_a_folder_means_the_images_in_it(huddle_root, weights, tmp_path):
+    folder = huddle_root / "val2017"
+    records, _ = predict(tmp_path, folder, "--weights", weights)
+    assert [record["file"] for record in records] == [str(p) for p in sorted(folder.iterdir())]
+
+
+def test_results_have_the_annotation_files_image_ids_and_the_weights_category_ids(
+    huddle_root, base, tmp_path
+):
+    base.card.category_ids = [10, 20, 30, 40]
+    base.card.class_names = ["__background__", "a", "b", "c", "d"]
+    save_model(base, tmp_path / "model.pth")
+    annotations = huddle_root / "annotations" / "instances_val2017.json"
+    records, output = predict(
+        tmp_path,
+        *(huddle_root / "val2017", "--weights", tmp_path / "model.pth"),
+        *("--annotations", annotations, "--score-threshold", 0.05),
+    )
+    truth = COCO(annotations)
+    results = json.loads((output / "results.json").read_text())
+    assert {r["image_id"] for r in results} <= set(truth.getImgIds())
+    assert {r["category_id"] for r in results} <= {10, 20, 30, 40}
+    named = {(d["category_id"], d["category"]) for r in records for d in r["detections"]}
+    assert named <= {(10, "a"), (20, "b"), (30, "c"), (40, "d")} and named
+
+
+def test_a_video_is_drawn_frame_by_frame(weights, tmp_path):
+    pytest.importorskip("av")
+    path = tmp_path / "video.mp4"
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
+    with writing_frames(path, Fraction(5)) as add:
+        for frame in pixels:
+            add(Image.fromarray(frame))
+    records, output = predict(tmp_path, path, "--weights", weights, "--score-threshold", 0.05)
+    assert [record["frame"] for record in records] == [0, 1, 2]
+    drawn = list(read_frames(output / "video.mp4"))
+    assert [frame.size for frame in drawn] == [(96, 64)] * 3
+    assert frame_rate(output / "video.mp4") == 5
+
+
+def test_a_video_without_a_decoder_is_refused(weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (tmp_path / "video.mp4").write_bytes(b"")
+    said = fails(capsys, tmp_path, tmp_path / "video.mp4", "--weights", weights)
+    assert "pip install av" in said
