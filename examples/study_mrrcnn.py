@@ -29,6 +29,7 @@ import torch
 from torchvision.models.detection import MaskRCNN
 
 from mrrcnn.backbones import BUILDERS, build_mask_rcnn, resnet50_from_scratch
+from mrrcnn.base import EXACT
 from mrrcnn.model import MRRCNN, RefineConfig, save_model
 from mrrcnn.weights import load_weights
 from study.huddle import HuddleConfig, write_huddle
@@ -107,8 +108,8 @@ class Row:
     def needs(self) -> tuple[str, ...]:
         """Rows that it is made from."""
         if self.as_long_as:
-            return "base", "control", self.as_long_as
-        return ("base", self.weights_of) if self.weights_of else ("base",)
+            return "mask_r_cnn", "control", self.as_long_as
+        return ("mask_r_cnn", self.weights_of) if self.weights_of else ("mask_r_cnn",)
 
 
 def _again(weights_of: str, title: str, **options: Any) -> Row:
@@ -117,21 +118,25 @@ def _again(weights_of: str, title: str, **options: Any) -> Row:
 
 # The most telling first: a study that was interrupted says something already.
 MAIN_ROWS = {
-    "base": Row("Mask R-CNN"),
+    "mask_r_cnn": Row("Mask R-CNN"),
     "control": Row("Mask R-CNN, trained on"),
-    "rm": Row("RM + RoIAlign", {"guide": "none"}),
-    "sara": Row("RM + SaRoIAlign", {}),
-    "ceiling": _again("sara", "RM + SaRoIAlign, ground-truth masks as P", guide="gt"),
-    "cls": _again("sara", "CLS only", refine_reg=False),
+    "rm_roialign": Row("RM + RoIAlign", {"guide": "none"}),
+    "rm_saroialign": Row("RM + SaRoIAlign", {}),
+    "ceiling": _again("rm_saroialign", "RM + SaRoIAlign, ground-truth masks as P", guide="gt"),
+    "cls": _again("rm_saroialign", "CLS only", refine_reg=False),
     **{
-        f"alpha={alpha:g}": _again("sara", f"alpha = {alpha:g}", alpha=alpha)
+        f"alpha={alpha:g}": _again("rm_saroialign", f"alpha = {alpha:g}", alpha=alpha)
         for alpha in (0.0, 0.5, 2.0, 0.1, 0.2, 5.0, 10.0)
     },
-    "rm_pre_nms": _again(
-        "rm", "RM + RoIAlign, every proposal refined", guide="none", inference="pre_nms"
+    "rm_roialign_pre_nms": _again(
+        "rm_roialign", "RM + RoIAlign, every proposal refined", guide="none", inference="pre_nms"
     ),
-    "sara_pre_nms": _again("sara", "RM + SaRoIAlign, every proposal refined", inference="pre_nms"),
-    "control_time": Row("Mask R-CNN, trained on as long as RM + SaRoIAlign", as_long_as="sara"),
+    "rm_saroialign_pre_nms": _again(
+        "rm_saroialign", "RM + SaRoIAlign, every proposal refined", inference="pre_nms"
+    ),
+    "control_time": Row(
+        "Mask R-CNN, trained on as long as RM + SaRoIAlign", as_long_as="rm_saroialign"
+    ),
 }
 OPTIONAL_ROWS = {
     "p+1": Row("RM + SaRoIAlign, P + 1", {"guide": "p+1"}),
@@ -153,8 +158,8 @@ OPTIONAL_ROWS = {
     "ceiling_trained": Row(
         "RM + SaRoIAlign, trained with ground-truth masks as P", {"guide": "gt"}
     ),
-    "rm_frozen": Row("RM + RoIAlign, base frozen", {"guide": "none", "freeze_base": True}),
-    "sara_frozen": Row("RM + SaRoIAlign, base frozen", {"freeze_base": True}),
+    "rm_roialign_frozen": Row("RM + RoIAlign, base frozen", {"guide": "none", "freeze_base": True}),
+    "rm_saroialign_frozen": Row("RM + SaRoIAlign, base frozen", {"freeze_base": True}),
 }
 ROWS = MAIN_ROWS | OPTIONAL_ROWS
 
@@ -213,7 +218,7 @@ class Study:
         self.file = args.results / f"{self.name}.json"
         self.work_dir = args.work_dir / self.name
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        self.settings = json.loads(json.dumps(asdict(self.preset)))
+        self.settings = json.loads(json.dumps(asdict(self.preset) | {"mask_alignment": EXACT}))
         self.rows: dict[str, dict[str, Any]] = {}
         if self.file.exists():
             self.rows = {row["row"]: row for row in json.loads(self.file.read_text())}
@@ -299,17 +304,17 @@ class Study:
 
     def _train(self, name: str, row: Row) -> tuple[MaskRCNN, dict[str, Any]]:
         """The model and what the training took."""
-        schedule = self.preset.base if name == "base" else self.preset.refine
+        schedule = self.preset.base if name == "mask_r_cnn" else self.preset.refine
         if row.as_long_as:
             seconds = self.rows[row.as_long_as]["train_seconds"]
             per_iteration = self.rows["control"]["seconds_per_iteration"]
             schedule = replace(schedule, iterations=round(seconds / per_iteration))
-        seed = 2 * self.seed + (name != "base")
+        seed = 2 * self.seed + (name != "mask_r_cnn")
         torch.manual_seed(seed)
-        if name == "base":
+        if name == "mask_r_cnn":
             model = self._new()
         else:
-            model = self._refined(self._model("base", None), row.options)
+            model = self._refined(self._model("mask_r_cnn", None), row.options)
             torch.manual_seed(seed)
         loader = make_loader(
             self.train_data,
@@ -354,7 +359,7 @@ class Study:
     def picture(self) -> None:
         """Figure 2: pairs of images, with the class scores of the control and of MR R-CNN. Figure
         5: what the two detect in validation images with crowded instances."""
-        names = ("control", "sara")
+        names = ("control", "rm_saroialign")
         if not self.rows.keys() >= set(names):
             return
         models = {ROWS[name].title: self._model(name, ROWS[name].options) for name in names}

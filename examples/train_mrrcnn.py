@@ -28,10 +28,12 @@ from torchvision.models.detection import MaskRCNN
 
 import shape_roi_align
 from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.model import MRRCNN, save_model
-from mrrcnn.weights import load_weights
+from mrrcnn.base import EXACT, replace_predictors, set_mask_alignment, set_scale_jitter
+from mrrcnn.model import MRRCNN, load_model, save_model
+from mrrcnn.weights import load_content, load_weights
 from study.huddle import HuddleConfig, write_huddle
 from training import distributed, options
+from training.best import BestWeights
 from training.data import TEST_DEV, CocoInstances, make_loader, make_transforms
 from training.engine import Schedule, train
 from training.evaluate import (
@@ -43,7 +45,7 @@ from training.evaluate import (
     format_table,
     instance_splits,
 )
-from training.options import BASE, RM, ROWS, choose_preset
+from training.options import BASE, RM, ROWS, SARA, choose_preset, scale_to_data
 from training.visualize import compare
 
 PICTURED_IMAGES = 6
@@ -79,6 +81,9 @@ class Experiment:
         self.args = args
         self.device = device
         self.preset = choose_preset(args)
+        self.given = self._load_given()
+        self.given_bare = bool(args.base) and "card" not in load_content(args.base)
+        self.trains_base = not args.test_only and (not args.base or args.preset == "finetune")
         self.seconds: dict[str, float] = {}
         self.scores: dict[str, Scores] = {}
         self.metrics_file = args.output_dir / "metrics.jsonl"
@@ -86,8 +91,17 @@ class Experiment:
         root = distributed.on_main(self._prepare)
         if not args.test_only:
             self.train_data = CocoInstances(
-                root, "train", make_transforms(True, self.preset.vertical_flip)
+                root,
+                "train",
+                make_transforms(True, self.preset.horizontal_flip, self.preset.vertical_flip),
             )
+            if self.given is not None:
+                self.preset = scale_to_data(
+                    self.preset,
+                    args,
+                    images=len(self.train_data),
+                    backbone=self.given.card.architecture,
+                )
         self.val_data = CocoInstances(root, args.test_split, make_transforms(False))
         self.splits: dict[str, set[int] | None] = {}
         if args.test_split != TEST_DEV:
@@ -97,46 +111,95 @@ class Experiment:
         )
         self.seconds["data"] = time.perf_counter() - start
 
+    def _load_given(self) -> MaskRCNN | None:
+        if not self.args.base:
+            return None
+        try:
+            return load_model(self.args.base, image_size=self.args.image_size, refined=False)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"--base: {error}") from error
+
     def _prepare(self) -> Path:
         """Make the data and clear away what a later --resume must not take for this run's."""
         self.args.output_dir.mkdir(parents=True, exist_ok=True)
         if not self.args.resume and not self.args.test_only:
-            for path in (self.metrics_file, *map(self._checkpoint_file, ROWS.values())):
+            for path in (
+                self.metrics_file,
+                *map(self._checkpoint_file, ROWS),
+                *map(self._best_file, ROWS),
+                *(self._best_file(name).with_suffix(".json") for name in ROWS),
+            ):
                 path.unlink(missing_ok=True)
         return prepare_data(self.args)
 
-    def base(self) -> MaskRCNN:
+    def base(self) -> MaskRCNN | None:
+        """Mask R-CNN, trained unless it is given; None if no row needs it."""
         torch.manual_seed(self.args.seed)
-        given = self.args.base or self.args.weights_backbone
-        build: dict[str, Any] = {}
-        if self.preset.backbone != "small":
-            build["norm"] = self.args.norm or ("frozen" if given else "batch")
-            if self.args.weights_backbone:
-                build["weights"] = load_weights(self.args.weights_backbone)
-        model = build_mask_rcnn(
-            self.preset.backbone, self.val_data.num_classes, self.preset.image_size, **build
-        ).to(self.device)
-        if self.args.base:
-            model.load_state_dict(load_weights(self.args.base))
-        elif not self.args.test_only:
+        if self.given is not None:
+            model = self._fit_classes(self.given)
+        elif self.args.test_only:
+            if BASE not in self.args.rows:
+                return None  # files of refined models hold their base, too
+            model = load_model(self._weights_file(BASE), image_size=self.args.image_size)
+        else:
+            model = self._build()
+        if self.args.mask_alignment or (self.given_bare and self.trains_base):
+            set_mask_alignment(model, self.args.mask_alignment or EXACT)
+        model.to(self.device)
+        if self.trains_base:
             self._train(model, self.preset.base, BASE, self.args.seed)
-        elif _slug(BASE) in self.args.rows:  # files of refined models hold their base, too
-            model.load_state_dict(load_weights(self._weights_file(BASE)))
         return model
 
-    def refined(self, base: MaskRCNN, name: str) -> MRRCNN:
+    def _build(self) -> MaskRCNN:
+        build: dict[str, Any] = {}
+        if self.preset.backbone == "small":
+            build = {"anchor_sizes": self.args.anchor_sizes, "proposals": self.args.proposals}
+            build = {k: v for k, v in build.items() if v is not None}
+        elif self.preset.backbone != "resnet50_v2":
+            given = self.args.weights_backbone
+            build["norm"] = self.args.norm or ("frozen" if given else "batch")
+            if given:
+                build["weights"] = load_weights(given)
+        return build_mask_rcnn(
+            self.preset.backbone, self.val_data.num_classes, self.preset.image_size, **build
+        )
+
+    def _fit_classes(self, model: MaskRCNN) -> MaskRCNN:
+        """With new predictors, if they are to be trained for another number of classes.
+
+        Raises:
+            SystemExit: they are not to be trained.
+        """
+        wanted, given = self.val_data.num_classes, model.card.num_classes
+        if wanted != given:
+            if not self.trains_base:
+                raise SystemExit(
+                    f"{self.args.base} knows {given} classes with the background, the data "
+                    f"{wanted}: --preset finetune trains it on them"
+                )
+            replace_predictors(model.roi_heads, wanted)
+        return model
+
+    def refined(self, base: MaskRCNN | None, name: str) -> MRRCNN:
         """All refinements start from the same weights and see the same images in the same order."""
+        if self.args.test_only:
+            changes = self.args.changes | ({} if name == SARA else {"guide": "none"})
+            if self.args.alpha is not None:
+                changes |= {"alpha": self.args.alpha}
+            path = self._weights_file(name)
+            model = load_model(path, image_size=self.args.image_size, refine=changes)
+            return model.to(self.device)
         seed = self.args.seed + 1
         torch.manual_seed(seed)
         config = self.preset.config
-        model = MRRCNN.from_mask_rcnn(base, replace(config, guide="none") if name == RM else config)
-        if self.args.test_only:
-            model.load_state_dict(load_weights(self._weights_file(name)))
-        else:
-            self._train(model, self.preset.refine, name, seed)
+        config = replace(config, guide="none") if name == RM else config
+        model = MRRCNN.from_mask_rcnn(base, config)
+        if self.given_bare and not self.args.mask_alignment and not config.freeze_base:
+            set_mask_alignment(model, EXACT)
+        self._train(model, self.preset.refine, name, seed)
         return model
 
-    def _train(self, model: nn.Module, schedule: Schedule, name: str, seed: int) -> None:
+    def _train(self, model: MaskRCNN, schedule: Schedule, name: str, seed: int) -> None:
         start = time.perf_counter()
         loader = make_loader(
             self.train_data,
@@ -145,6 +208,10 @@ class Experiment:
             workers=self.args.workers,
             seed=seed,
         )
+        sizes = model.transform.min_size, model.transform.max_size
+        set_scale_jitter(model.transform, *self.preset.scale_jitter)
+        model.card.class_names = self.train_data.class_names
+        model.card.category_ids = self.train_data.category_ids
         train(
             model,
             loader,
@@ -155,11 +222,35 @@ class Experiment:
             options=self.preset.options,
             checkpoint_file=self._checkpoint_file(name),
             resume=self.args.resume,
-            settings={"backbone": self.preset.backbone, "image_size": self.preset.image_size}
+            settings={
+                "backbone": model.card.architecture,
+                "image_size": model.card.image_size,
+                "mask_alignment": model.roi_heads.mask_alignment,
+                "scale_jitter": self.preset.scale_jitter,
+            }
             | (asdict(model.roi_heads.config) if isinstance(model, MRRCNN) else {}),
+            after_step=self._best_weights(name),
         )
+        model.transform.min_size, model.transform.max_size = sizes
         distributed.on_main(lambda: save_model(model, self._weights_file(name)))
         self.seconds[f"train {name}"] = time.perf_counter() - start
+
+    def _best_weights(self, name: str) -> BestWeights | None:
+        every = self.preset.evaluate_every
+        if every is None:
+            return None
+        return BestWeights(self._best_file(name), every, lambda model: self._scores(model, name))
+
+    def _scores(self, model: nn.Module, name: str) -> dict[str, float]:
+        """Box and mask AP on the whole validation part, in the main process; elsewhere zeros."""
+        parts = distributed.gather(detect(model, self.val_loader, f"scoring {name}"))
+        if not distributed.is_main():
+            return {"box_AP": 0.0, "mask_AP": 0.0}
+        results = [r for part in parts for r in part]
+        scores = average_precisions(self.val_data.coco, results, {"all": None})["all"]
+        box, mask = (scores[iou_type]["AP"] for iou_type in IOU_TYPES)
+        print(f"{name} in training: box AP {box:.1f}, mask AP {mask:.1f}", flush=True)
+        return {"box_AP": box, "mask_AP": mask}
 
     def evaluate(self, model: nn.Module, name: str) -> None:
         start = time.perf_counter()
@@ -174,7 +265,7 @@ class Experiment:
         results.sort(key=lambda r: order[r["image_id"]])  # as from one process
         test_dev = self.args.test_split == TEST_DEV
         if self.args.save_detections or test_dev:
-            path = self.args.output_dir / f"{_slug(name)}.detections.json"
+            path = self.args.output_dir / f"{name}.detections.json"
             path.write_text(json.dumps(results))
             print(f"{name}: {len(results)} detections in {path}", flush=True)
         if test_dev:
@@ -188,7 +279,7 @@ class Experiment:
         """The first validation images that hold a huddled instance, or of any if none does."""
         chosen = self.val_data.holding(self.splits["huddled"]) or range(len(self.val_data))
         path = self.args.output_dir / "comparison.png"
-        models = {BASE: base, "MR R-CNN": refined}
+        models = {BASE: base, SARA: refined}
         compare(self.val_data, chosen[:PICTURED_IMAGES], models, path)
         return path
 
@@ -232,14 +323,13 @@ class Experiment:
         print(f"{self.seconds['total']:.0f} s. Wrote {' and '.join(map(str, written))}.")
 
     def _weights_file(self, name: str) -> Path:
-        return self.args.output_dir / f"{_slug(name)}.pth"
+        return self.args.output_dir / f"{name}.pth"
+
+    def _best_file(self, name: str) -> Path:
+        return self.args.output_dir / f"{name}.best.pth"
 
     def _checkpoint_file(self, name: str) -> Path:
-        return self.args.output_dir / f"{_slug(name)}.checkpoint.pth"
-
-
-def _slug(name: str) -> str:
-    return next(slug for slug, title in ROWS.items() if title == name)
+        return self.args.output_dir / f"{name}.checkpoint.pth"
 
 
 def main(argv: list[str] | None = None) -> dict[str, Scores]:
@@ -249,9 +339,11 @@ def main(argv: list[str] | None = None) -> dict[str, Scores]:
         run = Experiment(args, device)
         models: dict[str, nn.Module] = {}
         base = run.base()
-        for slug, name in ROWS.items():
-            if slug in args.rows:
-                models[name] = base if name == BASE else run.refined(base, name)
+        for name in ROWS:
+            if name in args.rows:
+                model = base if name == BASE else run.refined(base, name)
+                assert model is not None  # there is a base if its row is wanted
+                models[name] = model
                 run.evaluate(models[name], name)
         distributed.on_main(lambda: run.report(models, start))
         return run.scores

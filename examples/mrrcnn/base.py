@@ -220,6 +220,20 @@ def set_mask_alignment(model: MaskRCNN, alignment: str) -> None:
         part.mask_alignment = alignment
 
 
+def set_scale_jitter(transform: GeneralizedRCNNTransform, low: float, high: float) -> None:
+    """Train on images of ``low`` to ``high`` times the size, in place; detection is at the size.
+
+    Raises:
+        ValueError: not 0 < low <= high.
+    """
+    if not 0 < low <= high:
+        raise ValueError(f"scale jitter must be 0 < low <= high, got {low} {high}")
+    size = transform.min_size[-1]
+    # torchvision draws one of the sizes in training, and takes the last in inference.
+    transform.min_size = (*range(round(low * size), round(high * size) + 1), size)
+    transform.max_size = round(transform.max_size * max(high, 1))
+
+
 def replace_predictors(heads: RoIHeads, num_classes: int) -> None:
     """New, untrained last layers of the box and the mask head, in place.
 

@@ -238,6 +238,7 @@ def load_model(
     *,
     image_size: int | None = None,
     refine: RefineConfig | Mapping[str, Any] | None = None,
+    refined: bool = True,
 ) -> MaskRCNN:
     """A Mask R-CNN or MR R-CNN in evaluation mode, on the CPU.
 
@@ -252,6 +253,7 @@ def load_model(
             usual one.
         refine: options of the refining module. None: the file's. A mapping changes single ones of
             the file's. Bare weights that hold a refining module need a whole ``RefineConfig``.
+        refined: False leaves a refining module out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -271,6 +273,8 @@ def load_model(
         config = None
     if isinstance(refine, RefineConfig):
         config = refine
+    if not refined:
+        state = {k: v for k, v in state.items() if not k.startswith(REFINE_PREFIX)}
     is_refined = any(key.startswith(REFINE_PREFIX) for key in state)
     if is_refined and config is None:
         raise ValueError(

@@ -20,15 +20,23 @@ COLUMNS = [
     for metric in ("AP", "AP50", "AP75")
 ]
 DIFFERENCES = (
-    ("rm", "control", "RM + RoIAlign over the control"),
-    ("sara", "rm", "RM + SaRoIAlign over RM + RoIAlign"),
-    ("sara", "control", "RM + SaRoIAlign over the control"),
-    ("sara", "control_time", "RM + SaRoIAlign over the control of equal time"),
-    ("detached", "rm", "RM + SaRoIAlign, P detached, over RM + RoIAlign"),
+    ("rm_roialign", "control", "RM + RoIAlign over the control"),
+    ("rm_saroialign", "rm_roialign", "RM + SaRoIAlign over RM + RoIAlign"),
+    ("rm_saroialign", "control", "RM + SaRoIAlign over the control"),
+    ("rm_saroialign", "control_time", "RM + SaRoIAlign over the control of equal time"),
+    ("detached", "rm_roialign", "RM + SaRoIAlign, P detached, over RM + RoIAlign"),
     ("detached", "control", "RM + SaRoIAlign, P detached, over the control"),
-    ("detached", "sara", "RM + SaRoIAlign: P detached over P not detached"),
-    ("sara_pre_nms", "rm_pre_nms", "every proposal refined: RM + SaRoIAlign over RM + RoIAlign"),
-    ("sara_pre_nms", "control", "RM + SaRoIAlign, every proposal refined, over the control"),
+    ("detached", "rm_saroialign", "RM + SaRoIAlign: P detached over P not detached"),
+    (
+        "rm_saroialign_pre_nms",
+        "rm_roialign_pre_nms",
+        "every proposal refined: RM + SaRoIAlign over RM + RoIAlign",
+    ),
+    (
+        "rm_saroialign_pre_nms",
+        "control",
+        "RM + SaRoIAlign, every proposal refined, over the control",
+    ),
     (
         "detached_recrop",
         "control",
@@ -127,7 +135,9 @@ def _describe(rows: Rows) -> str:
     return (
         f"{data['train_images']} training and {data['val_images']} validation images of "
         f"{data['image_size']} pixels with {instances} instances; backbone {settings['backbone']}; "
-        f"batches of {settings['batch_size']}; {base['iterations']} iterations of Mask R-CNN, "
+        f"batches of {settings['batch_size']}; mask alignment "
+        f"{settings.get('mask_alignment', 'torchvision')}; "
+        f"{base['iterations']} iterations of Mask R-CNN, "
         f"{refine['iterations']} more for each other row; seeds {seeds}. {all_of('device')}, "
         f"{all_of('threads')} threads; torch {all_of('torch')}, torchvision "
         f"{all_of('torchvision')}, shape_roi_align {all_of('shape_roi_align')}, commit "
@@ -191,11 +201,11 @@ def _table_4(rows: Rows) -> str:
     lines = [
         [title, *_box_and_mask(rows.get(name, []))]
         for name, title in (
-            ("base", "Mask R-CNN"),
+            ("mask_r_cnn", "Mask R-CNN"),
             ("control", "Mask R-CNN, trained on"),
             ("cls", "CLS only"),
             ("alpha=0", "REG only"),
-            ("sara", "both"),
+            ("rm_saroialign", "both"),
         )
     ]
     return _markdown(["", "box AP", "mask AP"], lines)

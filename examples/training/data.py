@@ -96,6 +96,17 @@ class CocoInstances(CocoDetection):
         """Largest category id + 1: class 0 is background; raw ids are kept, as in torchvision."""
         return max(self.coco.getCatIds()) + 1
 
+    @property
+    def class_names(self) -> list[str]:
+        """By label, the background's first."""
+        names = {c["id"]: c["name"] for c in self.coco.loadCats(self.coco.getCatIds())}
+        return ["__background__"] + [names.get(i, str(i)) for i in range(1, self.num_classes)]
+
+    @property
+    def category_ids(self) -> list[int]:
+        """The file's, of the labels from 1 on."""
+        return list(range(1, self.num_classes))
+
     def holding(self, instances: Set[int] | None) -> list[int]:
         """Indices of the images with one of these annotation ids at least, or with any for None."""
         found = [set(self.coco.getAnnIds([image_id])) for image_id in self.ids]
@@ -143,11 +154,14 @@ def decode_mask(
     return coco_mask.decode(segmentation)
 
 
-def make_transforms(train: bool, vertical_flip: bool = False) -> v2.Transform:
+def make_transforms(
+    train: bool, horizontal_flip: bool = True, vertical_flip: bool = False
+) -> v2.Transform:
     """To float images in [0, 1], in training with random flips. Resizing is the model's."""
     steps: list[v2.Transform] = [v2.ToImage()]
     if train:
-        steps.append(v2.RandomHorizontalFlip())
+        if horizontal_flip:
+            steps.append(v2.RandomHorizontalFlip())
         if vertical_flip:
             steps.append(v2.RandomVerticalFlip())
         steps.append(v2.SanitizeBoundingBoxes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,11 @@ class Training:
         self.batches = self._endless()
 
     def run(
-        self, metrics: MetricsWriter, description: str, checkpoint_file: Path | None = None
+        self,
+        metrics: MetricsWriter,
+        description: str,
+        checkpoint_file: Path | None = None,
+        after_step: Callable[[Training], None] | None = None,
     ) -> None:
         """The iterations that are left."""
         last = self.schedule.iterations
@@ -162,6 +166,14 @@ class Training:
                     self.iteration % self.options.checkpoint_every == 0 or self.iteration == last
                 ):
                     self.save(checkpoint_file)
+                if after_step is not None:
+                    after_step(self)
+                    self.model.train()
+
+    @property
+    def result(self) -> nn.Module:
+        """The model with the weights that training would end with now."""
+        return self.model if self.average is None else self.average.module
 
     def step(self) -> dict[str, float]:
         """One iteration; returns its losses, means over the processes.
@@ -279,6 +291,7 @@ def train(
     checkpoint_file: Path | None = None,
     resume: bool = False,
     settings: Mapping[str, Any] | None = None,
+    after_step: Callable[[Training], None] | None = None,
 ) -> None:
     """Train the parameters that require a gradient.
 
@@ -291,6 +304,8 @@ def train(
             training's, bit for bit, on as many processes; on fewer or more only the order of the
             images is.
         settings: must be the same then, besides ``schedule`` and ``options``: plain values.
+        after_step: called after each iteration and its checkpoint, in every process; it may put the
+            model into evaluation mode, and must not draw random numbers.
 
     Raises:
         FloatingPointError: a loss or a gradient is not finite; the message names it.
@@ -302,7 +317,7 @@ def train(
         if resume and checkpoint_file is not None and checkpoint_file.exists():
             training.resume(checkpoint_file)
             metrics.forget(description, training.iteration)
-        training.run(metrics, description, checkpoint_file)
+        training.run(metrics, description, checkpoint_file, after_step)
     if training.average is not None:
         model.load_state_dict(weights.average_weights(training.average.state_dict()))
     distributed.equalize(model)

@@ -12,13 +12,14 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import torch
 
 from mrrcnn.backbones import BUILDERS, NORMS
+from mrrcnn.base import MASK_ALIGNMENTS
 from mrrcnn.refine import CHOICES, RefineConfig
 
 from .data import TEST_DEV
 from .engine import AMP_TYPES, Options, Schedule
 
-BASE, RM, SARA = "Mask R-CNN", "RM + RoIAlign", "RM + SaRoIAlign"
-ROWS = {"mask_r_cnn": BASE, "rm_roialign": RM, "rm_saroialign": SARA}  # file name: title
+BASE, RM, SARA = "mask_r_cnn", "rm_roialign", "rm_saroialign"
+ROWS = (BASE, RM, SARA)  # in files, results and tables
 REFINE_OPTION = "refine."
 # Named settings of the refining module.
 REFINE_SETTINGS: dict[str, Callable[..., RefineConfig]] = {
@@ -36,17 +37,22 @@ class Preset:
     backbone: str
     image_size: int  # pixels, shorter side
     batch_size: int  # images, of all processes together
+    horizontal_flip: bool
     vertical_flip: bool
     config: RefineConfig
     base: Schedule
     refine: Schedule
     options: Options = field(default_factory=Options)
+    scale_jitter: tuple[float, float] = (1.0, 1.0)  # factors of image_size, in training
+    epochs: tuple[float, float] | None = None  # of base and refine, instead of their iterations
+    evaluate_every: int | None = None  # iterations
 
 
 DEMO = Preset(
     backbone="small",
     image_size=128,
     batch_size=8,
+    horizontal_flip=True,
     vertical_flip=True,
     # Of all predicted boxes more than half are positive, of the subsample a quarter, so that 32 per
     # image train four times as fast as the 64 there are. Refining every proposal costs little here.
@@ -58,12 +64,28 @@ PAPER = Preset(
     backbone="resnet50",
     image_size=800,
     batch_size=16,
+    horizontal_flip=True,
     vertical_flip=False,
     config=RefineConfig(),
     base=Schedule(90_000, 0.02, "sgd", warmup=1000, milestones=((2 / 3, 0.1), (8 / 9, 0.01))),
     refine=Schedule(9_000, 0.002, "sgd", warmup=0, milestones=((2 / 3, 0.1),)),
 )
-PRESETS = {"demo": DEMO, "paper": PAPER}
+FINETUNE = Preset(
+    backbone="resnet50",
+    image_size=800,
+    batch_size=4,
+    horizontal_flip=True,
+    vertical_flip=False,
+    config=RefineConfig.recommended(),
+    # Iterations, optimizer and rates follow from data and weights: see scale_to_data.
+    base=Schedule(0, 0.02, "sgd", warmup=100),
+    refine=Schedule(0, 0.002, "sgd", warmup=20),
+    epochs=(30.0, 10.0),
+)
+PRESETS = {"demo": DEMO, "paper": PAPER, "finetune": FINETUNE}
+FINETUNE_ITERATIONS = (300, 90_000)  # at least and at most
+ADAMW_RATES = {"base": 1e-3, "refine": 5e-4}
+EVALUATIONS = 10  # of each phase
 
 EPILOG = f"""\
 options of --set, with the paper's values (mrrcnn/refine.py says what they do):
@@ -80,6 +102,9 @@ examples:
   python examples/train_mrrcnn.py --data-path coco --backbone resnet101_dcn \\
       --weights-backbone resnet101-63fe2227.pth
       Mask R-CNN from ImageNet weights first
+  python examples/train_mrrcnn.py --preset finetune --data-path mine --base FILE
+      Mask R-CNN of FILE and upon it MR R-CNN, trained on other classes: FILE is torchvision's
+      published one, a checkpoint of its references/detection, or an earlier run's
   python examples/train_mrrcnn.py --data-path coco --base FILE --test-only --test-split {TEST_DEV}
       result files for COCO's server, of the weights in --output-dir
 
@@ -104,7 +129,8 @@ def parse_arguments(
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="defaults of the options below; default: demo without --data-path, paper with it",
+        help="defaults of the options below; finetune: on data of your own, from --base; "
+        "default: demo without --data-path, paper with it",
     )
     _add_data(parser.add_argument_group("data"), generated_images)
     _add_model(parser.add_argument_group("model"))
@@ -113,17 +139,23 @@ def parse_arguments(
     _add_output(parser.add_argument_group("output"))
     args = parser.parse_args(argv)
     try:
-        args.refine = parse_overrides(RefineConfig, args.set)
+        args.changes = parse_overrides(RefineConfig, args.set)
         preset = choose_preset(args)
     except ValueError as error:
         parser.error(str(error))
+    if args.base and (args.backbone or args.norm or args.weights_backbone):
+        parser.error("--base says --backbone, --norm and --weights-backbone")
+    if args.preset == "finetune" and not (args.base and args.data_path):
+        parser.error("--preset finetune needs --base and --data-path")
     if preset.backbone == "small" and (args.weights_backbone or args.norm):
         parser.error("--weights-backbone and --norm are for a ResNet: see --backbone")
+    if (args.anchor_sizes or args.proposals) and (args.base or preset.backbone != "small"):
+        parser.error("--anchor-sizes and --proposals build the small backbone: see --backbone")
     if preset.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {preset.batch_size}")
-    if args.refine.get("guide") == "none" and "rm_saroialign" in args.rows:
+    if args.changes.get("guide") == "none" and "rm_saroialign" in args.rows:
         parser.error("refine.guide=none is the row rm_roialign, not rm_saroialign: see --rows")
-    if args.refine.get("guide") == "gt":
+    if args.changes.get("guide") == "gt":
         parser.error(
             "refine.guide=gt is no detector, it takes the ground truth: see study_mrrcnn.py"
         )
@@ -164,7 +196,29 @@ def _add_data(group: argparse._ArgumentGroup, generated_images: Mapping[str, int
 def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--backbone", choices=BUILDERS, help="demo: small, paper: resnet50")
     group.add_argument(
-        "--image-size", type=int, help="shorter side in pixels, as the model sees it"
+        "--image-size",
+        type=int,
+        help="shorter side in pixels, as the model sees it; the longer is 1.67 times that at most; "
+        "default: that of --base, demo: 128, paper: 800",
+    )
+    group.add_argument(
+        "--anchor-sizes",
+        nargs=3,
+        type=int,
+        metavar="PIXELS",
+        help="sides of the small backbone's anchors, in pixels of the resized image; default: 16 "
+        "32 56 for --image-size 128, in proportion for others",
+    )
+    group.add_argument(
+        "--proposals",
+        type=int,
+        help="most boxes per image that reach the small backbone's box head; default 100",
+    )
+    group.add_argument(
+        "--mask-alignment",
+        choices=MASK_ALIGNMENTS,
+        help="how masks are cut out and pasted; default: that of --base, for bare weights exact if "
+        "the mask head is trained, else torchvision",
     )
     group.add_argument(
         "--base",
@@ -201,6 +255,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--alpha", type=float, help="weight of the refined class scores; both presets: 1"
     )
     group.add_argument(
+        "--refine",
+        choices=REFINE_SETTINGS,
+        help="settings of the refining module that --set changes; default: the preset's",
+    )
+    group.add_argument(
         "--set",
         action="append",
         default=[],
@@ -216,6 +275,26 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--refine-lr", type=float, help="of each refinement")
     group.add_argument("--optimizer", choices=("adamw", "sgd"), help="demo: adamw, paper: sgd")
     group.add_argument("-b", "--batch-size", type=int, help="images of all processes together")
+    for direction, default in (("horizontal", "yes"), ("vertical", "demo only")):
+        group.add_argument(
+            f"--{direction}-flip",
+            action=argparse.BooleanOptionalAction,
+            help=f"at random; default: {default}",
+        )
+    group.add_argument(
+        "--scale-jitter",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="factors of the image size between which training draws; default 1 1",
+    )
+    group.add_argument(
+        "--evaluate-every",
+        type=int,
+        metavar="ITERATIONS",
+        help="score the validation part that often and keep the best weights as ROW.best.pth; "
+        f"finetune: {EVALUATIONS} times in each training, else never",
+    )
     group.add_argument(
         "--clip-grad-norm", type=float, metavar="NORM", help="largest norm of all gradients"
     )
@@ -285,12 +364,17 @@ def choose_preset(args: argparse.Namespace) -> Preset:
             base=replace(preset.base, iterations=12, warmup=4),
             refine=replace(preset.refine, iterations=3, warmup=1),
         )
-    config = replace(preset.config, **args.refine)
+    config = REFINE_SETTINGS[args.refine]() if args.refine else preset.config
+    config = replace(config, **args.changes)
     return replace_given(
         preset,
         backbone=args.backbone,
         image_size=args.image_size,
         batch_size=args.batch_size,
+        horizontal_flip=args.horizontal_flip,
+        vertical_flip=args.vertical_flip,
+        scale_jitter=tuple(args.scale_jitter) if args.scale_jitter else None,
+        evaluate_every=args.evaluate_every,
         config=replace_given(config, alpha=args.alpha, freeze_base=args.freeze_base),
         base=replace_given(
             preset.base, iterations=args.iterations, lr=args.lr, optimizer=args.optimizer
@@ -309,6 +393,39 @@ def choose_preset(args: argparse.Namespace) -> Preset:
             checkpoint_every=args.checkpoint_every,
         ),
     )
+
+
+def scale_to_data(
+    preset: Preset, args: argparse.Namespace, *, images: int, backbone: str
+) -> Preset:
+    """A preset with iterations by epochs, and rates by batch size and architecture, unless options
+    give them; any other preset as it is.
+
+    Args:
+        images: of the training part.
+        backbone: of the weights that are trained on.
+    """
+    if preset.epochs is None:
+        return preset
+    small = backbone == "small"
+    optimizer = args.optimizer or ("adamw" if small else "sgd")
+    low, high = FINETUNE_ITERATIONS
+    schedules: dict[str, Schedule] = {}
+    for name, epochs, iterations, lr in (
+        ("base", preset.epochs[0], args.iterations, args.lr),
+        ("refine", preset.epochs[1], args.refine_iterations, args.refine_lr),
+    ):
+        schedule: Schedule = getattr(preset, name)
+        rate = ADAMW_RATES[name] if optimizer == "adamw" else schedule.lr * preset.batch_size / 16
+        schedules[name] = replace(
+            schedule,
+            iterations=iterations
+            or min(max(round(epochs * images / preset.batch_size), low), high),
+            lr=rate if lr is None else lr,
+            optimizer=optimizer,
+        )
+    every = preset.evaluate_every or max(1, schedules["base"].iterations // EVALUATIONS)
+    return replace(preset, evaluate_every=every, base=schedules["base"], refine=schedules["refine"])
 
 
 def replace_given(settings: T, **values: Any) -> T:

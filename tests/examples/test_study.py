@@ -16,8 +16,17 @@ from study.huddle import HuddleConfig
 from study.report import mean_deviation, write_report
 from study_mrrcnn import MAIN_ROWS, PRESETS, ROWS, main
 
-NAMES = ["rm", "sara", "ceiling", "cls", "alpha=0", "control_time"]
-MADE = ["base", "rm", "sara", "ceiling", "cls", "alpha=0", "control", "control_time"]
+NAMES = ["rm_roialign", "rm_saroialign", "ceiling", "cls", "alpha=0", "control_time"]
+MADE = [
+    "mask_r_cnn",
+    "rm_roialign",
+    "rm_saroialign",
+    "ceiling",
+    "cls",
+    "alpha=0",
+    "control",
+    "control_time",
+]
 
 
 def run(folder, *arguments):
@@ -56,8 +65,8 @@ def test_a_row_says_what_it_is_and_what_it_took(study):
 
 def test_the_configuration_of_a_row_is_the_models(study):
     configs = {row["row"]: row["config"] for row in rows_of(study)}
-    assert configs["base"] is configs["control"] is configs["control_time"] is None
-    assert (configs["rm"]["guide"], configs["sara"]["guide"]) == ("none", "p")
+    assert configs["mask_r_cnn"] is configs["control"] is configs["control_time"] is None
+    assert (configs["rm_roialign"]["guide"], configs["rm_saroialign"]["guide"]) == ("none", "p")
     assert configs["ceiling"]["guide"] == "gt"
     assert configs["alpha=0"]["alpha"] == 0 and configs["cls"]["refine_reg"] is False
     assert not any(c["freeze_base"] for c in configs.values() if c)
@@ -66,17 +75,17 @@ def test_the_configuration_of_a_row_is_the_models(study):
 def test_all_rows_train_as_long_as_their_control(study):
     rows = {row["row"]: row for row in rows_of(study)}
     smoke = PRESETS["smoke"]
-    assert rows["base"]["iterations"] == smoke.base.iterations
-    for name in ("control", "rm", "sara"):
+    assert rows["mask_r_cnn"]["iterations"] == smoke.base.iterations
+    for name in ("control", "rm_roialign", "rm_saroialign"):
         assert rows[name]["iterations"] == smoke.refine.iterations
     assert rows["control_time"]["iterations"] == round(
-        rows["sara"]["train_seconds"] / rows["control"]["seconds_per_iteration"]
+        rows["rm_saroialign"]["train_seconds"] / rows["control"]["seconds_per_iteration"]
     )
 
 
 def test_seeds_train_other_weights_on_the_same_data(study):
     weights = [
-        torch.load(study / "work" / f"smoke-color-{seed}" / "base.pth", weights_only=True)
+        torch.load(study / "work" / f"smoke-color-{seed}" / "mask_r_cnn.pth", weights_only=True)
         for seed in (0, 1)
     ]
     assert not torch.equal(
@@ -100,17 +109,17 @@ def test_an_interrupted_study_goes_on_where_it_stopped(study, tmp_path, monkeypa
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(study_mrrcnn, "neighbour_effect", interrupt)
-        run(tmp_path, "--seeds", 0, "--rows", "base")
+        run(tmp_path, "--seeds", 0, "--rows", "mask_r_cnn")
     assert not (tmp_path / "results").exists()
-    run(tmp_path, "--seeds", 0, "--rows", "base")
-    run(tmp_path, "--seeds", 0, "--rows", "rm")
-    assert [row["row"] for row in rows_of(tmp_path)] == ["base", "rm"]
+    run(tmp_path, "--seeds", 0, "--rows", "mask_r_cnn")
+    run(tmp_path, "--seeds", 0, "--rows", "rm_roialign")
+    assert [row["row"] for row in rows_of(tmp_path)] == ["mask_r_cnn", "rm_roialign"]
     for again, whole in zip(rows_of(tmp_path), rows_of(study), strict=False):
         assert again["scores"] == whole["scores"] and again["probe"] == whole["probe"]
 
 
 def test_lost_weights_are_trained_again(study):
-    weights = study / "work" / "smoke-color-0" / "sara.pth"
+    weights = study / "work" / "smoke-color-0" / "rm_saroialign.pth"
     before = weights.read_bytes()
     weights.unlink()
     run(study, "--seeds", 0, "--rows", "alpha=2")
@@ -122,7 +131,7 @@ def test_rows_of_other_settings_are_not_mixed_in(study, monkeypatch):
     changed = replace(PRESETS["smoke"], batch_size=3)
     monkeypatch.setitem(PRESETS, "smoke", changed)
     with pytest.raises(SystemExit, match="rows of other settings"):
-        run(study, "--seeds", 0, "--rows", "base")
+        run(study, "--seeds", 0, "--rows", "mask_r_cnn")
 
 
 def test_the_report_has_a_line_for_every_row_and_every_table(study):
@@ -130,7 +139,14 @@ def test_the_report_has_a_line_for_every_row_and_every_table(study):
     for heading in ("Tables 1 and 3", "Differences", "Table 4", "Table 5", "Figure 2"):
         assert f"### {heading}" in text
     assert "q <= 0.05 | 0.05 < q <= 0.8 | q > 0.8" in text
-    for name in ("base", "control", "rm", "sara", "ceiling", "control_time"):
+    for name in (
+        "mask_r_cnn",
+        "control",
+        "rm_roialign",
+        "rm_saroialign",
+        "ceiling",
+        "control_time",
+    ):
         assert text.count(f"| {ROWS[name].title} |") >= 3, name
     assert "±" in text
 
@@ -164,9 +180,12 @@ def test_the_gpu_preset_starts(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(PRESETS, "gpu", short)
     monkeypatch.setitem(backbones.BUILDERS, preset.backbone, few_proposals)
-    run(tmp_path, "--preset", "gpu", "--seeds", 0, "--rows", "sara")
+    run(tmp_path, "--preset", "gpu", "--seeds", 0, "--rows", "rm_saroialign")
     rows = json.loads((tmp_path / "results" / "gpu-color-0.json").read_text())
-    assert [(row["row"], row["iterations"]) for row in rows] == [("base", 2), ("sara", 2)]
+    assert [(row["row"], row["iterations"]) for row in rows] == [
+        ("mask_r_cnn", 2),
+        ("rm_saroialign", 2),
+    ]
     assert rows[0]["settings"]["amp"] == "bfloat16"
     lines = (tmp_path / "work" / "gpu-color-0" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 4
@@ -200,7 +219,10 @@ def record(row, seed, box, mask):
 
 
 def test_tables_hold_means_deviations_and_paired_differences(tmp_path):
-    figures = {"rm": [(30.0, 20.0), (34.0, 22.0)], "sara": [(35.0, 21.0), (37.0, 25.0)]}
+    figures = {
+        "rm_roialign": [(30.0, 20.0), (34.0, 22.0)],
+        "rm_saroialign": [(35.0, 21.0), (37.0, 25.0)],
+    }
     for seed in (0, 1):
         rows = [record(name, seed, *values[seed]) for name, values in figures.items()]
         (tmp_path / f"{seed}.json").write_text(json.dumps(rows))
@@ -225,4 +247,4 @@ def test_a_report_of_nothing_is_refused(tmp_path):
 
 
 def test_the_most_telling_rows_come_first():
-    assert list(MAIN_ROWS)[:4] == ["base", "control", "rm", "sara"]
+    assert list(MAIN_ROWS)[:4] == ["mask_r_cnn", "control", "rm_roialign", "rm_saroialign"]

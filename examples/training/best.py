@@ -1,0 +1,53 @@
+"""The best weights of a training, by scores of the validation part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from torchvision.models.detection import MaskRCNN
+
+from mrrcnn.model import save_model
+
+from . import distributed
+from .engine import Training
+
+Score = dict[str, float]  # box_AP and mask_AP in percent
+
+
+class BestWeights:
+    """Scores a training's model now and then; called after each step.
+
+    The sum of box and mask AP decides. ``path`` holds the best weights, and beside it a JSON file
+    says which iteration they are of and what they scored.
+
+    Args:
+        every: iterations between scores; there is one at the end, too.
+        score: box and mask AP of a model; called in every process, its result is used in the main
+            one.
+    """
+
+    def __init__(self, path: Path, every: int, score: Callable[[MaskRCNN], Score]):
+        self.path = path
+        self.record_file = path.with_suffix(".json")
+        self.every = every
+        self.score = score
+
+    def __call__(self, training: Training) -> None:
+        iteration, last = training.iteration, training.schedule.iterations
+        if iteration % self.every and iteration != last:
+            return
+        model: MaskRCNN = training.result  # type: ignore[assignment]
+        score = self.score(model)
+        distributed.on_main(lambda: self._keep(model, score, iteration))
+
+    def _keep(self, model: MaskRCNN, score: Score, iteration: int) -> None:
+        former = json.loads(self.record_file.read_text()) if self.record_file.exists() else None
+        if former is None or _total(score) > _total(former):
+            save_model(model, self.path)
+            self.record_file.write_text(json.dumps({"iteration": iteration, **score}) + "\n")
+
+
+def _total(score: Score) -> float:
+    return score["box_AP"] + score["mask_AP"]
