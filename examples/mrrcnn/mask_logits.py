@@ -29,7 +29,7 @@ def class_logits(
         logits = logits + last.bias[classes, None, None, None]
     height, width = features.shape[2:]
     step = 1 if odd_cells else 2
-    by_place = logits.view(len(features), step, step, height, width)
+    by_place = logits.view(features.shape[0], step, step, height, width)
     return by_place.permute(0, 3, 1, 4, 2).reshape(-1, height * step, width * step)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from mrrcnn.backbones import small_mask_rcnn
 from mrrcnn.model import MRRCNN
@@ -59,3 +60,48 @@ def test_the_backbone_exports(models):
     images = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
     exported = torch.export.export(model.backbone, (images,)).module()
     torch.testing.assert_close(exported(images), model.backbone(images))
+
+
+class RefiningBoxHead(nn.Module):
+    """Boxes [K, 4] and their labels [K] -> class logits [K, C], box deltas [K, 4C]."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, features, boxes, labels):
+        shapes = [(IMAGE_SIZE, IMAGE_SIZE)]
+        maps = self.heads._guidance(self.heads._mask_features(features, [boxes], shapes), labels)
+        return self.heads.refine.box(features, [boxes], maps, shapes)
+
+
+class RefiningMaskHead(nn.Module):
+    """Boxes [K, 4] and their labels [K] -> mask logits [K, 2M, 2M]."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, features, boxes, labels):
+        shapes = [(IMAGE_SIZE, IMAGE_SIZE)]
+        previous = self.heads._mask_features(features, [boxes], shapes)
+        return self.heads.refine.mask(features, [boxes], previous, labels, shapes)
+
+
+@pytest.mark.parametrize("head", [RefiningBoxHead, RefiningMaskHead])
+def test_the_refining_heads_export_for_any_number_of_boxes(models, head):
+    _, model = models
+    module = head(model.roi_heads).eval()
+
+    def inputs(count):
+        corners = torch.rand(count, 2, 2).sort(dim=1).values * IMAGE_SIZE
+        return features, corners.flatten(1), torch.randint(1, 3, (count,))
+
+    with torch.no_grad():
+        features = model.backbone(torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE))
+        count = {0: torch.export.Dim("K", min=2)}
+        shapes = (dict.fromkeys(features), count, count)
+        exported = torch.export.export(module, inputs(7), dynamic_shapes=shapes).module()
+        for number in (7, 13):
+            given = inputs(number)
+            torch.testing.assert_close(exported(*given), module(*given))

@@ -12,6 +12,7 @@ from PIL import Image
 
 import study_mrrcnn
 from mrrcnn import backbones
+from mrrcnn.weights import load_weights
 from study.huddle import HuddleConfig
 from study.report import mean_deviation, write_report
 from study_mrrcnn import MAIN_ROWS, PRESETS, ROWS, main
@@ -85,8 +86,7 @@ def test_all_rows_train_as_long_as_their_control(study):
 
 def test_seeds_train_other_weights_on_the_same_data(study):
     weights = [
-        torch.load(study / "work" / f"smoke-color-{seed}" / "mask_r_cnn.pth", weights_only=True)
-        for seed in (0, 1)
+        load_weights(study / "work" / f"smoke-color-{seed}" / "mask_r_cnn.pth") for seed in (0, 1)
     ]
     assert not torch.equal(
         weights[0]["backbone.stem.0.weight"], weights[1]["backbone.stem.0.weight"]
