@@ -108,8 +108,9 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         labels = torch.cat(rois.labels)
         pseudo_labels = logits[:, 1:].argmax(dim=1) + 1
         use_gt = (labels > 0) & (self.config.guide_label != "pred")
-        guides = torch.where(use_gt, labels, pseudo_labels)
-        boxes = decode_boxes(self.box_coder, regression, rois.boxes, guides, image_shapes)
+        decoded_as = torch.where(use_gt, labels, pseudo_labels)
+        boxes = decode_boxes(self.box_coder, regression, rois.boxes, decoded_as, image_shapes)
+        guides = pseudo_labels if self.config.guide_label == "match" else decoded_as
         predicted = rois._replace(boxes=boxes, guides=list(guides.split([len(b) for b in boxes])))
 
         predicted = predicted.rows(large_enough(boxes, MIN_BOX_SIZE))

@@ -46,6 +46,7 @@ class Preset:
     scale_jitter: tuple[float, float] = (1.0, 1.0)  # factors of image_size, in training
     epochs: tuple[float, float] | None = None  # of base and refine, instead of their iterations
     evaluate_every: int | None = None  # iterations
+    rows: tuple[str, ...] = ROWS
 
 
 DEMO = Preset(
@@ -80,7 +81,8 @@ FINETUNE = Preset(
     # Iterations, optimizer and rates follow from data and weights: see scale_to_data.
     base=Schedule(0, 0.02, "sgd", warmup=100),
     refine=Schedule(0, 0.002, "sgd", warmup=20),
-    epochs=(30.0, 10.0),
+    epochs=(20.0, 7.0),
+    rows=(BASE, SARA),
 )
 PRESETS = {"demo": DEMO, "paper": PAPER, "finetune": FINETUNE}
 FINETUNE_ITERATIONS = (300, 90_000)  # at least and at most
@@ -141,6 +143,7 @@ def parse_arguments(
     try:
         args.changes = parse_overrides(RefineConfig, args.set)
         preset = choose_preset(args)
+        args.rows = args.rows or list(preset.rows)
     except ValueError as error:
         parser.error(str(error))
     if args.base and (args.backbone or args.norm or args.weights_backbone):
@@ -243,8 +246,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--rows",
         nargs="+",
         choices=ROWS,
-        default=list(ROWS),
-        help="models to train and score; default: all",
+        help="models to train and score; default: all, finetune: mask_r_cnn rm_saroialign",
     )
     group.add_argument(
         "--freeze-base",

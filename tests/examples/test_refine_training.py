@@ -57,6 +57,8 @@ def test_a_branch_that_is_not_refined_has_no_loss(base, batch, options, absent):
         {"guide": "none"},
         {"guide": "none", "mask_flow": "none"},
         {"guide_label": "pred"},
+        {"guide_label": "match"},
+        {"positive_fraction": 0.25},
         {"class_agnostic_guide": True},
         {"mask_flow": "recompute"},
         {"mask_flow": "recrop"},
@@ -150,6 +152,38 @@ def test_predicted_boxes_are_matched_anew(base):
     assert target["labels"].tolist() == [2]
     kept = training_boxes(build(base, rematch=False), rois, [target])
     assert kept.labels[0].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("guide_label, expected", [("gt", [4, 4, 3]), ("match", [3, 2, 2])])
+def test_the_guide_can_be_the_class_of_the_new_match(base, guide_label, expected):
+    """Of a box that left its object, one that changed to another, and one that found one."""
+    model = build(base, guide_label=guide_label)
+    predicted = training_boxes(model, samples(BOXES.roll(1, dims=0), [4, 4, 0]), [OBJECT])
+    assert predicted.labels[0].tolist() == [0, 2, 2]
+    assert predicted.guides[0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "options, positive, negative",
+    [
+        ({"positive_fraction": 0.25}, 3, 10),
+        ({"positive_fraction": 0.5}, 10, 10),
+        ({"positive_fraction": 1.0}, 20, 10),
+        ({"positive_fraction": 0.5, "batch_size_per_image": 8}, 4, 4),
+        ({"batch_size_per_image": 16}, 3, 10),
+    ],
+)
+def test_surplus_positives_are_left_out(base, options, positive, negative):
+    model = build(base, **options)
+    rois = samples(BOXES.repeat(10, 1), [2, 2, 0] * 10)
+    labels = training_boxes(model, rois, [OBJECT]).labels[0]
+    assert [(labels > 0).sum(), (labels == 0).sum()] == [positive, negative]
+
+
+def test_an_image_of_positives_alone_keeps_one(base):
+    model = build(base, positive_fraction=0.25)
+    predicted = training_boxes(model, samples(BOXES[:2].repeat(5, 1), [2] * 10), [OBJECT])
+    assert predicted.labels[0].tolist() == [2]
 
 
 def test_the_match_threshold_is_the_configured_one(base):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from mrrcnn.boxes import batch_rows, select_detections
 from mrrcnn.model import MRRCNN, RefineConfig
@@ -241,3 +242,35 @@ def test_boxes_are_pooled_from_the_stride_that_their_size_in_pixels_asks_for(bas
 def test_an_unknown_option_is_refused_by_name(option):
     with pytest.raises(ValueError, match=f"{option} must be one of .* got 'wrong'"):
         RefineConfig(**{option: "wrong"})
+
+
+def test_a_looser_first_suppression_refines_more_boxes(base, batch, monkeypatch):
+    refined = []
+    for threshold in (None, 0.5, 0.9):
+        model = MRRCNN.from_mask_rcnn(base, RefineConfig(refine_nms_thresh=threshold)).eval()
+        model.roi_heads.detections_per_img = 10_000
+        box = model.roi_heads.refine.box
+        monkeypatch.setattr(
+            model.roi_heads.refine,
+            "box",
+            lambda features, boxes, *rest, box=box: (
+                refined.append(sum(map(len, boxes))) or box(features, boxes, *rest)
+            ),
+        )
+        for found in model(batch[0]):
+            iou = box_iou(found["boxes"], found["boxes"]).fill_diagonal_(0)
+            same = found["labels"][:, None] == found["labels"]
+            assert (iou * same).max() <= 0.5  # the last suppression is as tight as ever
+    assert refined[0] == refined[1] < refined[2]
+
+
+def test_recommended_settings_are_the_papers_but_for_what_the_study_found():
+    recommended = RefineConfig.recommended(alpha=2.0)
+    assert recommended == RefineConfig(detach_mask=True, refine_nms_thresh=0.8, alpha=2.0)
+
+
+@pytest.mark.parametrize("name", ["refine_nms_thresh", "positive_fraction"])
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.1, float("nan")])
+def test_fractions_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be above 0 and at most 1, got {value}"):
+        RefineConfig(**{name: value})
