@@ -25,7 +25,8 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from mrrcnn.model import RefineConfig, card_of, load_model
+from mrrcnn.base import card_of
+from mrrcnn.model import RefineConfig, load_model
 from training.evaluate import coco_results
 from training.options import REFINE_OPTION, REFINE_SETTINGS, describe_fields, parse_overrides
 from training.video import VIDEO_SUFFIXES, frame_rate, read_frames, require_decoder, writing_frames

@@ -177,7 +177,7 @@ class Experiment:
                     f"{self.args.base} knows {given} classes with the background, the data "
                     f"{wanted}: --preset finetune trains it on them"
                 )
-            replace_predictors(model.roi_heads, wanted)
+            replace_predictors(model, wanted)
         return model
 
     def refined(self, base: MaskRCNN | None, name: str) -> MRRCNN:

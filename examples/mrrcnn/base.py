@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from .boxes import ImageShapes, precise
 from .mask_logits import class_logits
 from .masks import paste_masks
 from .targets import Targets, TrainingBoxes, mask_loss
+from .weights import ModelCard
 
 Features = dict[str, Tensor]
 Losses = dict[str, Tensor]
@@ -234,8 +236,8 @@ def set_scale_jitter(transform: GeneralizedRCNNTransform, low: float, high: floa
     transform.max_size = round(transform.max_size * max(high, 1))
 
 
-def replace_predictors(heads: RoIHeads, num_classes: int) -> None:
-    """New, untrained last layers of the box and the mask head, in place.
+def replace_predictors(model: MaskRCNN, num_classes: int) -> None:
+    """New, untrained last layers of the box and the mask head, in place; the card follows.
 
     Args:
         num_classes: with the background.
@@ -243,6 +245,7 @@ def replace_predictors(heads: RoIHeads, num_classes: int) -> None:
     Raises:
         TypeError: a predictor is not torchvision's.
     """
+    heads = model.roi_heads
     box, mask = heads.box_predictor, heads.mask_predictor
     for predictor, kind in ((box, FastRCNNPredictor), (mask, MaskRCNNPredictor)):
         if type(predictor) is not kind:
@@ -256,6 +259,20 @@ def replace_predictors(heads: RoIHeads, num_classes: int) -> None:
     heads.mask_predictor = MaskRCNNPredictor(
         upscale.in_channels, upscale.out_channels, num_classes
     ).to(like)
+    model.card = replace(
+        card_of(model), num_classes=num_classes, class_names=None, category_ids=None
+    )
+
+
+def card_of(model: MaskRCNN) -> ModelCard:
+    """What is known of a model; of torchvision's own no more than its size and classes."""
+    if hasattr(model, "card"):
+        return model.card
+    return ModelCard(
+        num_classes=model.roi_heads.box_predictor.cls_score.out_features,
+        architecture=None,
+        image_size=model.transform.min_size[-1],
+    )
 
 
 def use_own_kernel(pool: TorchvisionRoIAlign | MultiScaleRoIAlign) -> MultiScaleRoIAlign:

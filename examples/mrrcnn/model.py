@@ -17,6 +17,7 @@ from .base import (
     EXACT,
     TORCHVISION,
     AlignedRoIHeads,
+    card_of,
     prepare,
     replace_predictors,
     set_mask_alignment,
@@ -105,13 +106,11 @@ class MRRCNN(MaskRCNN):
         if mask_alignment is None and not isinstance(model.roi_heads, AlignedRoIHeads):
             mask_alignment = TORCHVISION if config.freeze_base else EXACT
         prepare(model, mask_alignment=mask_alignment, replace_poolers=replace_poolers)
-        card = card_of(model)
-        if num_classes is not None and num_classes != card.num_classes:
-            replace_predictors(model.roi_heads, num_classes)
-            card = replace(card, num_classes=num_classes, class_names=None, category_ids=None)
+        if num_classes is not None and num_classes != card_of(model).num_classes:
+            replace_predictors(model, num_classes)
         built = cls.__new__(cls)
         GeneralizedRCNN.__init__(built, model.backbone, model.rpn, model.roi_heads, model.transform)
-        built.card = card
+        built.card = card_of(model)
         built.train(model.training)
         built._attach(config)
         return built
@@ -310,14 +309,3 @@ def _card_of_weights(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return ModelCard(len(state[CLASSES_KEY]), name, DEFAULT_IMAGE_SIZES[name])
-
-
-def card_of(model: MaskRCNN) -> ModelCard:
-    """What is known of a model; of torchvision's own no more than its size and classes."""
-    if hasattr(model, "card"):
-        return model.card
-    return ModelCard(
-        num_classes=model.roi_heads.box_predictor.cls_score.out_features,
-        architecture=None,
-        image_size=model.transform.min_size[-1],
-    )

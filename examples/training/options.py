@@ -419,10 +419,11 @@ def scale_to_data(
     ):
         schedule: Schedule = getattr(preset, name)
         rate = ADAMW_RATES[name] if optimizer == "adamw" else schedule.lr * preset.batch_size / 16
+        if not iterations and not args.quick:
+            iterations = min(max(round(epochs * images / preset.batch_size), low), high)
         schedules[name] = replace(
             schedule,
-            iterations=iterations
-            or min(max(round(epochs * images / preset.batch_size), low), high),
+            iterations=iterations or schedule.iterations,
             lr=rate if lr is None else lr,
             optimizer=optimizer,
         )

@@ -17,11 +17,13 @@ from pycocotools.cocoeval import COCOeval
 
 import train_mrrcnn
 from mrrcnn.backbones import build_mask_rcnn
+from mrrcnn.base import set_scale_jitter
+from mrrcnn.model import RefineConfig, load_model
 from mrrcnn.weights import load_weights
 from train_mrrcnn import main, parse_arguments
 from training.data import CocoInstances
 from training.engine import Options, Training
-from training.options import DEMO, PAPER, ROWS, SARA, choose_preset
+from training.options import DEMO, PAPER, ROWS, SARA, choose_preset, scale_to_data
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +275,117 @@ def test_how_to_train_comes_from_the_command_line():
     preset = choose_preset(parse_arguments([*argv, "--checkpoint-every", "7"]))
     assert preset.options == Options("bfloat16", 5.0, 0.99, 7)
     assert choose_preset(parse_arguments([])).options == Options()
+
+
+@pytest.fixture
+def two_classes(huddle_root, tmp_path):
+    """The generated images with two categories: a folder that is not the weights' data."""
+    root = tmp_path / "mine"
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (root / f"{split}2017").symlink_to(huddle_root / f"{split}2017")
+        name = f"instances_{split}2017.json"
+        content = json.loads((huddle_root / "annotations" / name).read_text())
+        content["categories"] = [{"id": 1, "name": "warm"}, {"id": 2, "name": "cold"}]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = 1 if annotation["category_id"] in (1, 4) else 2
+        (root / "annotations" / name).write_text(json.dumps(content))
+    return root
+
+
+FINETUNE = ["--preset", "finetune", "--device", "cpu", "--quick", "--evaluate-every", "6"]
+
+
+@pytest.mark.parametrize("kind", ["own", "bare", "reference"])
+def test_finetuning_takes_other_classes_from_any_file(quick_run, two_classes, tmp_path, kind):
+    own = quick_run[0] / "rm_saroialign.pth"
+    given = tmp_path / "given.pth"
+    state = load_model(own, refined=False).state_dict()
+    content = {"own": None, "bare": state, "reference": {"model": state, "epoch": 3, "args": {}}}
+    if kind == "own":
+        given = own
+    else:
+        torch.save(content[kind], given)
+    output = tmp_path / "out"
+    arguments = [*FINETUNE, "--data-path", str(two_classes), "--base", str(given)]
+    scores = main([*arguments, "--output-dir", str(output)])
+    assert list(scores) == ["mask_r_cnn", "rm_saroialign"]
+    model = load_model(output / "rm_saroialign.pth")
+    assert model.card.class_names == ["__background__", "warm", "cold"]
+    assert model.card.num_classes == 3 and model.transform.mask_alignment == "exact"
+    assert model.roi_heads.config == RefineConfig.recommended()
+    for name, last in (("mask_r_cnn", 12), ("rm_saroialign", 3)):
+        record = json.loads((output / f"{name}.best.json").read_text())
+        assert record["iteration"] in (6, last)
+        assert load_model(output / f"{name}.best.pth").card == model.card
+
+
+def test_other_classes_need_training(quick_run, two_classes, tmp_path):
+    arguments = ["--preset", "demo", "--quick", "--device", "cpu", "--data-path", str(two_classes)]
+    arguments += ["--base", str(quick_run[0] / "mask_r_cnn.pth"), "--output-dir", str(tmp_path)]
+    with pytest.raises(SystemExit, match="knows 5 classes .* the data 3: --preset finetune"):
+        main(arguments)
+
+
+def test_scoring_on_the_way_changes_no_weight(quick_run, tmp_path):
+    again = ["--quick", "--device", "cpu", "--evaluate-every", "2", "--rows", "mask_r_cnn"]
+    main([*again, "--output-dir", str(tmp_path)])
+    paths = (folder / "mask_r_cnn.pth" for folder in (tmp_path, quick_run[0]))
+    scored, plain = map(load_weights, paths)
+    assert all(torch.equal(scored[key], plain[key]) for key in plain)
+
+
+@pytest.mark.parametrize(
+    "backbone, images, arguments, base, refine",
+    [
+        ("small", 600, [], (3000, 1e-3, "adamw"), (1050, 5e-4, "adamw")),
+        ("small", 8, ["--lr", "0.1"], (300, 0.1, "adamw"), (300, 5e-4, "adamw")),
+        ("resnet50", 600, ["-b", "8"], (1500, 0.01, "sgd"), (525, 0.001, "sgd")),
+        ("resnet50", 10**7, ["--iterations", "7"], (7, 0.005, "sgd"), (90_000, 0.0005, "sgd")),
+    ],
+)
+def test_finetuning_scales_to_data_and_batch(backbone, images, arguments, base, refine):
+    needed = ["--preset", "finetune", "--data-path", "mine", "--base", "FILE"]
+    args = parse_arguments([*needed, *arguments])
+    preset = scale_to_data(choose_preset(args), args, images=images, backbone=backbone)
+    for schedule, expected in ((preset.base, base), (preset.refine, refine)):
+        found = schedule.iterations, pytest.approx(schedule.lr), schedule.optimizer
+        assert found == expected
+    assert preset.evaluate_every == max(1, base[0] // 10)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--preset", "finetune"], "needs --base and --data-path"),
+        (["--base", "FILE", "--backbone", "small"], "--base says --backbone"),
+        (["--data-path", "mine", "--proposals", "9"], "build the small backbone"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_recommended_settings_are_one_word_away():
+    config = choose_preset(parse_arguments(["--refine", "recommended", "--alpha", "2"])).config
+    assert config == RefineConfig.recommended(alpha=2.0)
+
+
+def test_vertical_flips_are_for_generated_images():
+    for arguments, expected in (([], True), (["--data-path", "coco"], False)):
+        preset = choose_preset(parse_arguments(arguments))
+        assert preset.horizontal_flip and preset.vertical_flip is expected
+
+
+def test_scale_jitter_trains_on_many_sizes_and_detects_at_one(base):
+    set_scale_jitter(base.transform, 0.5, 1.25)
+    image = torch.rand(3, 128, 128)
+    base.train()
+    sides = {base.transform.resize(image)[0].shape[-1] for _ in range(60)}
+    assert min(sides) < 90 and max(sides) > 135 and 64 <= min(sides) <= max(sides) <= 160
+    base.eval()
+    assert base.transform.resize(image)[0].shape[-1] == 128
+    with pytest.raises(ValueError, match="0 < low <= high, got 2 1"):
+        set_scale_jitter(base.transform, 2, 1)
