@@ -32,7 +32,14 @@ from mrrcnn.model import MRRCNN
 from mrrcnn.weights import load_weights, save_weights
 from study.huddle import HuddleConfig, write_huddle
 from training import distributed, options
-from training.data import TEST_DEV, CocoInstances, make_loader, make_transforms
+from training.categories import Categories
+from training.data import (
+    TEST_DEV,
+    CocoInstances,
+    make_loader,
+    make_transforms,
+    read_categories,
+)
 from training.engine import Schedule, train
 from training.evaluate import (
     IOU_TYPES,
@@ -43,6 +50,7 @@ from training.evaluate import (
     format_table,
     instance_splits,
 )
+from training.layouts import Parts
 from training.options import BASE, RM, ROWS, choose_preset
 from training.visualize import compare
 
@@ -55,10 +63,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return options.parse_arguments(argv, __doc__, images)
 
 
-def prepare_data(args: argparse.Namespace) -> Path:
-    """The given folder, or a generated one."""
-    if args.data_path:
-        return args.data_path
+def prepare_data(args: argparse.Namespace) -> Path | Parts:
+    """The given folder or files, or a generated folder."""
+    if args.data_path or args.parts:
+        return args.data_path or args.parts
     config = HuddleConfig(
         train_images=args.train_images,
         val_images=args.val_images,
@@ -88,7 +96,9 @@ class Experiment:
             self.train_data = CocoInstances(
                 root, "train", make_transforms(True, self.preset.vertical_flip)
             )
-        self.val_data = CocoInstances(root, args.test_split, make_transforms(False))
+        self.val_data = CocoInstances(
+            root, args.test_split, make_transforms(False), categories=self._categories(root)
+        )
         self.splits: dict[str, set[int] | None] = {}
         if args.test_split != TEST_DEV:
             self.splits = distributed.on_main(lambda: instance_splits(self.val_data.coco))
@@ -97,13 +107,19 @@ class Experiment:
         )
         self.seconds["data"] = time.perf_counter() - start
 
-    def _prepare(self) -> Path:
+    def _prepare(self) -> Path | Parts:
         """Make the data and clear away what a later --resume must not take for this run's."""
         self.args.output_dir.mkdir(parents=True, exist_ok=True)
         if not self.args.resume and not self.args.test_only:
             for path in (self.metrics_file, *map(self._checkpoint_file, ROWS.values())):
                 path.unlink(missing_ok=True)
         return prepare_data(self.args)
+
+    def _categories(self, root: Path | Parts) -> Categories | None:
+        """Those that the model is trained for, of which the validation part may lack some."""
+        if not self.args.test_only:
+            return self.train_data.categories
+        return distributed.on_main(lambda: read_categories(root))
 
     def base(self) -> MaskRCNN:
         torch.manual_seed(self.args.seed)

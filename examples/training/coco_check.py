@@ -19,7 +19,8 @@ from .coco_file import shown
 from .coco_masks import check_segmentations
 
 LONGEST_SIDE = 65_535  # pixels, of what JPEG can hold
-WHOLE, FAR = 2.0, 0.25  # pixels, fraction of the picture: see _check_boxes
+ROUNDING = 1.0  # pixels between a box and the mask that it was made of
+FAR = 0.25  # of the picture, beyond its border
 
 
 def check_dataset(path: Path, dataset: dict[str, Any], *, annotated: bool = True) -> None:
@@ -33,24 +34,30 @@ def check_dataset(path: Path, dataset: dict[str, Any], *, annotated: bool = True
     Raises:
         ValueError: naming the file, the first offending records and what was required.
     """
-    wanted = ["images", "categories", *(["annotations"] if annotated else [])]
-    for name in ("images", "categories", "annotations"):
-        value = dataset.get(name)
-        if name in wanted and not value:
-            raise ValueError(
-                f"{path} must have {' and '.join(wanted)}, {name} is {shown(value)}; it has the "
-                f"keys {shown(list(dataset))}"
-            )
-        if value is not None and type(value) is not list:
-            raise ValueError(f"{path}: {name} must be a list, got {shown(value)}")
-    categories = _check_categories(path, dataset["categories"])
-    images = _check_images(path, dataset["images"])
-    if dataset.get("annotations"):
+    images = _check_images(path, _list(path, dataset, "images"))
+    categories = check_categories(path, dataset)
+    if annotated or dataset.get("annotations"):
+        _list(path, dataset, "annotations")
         _check_annotations(path, dataset, images, categories)
 
 
-def _check_categories(path: Path, items: list[Any]) -> np.ndarray:
-    """Ids [C] int64."""
+def _list(path: Path, dataset: dict[str, Any], name: str) -> list[Any]:
+    value = dataset.get(name)
+    if type(value) is not list or not value:
+        raise ValueError(
+            f"{path} must have {name}, a list that is not empty, got {shown(value)}; it has the "
+            f"keys {shown(list(dataset))}"
+        )
+    return value
+
+
+def check_categories(path: Path, dataset: dict[str, Any]) -> np.ndarray:
+    """Ids [C] int64.
+
+    Raises:
+        ValueError: see :func:`check_dataset`.
+    """
+    items = _list(path, dataset, "categories")
     categories = Records(path, "category", items, lambda i: _named(items[i], i, "categories"))
     names = categories.column("name", {str}, "text")
     blank = [i for i, name in enumerate(names) if not name.strip()]
@@ -151,7 +158,7 @@ def _check_boxes(
     """Boxes [N, 4] x, y, width, height against the masks' extents [N, 4] x1, y1, x2, y2.
 
     A box may be larger or smaller than the mask, such as an object's with its hidden parts. A file
-    whose boxes are something else shows in most of them.
+    whose boxes are something else shows in most of those for which it makes a difference.
     """
     corners = boxes.copy()
     corners[:, 2:] += boxes[:, :2]
@@ -164,13 +171,15 @@ def _check_boxes(
         )
     off = np.abs(corners - extents).max(axis=1)
     off_as_corners = np.abs(boxes - extents).max(axis=1)
-    far_out = (corners[:, 2:] > (1 + FAR) * picture + WHOLE).any(axis=1)
-    as_corners = ((off > WHOLE) & (off_as_corners <= WHOLE)) | far_out
-    if 2 * as_corners.sum() > len(boxes):
+    far_out = (corners[:, 2:] > (1 + FAR) * picture + ROUNDING).any(axis=1)
+    as_corners = ((off > ROUNDING) & (off_as_corners <= ROUNDING)) | far_out
+    if 2 * as_corners.sum() > (boxes[:, :2] > ROUNDING).any(axis=1).sum():
         annotations.refuse(
             f"{required}, not two corners x1, y1, x2, y2", np.flatnonzero(as_corners), "bbox"
         )
-    apart = (corners[:, 2:] < extents[:, :2] - WHOLE) | (corners[:, :2] > extents[:, 2:] + WHOLE)
+    apart = (corners[:, 2:] < extents[:, :2] - ROUNDING) | (
+        corners[:, :2] > extents[:, 2:] + ROUNDING
+    )
     annotations.refuse(
         f"{required}, around the segmentation", np.flatnonzero(apart.any(axis=1)), "bbox"
     )

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 from .batches import ShuffledBatches
 from .categories import Categories
 from .coco_boxes import clip_boxes
-from .coco_check import check_dataset
+from .coco_check import check_categories, check_dataset
 from .coco_file import load_json
 from .distributed import rank, world_size
 from .layouts import TEST_DEV, Parts, find_part
@@ -150,6 +150,21 @@ class CocoInstances(Dataset):
     def portrait(self) -> list[bool]:
         """Whether an image is taller than wide, of all images."""
         return [image["height"] > image["width"] for image in self.coco.loadImgs(self.ids)]
+
+
+def read_categories(root: str | Path | Parts) -> Categories | None:
+    """The classes of the training part; None where it is not there.
+
+    Raises:
+        ValueError: its annotation file is no such file.
+    """
+    try:
+        path = (find_part(root, "train") if isinstance(root, str | Path) else root["train"])[1]
+    except (FileNotFoundError, KeyError):
+        return None
+    dataset = load_json(path)
+    check_categories(path, dataset)
+    return Categories(path, dataset["categories"])
 
 
 def decode_mask(

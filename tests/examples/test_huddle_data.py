@@ -292,7 +292,10 @@ def no_categories(coco):
         (no_object, " must be a COCO file in JSON, an object.*got list"),
         (captions, ": category_id of every annotation must be.*; annotation 1 .* has nothing"),
         (boxes_alone, ": every annotation must have a segmentation.*; annotation 1 of image"),
-        (no_categories, " must have images and categories and annotations, categories is nothing"),
+        (
+            no_categories,
+            " must have categories, a list that is not empty, got nothing",
+        ),
     ],
 )
 def test_an_annotation_file_of_another_kind_is_refused_by_name(
