@@ -172,16 +172,17 @@ def _check_boxes(
     off = np.abs(corners - extents).max(axis=1)
     off_as_corners = np.abs(boxes - extents).max(axis=1)
     far_out = (corners[:, 2:] > (1 + FAR) * picture + ROUNDING).any(axis=1)
-    as_corners = ((off > ROUNDING) & (off_as_corners <= ROUNDING)) | far_out
-    if 2 * as_corners.sum() > (boxes[:, :2] > ROUNDING).any(axis=1).sum():
+    telling = (boxes[:, :2] > ROUNDING).any(axis=1)  # at the origin both readings are one
+    as_corners = telling & (((off > ROUNDING) & (off_as_corners <= ROUNDING)) | far_out)
+    if 2 * as_corners.sum() > telling.sum():
         annotations.refuse(
             f"{required}, not two corners x1, y1, x2, y2", np.flatnonzero(as_corners), "bbox"
         )
-    apart = (corners[:, 2:] < extents[:, :2] - ROUNDING) | (
-        corners[:, :2] > extents[:, 2:] + ROUNDING
-    )
+    apart = np.concatenate([extents[:, :2] - corners[:, 2:], corners[:, :2] - extents[:, 2:]], 1)
     annotations.refuse(
-        f"{required}, around the segmentation", np.flatnonzero(apart.any(axis=1)), "bbox"
+        f"{required}, around the segmentation",
+        np.flatnonzero(apart.max(axis=1) > ROUNDING),
+        "bbox",
     )
 
 

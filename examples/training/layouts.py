@@ -69,7 +69,8 @@ def find_part(root: str | Path, split: str) -> Part:
         for part in parts
     )
     raise FileNotFoundError(
-        f"{root} must hold the {split} part as one of: {wanted}. {_there(root)}"
+        f"{root} must hold the {split} part as one of: {wanted}. {_there(root)}. Name other places "
+        f"with --{split}-images-dir and --{split}-annotations"
     )
 
 
