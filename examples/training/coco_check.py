@@ -74,8 +74,7 @@ def _check_images(path: Path, items: list[Any]) -> tuple[np.ndarray, np.ndarray]
     images.refuse(
         "file_name of every image must be a path that stays in the folder of images", wrong
     )
-    if len(set(map(posixpath.normpath, names))) < len(names):
-        images.refuse_repeated("file_name", np.array(list(map(posixpath.normpath, names))))
+    images.refuse_repeated("file_name", list(map(posixpath.normpath, names)))
     height, width = (images.whole_numbers(key, 1, LONGEST_SIDE) for key in ("height", "width"))
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None:
@@ -149,7 +148,7 @@ def _check_names_in_use(path: Path, items: list[Any], used: np.ndarray) -> None:
     """Roboflow names a project's root, which no annotation has, like any of its classes."""
     chosen = [items[i] for i in used]
     categories = Records(path, "category", chosen, lambda i: _named(chosen[i], i, "categories"))
-    categories.refuse_repeated("name", np.array([item["name"] for item in chosen]))
+    categories.refuse_repeated("name", [item["name"] for item in chosen])
 
 
 def _check_boxes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -81,15 +82,16 @@ class Records:
     def unique_ids(self) -> np.ndarray:
         """[N] int64, each once."""
         ids = self.ids()
-        self.refuse_repeated("id", ids)
+        self.refuse_repeated("id", ids.tolist())
         return ids
 
-    def refuse_repeated(self, key: str, values: np.ndarray) -> None:
-        found, first, counts = np.unique(values, return_inverse=True, return_counts=True)
-        if len(found) < len(values):
-            places = np.flatnonzero(counts[first] > 1)
-            order = np.argsort(values[places], kind="stable")  # the same ones side by side
-            self.refuse(f"the {key} of every {self.noun} must be its own", places[order], key)
+    def refuse_repeated(self, key: str, values: list[Any]) -> None:
+        """``values`` [N] are the key's, or what they come to."""
+        if len(set(values)) < len(values):
+            counts = Counter(values)
+            places = [i for i, value in enumerate(values) if counts[value] > 1]
+            places.sort(key=lambda i: values[i])  # the same ones side by side
+            self.refuse(f"the {key} of every {self.noun} must be its own", places, key)
 
     def numbers(self, key: str, low: float) -> np.ndarray:
         """[N] float64, finite, of ``low`` at least."""

@@ -157,7 +157,7 @@ def _files(folder: Path) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError:  # no such folder, or a name that the file system cannot have
         return set()
 
 

@@ -266,6 +266,11 @@ RECORDS = [
     ),
     Kind("no file name", image(file_name=...), "file_name of every image must be text; image 10"),
     Kind("a file name that leaves the folder", image(file_name="../a.png"), INSIDE),
+    Kind(
+        "a file name longer than any",
+        image(file_name="a" * 5000 + "/a.png"),
+        "every file_name must be a picture in …; image 10 ('aaa",
+    ),
     Kind("an absolute file name", image(file_name="/etc/passwd"), INSIDE),
     Kind("a file name with NUL", image(file_name="a\0.png"), INSIDE),
     Kind("half a surrogate pair as a file name", image(file_name="\ud800"), INSIDE),
@@ -414,9 +419,9 @@ def table() -> str:
 
 def page() -> str:
     """DATA.md with the present table."""
-    before, rest = DATA_PAGE.read_text().split(MARKS[0])
+    before, rest = DATA_PAGE.read_text("utf-8").split(MARKS[0])
     return f"{before}{MARKS[0]}\n\n{table()}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
 
 
 if __name__ == "__main__":
-    DATA_PAGE.write_text(page())
+    DATA_PAGE.write_text(page(), "utf-8")

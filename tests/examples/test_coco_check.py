@@ -27,7 +27,7 @@ def test_a_file_is_refused(tmp_path, kind: Kind):
 
 
 def test_the_table_of_kinds_is_that_of_the_tests():
-    assert DATA_PAGE.read_text() == page(), "run python tests/examples/coco_kinds.py"
+    assert DATA_PAGE.read_text("utf-8") == page(), "run python tests/examples/coco_kinds.py"
     assert len({kind.name for kind in KINDS}) == len(KINDS)
 
 

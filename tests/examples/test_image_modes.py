@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -64,6 +65,23 @@ def test_16_bits_of_a_portable_grey_map_are_scaled(tmp_path):
     path = tmp_path / "grey.pgm"
     path.write_bytes(b"P5 12 10 65535\n" + (RAMP.astype(">u2") * 257).tobytes())
     assert (np.asarray(read_picture(path)) == grey(RAMP)).all()
+
+
+def test_16_bits_of_each_colour_keep_the_higher_eight(tmp_path):
+    """Pillow writes no such file."""
+
+    def chunk(kind, content):
+        length, checksum = len(content), zlib.crc32(kind + content)
+        return length.to_bytes(4, "big") + kind + content + checksum.to_bytes(4, "big")
+
+    rows = (COLORS.astype(np.uint16) * 257 + 9).astype(">u2").reshape(10, -1)
+    pixels = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = chunk(b"IHDR", bytes([0, 0, 0, 12, 0, 0, 0, 10, 16, 2, 0, 0, 0]))
+    path = tmp_path / "deep.png"
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    )
+    assert (np.asarray(read_picture(path)) == COLORS).all()
 
 
 def test_one_bit_is_black_and_white(tmp_path):

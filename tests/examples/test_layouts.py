@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
 import pytest
 from coco_kinds import write_data
 
-from train_mrrcnn import parse_arguments, prepare_data
+from train_mrrcnn import main, parse_arguments, prepare_data
 from training.data import CocoInstances
 from training.layouts import Part, find_part, given_part
 from training.options import DEMO, PAPER, choose_preset
@@ -133,3 +134,27 @@ def test_half_of_a_pair_is_refused(given, capsys, change, message):
         parse_arguments(change(given))
     assert stop.value.code == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_roboflow_export_of_one_class_with_id_0_trains_and_is_scored(tmp_path):
+    """Of two images, and of a validation part without the other category."""
+
+    def one_class(coco, folder):
+        coco["categories"][0]["name"] = "things"
+        for item in coco["annotations"]:
+            item["category_id"] = 0
+
+    def only_it(coco, folder):
+        one_class(coco, folder)
+        del coco["categories"][1]
+
+    for split, edit in (("train", one_class), ("valid", only_it)):
+        made = write_data(tmp_path / "source" / split, edit)
+        shutil.copytree(made.parents[1] / "train2017", tmp_path / "data" / split)
+        shutil.copy(made, tmp_path / "data" / split / "_annotations.coco.json")
+    arguments = ["--data-path", str(tmp_path / "data"), "--output-dir", str(tmp_path / "out")]
+    arguments += ["--quick", "--preset", "demo", "--device", "cpu", "--rows", "mask_r_cnn"]
+    scores = main(arguments)
+    assert main([*arguments, "--test-only", "--save-detections"]) == scores
+    found = json.loads((tmp_path / "out/mask_r_cnn.detections.json").read_text())
+    assert {detection["category_id"] for detection in found} <= {0, 7}
