@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from .coco_file import refuse, shown
+from .coco_check import check_categories
+from .coco_file import load_json, refuse, shown
 
 BACKGROUND = "__background__"
 NO_CATEGORY = "N/A"  # torchvision's name of an id that COCO does not use
@@ -47,6 +48,18 @@ class Categories:
             BACKGROUND,
             *(self.names.get(i, NO_CATEGORY) for i in self.label_to_category.values()),
         ]
+
+    @classmethod
+    def read(cls, path: Path, *, raw: bool = False) -> Categories:
+        """Of an annotation file, of which nothing else is checked.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it has no valid categories.
+        """
+        dataset = load_json(path)
+        check_categories(path, dataset)
+        return cls(path, dataset["categories"], raw=raw)
 
     @property
     def num_classes(self) -> int:

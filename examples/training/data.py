@@ -22,13 +22,11 @@ from torchvision.transforms import v2
 from .batches import ShuffledBatches
 from .categories import Categories
 from .coco_boxes import clip_boxes
-from .coco_check import check_categories, check_dataset
+from .coco_check import check_dataset
 from .coco_file import load_json
 from .distributed import rank, world_size
-from .layouts import TEST_DEV, Parts, find_part
+from .layouts import TEST_DEV, Part, Parts, find_part
 from .pictures import check_files, check_headers, read_picture
-
-__all__ = ["TEST_DEV", "CocoInstances", "ShuffledBatches", "make_loader", "make_transforms"]
 
 Target = dict[str, Any]
 
@@ -74,8 +72,7 @@ class CocoInstances(Dataset):
         raw_category_ids: bool = False,
         categories: Categories | None = None,
     ):
-        part = find_part(root, split) if isinstance(root, str | Path) else root[split]
-        self.folder, self.annotations = part
+        self.folder, self.annotations = _part(root, split)
         self.convert = transforms
         dataset = load_json(self.annotations)
         check_dataset(self.annotations, dataset, annotated=split != TEST_DEV)
@@ -152,19 +149,23 @@ class CocoInstances(Dataset):
         return [image["height"] > image["width"] for image in self.coco.loadImgs(self.ids)]
 
 
-def read_categories(root: str | Path | Parts) -> Categories | None:
-    """The classes of the training part; None where it is not there.
+def read_categories(
+    root: str | Path | Parts, *, raw_category_ids: bool = False
+) -> Categories | None:
+    """The classes of the training part without its images; None where there is no such part.
 
     Raises:
-        ValueError: its annotation file is no such file.
+        ValueError: see :meth:`Categories.read`.
     """
     try:
-        path = (find_part(root, "train") if isinstance(root, str | Path) else root["train"])[1]
+        part = _part(root, "train")
     except (FileNotFoundError, KeyError):
         return None
-    dataset = load_json(path)
-    check_categories(path, dataset)
-    return Categories(path, dataset["categories"])
+    return Categories.read(part.annotations, raw=raw_category_ids)
+
+
+def _part(root: str | Path | Parts, split: str) -> Part:
+    return find_part(root, split) if isinstance(root, str | Path) else root[split]
 
 
 def decode_mask(

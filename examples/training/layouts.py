@@ -1,15 +1,4 @@
-"""Where the images and the annotation file of a part of the data are, in the layouts people have.
-
-| layout | part | images | annotations |
-|---|---|---|---|
-| COCO | train | train2017/ | annotations/instances_train2017.json |
-| | val | val2017/ | annotations/instances_val2017.json |
-| Roboflow | train | train/ | train/_annotations.coco.json |
-| | val | valid/ | valid/_annotations.coco.json |
-| CVAT | train | images/Train/, images/train/, images/default/ or images/ | \
-annotations/instances_Train.json, instances_train.json or instances_default.json |
-| | val | images/Validation/, ... | annotations/instances_Validation.json, ... |
-"""
+"""Finds the images and the annotation file of a part of the data; examples/DATA.md has a table."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def check_headers(path: Path, folder: Path, images: Sequence[dict[str, Any]], wo
         return header
 
     with ThreadPoolExecutor(workers) as pool:
-        headers = list(pool.map(read, images, chunksize=64))
+        headers = list(pool.map(read, images))
     wrong = [i for i, header in enumerate(headers) if isinstance(header, str)]
     if wrong:
         required = "pictures must be readable and have the width and height of their records"

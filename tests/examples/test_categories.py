@@ -118,6 +118,7 @@ def test_a_validation_part_that_lacks_a_category_has_the_labels_of_training(tmp_
     assert val.num_classes == train.num_classes == 3
     assert val[0][1]["labels"].tolist() == [2]
     assert read_categories(tmp_path).class_names == train.class_names
+    assert Categories.read(train.annotations).class_names == train.class_names
 
 
 def test_without_a_training_part_there_are_no_categories_of_it(tmp_path):
