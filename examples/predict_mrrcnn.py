@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.transforms.v2.functional import to_dtype, to_image
@@ -29,6 +29,7 @@ from mrrcnn.base import card_of
 from mrrcnn.model import RefineConfig, load_model
 from training.evaluate import coco_results
 from training.options import REFINE_OPTION, REFINE_SETTINGS, describe_fields, parse_overrides
+from training.pictures import read_picture
 from training.video import VIDEO_SUFFIXES, frame_rate, read_frames, require_decoder, writing_frames
 from training.visualize import draw_instances
 
@@ -187,21 +188,6 @@ def _entries(path: Path, kind: str, keys: Sequence[str]) -> list[Record]:
         ) from error
 
 
-def read_image(path: Path) -> Image.Image:
-    """Upright, in RGB.
-
-    Raises:
-        ValueError: the file is not an image, or ends in the middle of one.
-    """
-    try:
-        with Image.open(path) as picture:
-            return ImageOps.exif_transpose(picture).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
 class Predictor:
     """A model, and how to name and draw what it finds."""
 
@@ -300,8 +286,8 @@ def predict_files(
                 print(f"{path}: {len(frames)} frames, drawn in {target}", flush=True)
                 yield from frames
                 continue
-            picture = read_image(path)
-        except ValueError as error:
+            picture = read_picture(path)
+        except (OSError, ValueError) as error:
             failures.append(str(error))
             print(error, file=sys.stderr, flush=True)
             continue

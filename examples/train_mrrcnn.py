@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,11 +31,18 @@ import shape_roi_align
 from mrrcnn.backbones import build_mask_rcnn
 from mrrcnn.base import EXACT, replace_predictors, set_mask_alignment, set_scale_jitter
 from mrrcnn.model import MRRCNN, load_model, save_model
-from mrrcnn.weights import load_content, load_weights
+from mrrcnn.weights import ModelCard, load_content, load_weights
 from study.huddle import HuddleConfig, write_huddle
 from training import distributed, options
 from training.best import BestWeights
-from training.data import TEST_DEV, CocoInstances, make_loader, make_transforms
+from training.categories import Categories
+from training.data import (
+    TEST_DEV,
+    CocoInstances,
+    make_loader,
+    make_transforms,
+    read_categories,
+)
 from training.engine import Schedule, train
 from training.evaluate import (
     IOU_TYPES,
@@ -45,10 +53,12 @@ from training.evaluate import (
     format_table,
     instance_splits,
 )
+from training.layouts import Parts
 from training.options import BASE, RM, ROWS, SARA, choose_preset, scale_to_data
 from training.visualize import compare
 
 PICTURED_IMAGES = 6
+COCO_CLASSES = 91  # outputs of models whose labels are COCO's category ids
 QUICK_DATA = HuddleConfig(train_images=48, val_images=12)
 
 
@@ -57,10 +67,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return options.parse_arguments(argv, __doc__, images)
 
 
-def prepare_data(args: argparse.Namespace) -> Path:
-    """The given folder, or a generated one."""
-    if args.data_path:
-        return args.data_path
+def prepare_data(args: argparse.Namespace) -> Path | Parts:
+    """The given folder or files, or a generated folder."""
+    if args.data_path or args.parts:
+        return args.data_path or args.parts
     config = HuddleConfig(
         train_images=args.train_images,
         val_images=args.val_images,
@@ -83,17 +93,20 @@ class Experiment:
         self.preset = choose_preset(args)
         self.given = self._load_given()
         self.given_bare = bool(args.base) and "card" not in load_content(args.base)
+        self.card = self._known_card()
         self.trains_base = not args.test_only and (not args.base or args.preset == "finetune")
         self.seconds: dict[str, float] = {}
         self.scores: dict[str, Scores] = {}
         self.metrics_file = args.output_dir / "metrics.jsonl"
         start = time.perf_counter()
         root = distributed.on_main(self._prepare)
+        raw = self._has_raw_ids(root)
         if not args.test_only:
             self.train_data = CocoInstances(
                 root,
                 "train",
                 make_transforms(True, self.preset.horizontal_flip, self.preset.vertical_flip),
+                raw_category_ids=raw,
             )
             if self.given is not None:
                 self.preset = scale_to_data(
@@ -102,7 +115,13 @@ class Experiment:
                     images=len(self.train_data),
                     backbone=self.given.card.architecture,
                 )
-        self.val_data = CocoInstances(root, args.test_split, make_transforms(False))
+        self.val_data = CocoInstances(
+            root,
+            args.test_split,
+            make_transforms(False),
+            raw_category_ids=raw,
+            categories=self._categories(root, raw),
+        )
         self.splits: dict[str, set[int] | None] = {}
         if args.test_split != TEST_DEV:
             self.splits = distributed.on_main(lambda: instance_splits(self.val_data.coco))
@@ -119,7 +138,7 @@ class Experiment:
         except (OSError, ValueError) as error:
             raise SystemExit(f"--base: {error}") from error
 
-    def _prepare(self) -> Path:
+    def _prepare(self) -> Path | Parts:
         """Make the data and clear away what a later --resume must not take for this run's."""
         self.args.output_dir.mkdir(parents=True, exist_ok=True)
         if not self.args.resume and not self.args.test_only:
@@ -131,6 +150,30 @@ class Experiment:
             ):
                 path.unlink(missing_ok=True)
         return prepare_data(self.args)
+
+    def _known_card(self) -> ModelCard | None:
+        """Of the weights that there are already."""
+        if self.given is not None:
+            return self.given.card
+        if not self.args.test_only:
+            return None
+        content = load_content(self._weights_file(self.args.rows[0]))
+        return ModelCard(**content["card"]) if "card" in content else None
+
+    def _has_raw_ids(self, root: Path | Parts) -> bool:
+        """Whether the labels of the weights are the file's category ids, as in torchvision's."""
+        if self.card is None:
+            return False
+        categories = read_categories(root)
+        if categories is None:  # images without annotations are COCO's
+            return self.card.num_classes == COCO_CLASSES
+        return categories.num_classes != self.card.num_classes == max(categories.names) + 1
+
+    def _categories(self, root: Path | Parts, raw: bool) -> Categories | None:
+        """Those that the model is trained for, of which the validation part may lack some."""
+        if not self.args.test_only:
+            return self.train_data.categories
+        return distributed.on_main(lambda: read_categories(root, raw_category_ids=raw))
 
     def base(self) -> MaskRCNN | None:
         """Mask R-CNN, trained unless it is given; None if no row needs it."""
@@ -165,17 +208,19 @@ class Experiment:
         )
 
     def _fit_classes(self, model: MaskRCNN) -> MaskRCNN:
-        """With new predictors, if they are to be trained for another number of classes.
+        """With new predictors, if they are to be trained for other classes.
 
         Raises:
             SystemExit: they are not to be trained.
         """
-        wanted, given = self.val_data.num_classes, model.card.num_classes
-        if wanted != given:
+        wanted, names = self.val_data.num_classes, self.val_data.class_names
+        card = model.card
+        if wanted != card.num_classes or card.class_names not in (None, names):
             if not self.trains_base:
+                given = card.class_names or f"{card.num_classes} classes with the background"
                 raise SystemExit(
-                    f"{self.args.base} knows {given} classes with the background, the data "
-                    f"{wanted}: --preset finetune trains it on them"
+                    f"{self.args.base} knows {_shorten(given)}, the data {wanted}: "
+                    f"{_shorten(names)}; --preset finetune trains it on them"
                 )
             replace_predictors(model, wanted)
         return model
@@ -211,7 +256,7 @@ class Experiment:
         sizes = model.transform.min_size, model.transform.max_size
         set_scale_jitter(model.transform, *self.preset.scale_jitter)
         model.card.class_names = self.train_data.class_names
-        model.card.category_ids = self.train_data.category_ids
+        model.card.category_ids = list(self.train_data.label_to_category.values())
         train(
             model,
             loader,
@@ -330,6 +375,10 @@ class Experiment:
 
     def _checkpoint_file(self, name: str) -> Path:
         return self.args.output_dir / f"{name}.checkpoint.pth"
+
+
+def _shorten(names: str | list[str]) -> str:
+    return names if isinstance(names, str) else textwrap.shorten(", ".join(names), 200)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Scores]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import random
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,70 +14,101 @@ import torch
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
-from torchvision.datasets import CocoDetection
 from torchvision.ops import box_convert
 from torchvision.transforms import v2
 
-from .distributed import rank, share, world_size
+from .batches import ShuffledBatches
+from .categories import Categories
+from .coco_boxes import clip_boxes
+from .coco_check import check_dataset
+from .coco_file import load_json
+from .distributed import rank, world_size
+from .layouts import TEST_DEV, Part, Parts, find_part
+from .pictures import check_files, check_headers, read_picture
 
 Target = dict[str, Any]
 
-TEST_DEV = "test-dev"  # its images are those of COCO's test2017, its annotations are not published
-LISTED_ENTRIES = 12  # of a wrong folder
-INSTANCE_KEYS = ("bbox", "category_id", "segmentation", "area", "iscrowd")
+FEW_IMAGES = 5000  # whose headers are read in about a second
+HEADER_WORKERS = 8  # threads
 
 
-class CocoInstances(CocoDetection):
-    """A split of a COCO-format folder as (image, target) in the form that ``MaskRCNN`` takes.
+class CocoInstances(Dataset):
+    """A part of a data set in COCO format as (image, target) in the form that ``MaskRCNN`` takes.
 
-    ``target`` holds ``boxes`` [N, 4] x1, y1, x2, y2, ``labels`` [N] (the file's category ids),
-    ``masks`` [N, H, W] uint8 and ``image_id``. Crowd regions and boxes without an area are left
-    out, since they name no single object; an image without objects has empty tensors.
+    ``target`` holds ``boxes`` [N, 4] x1, y1, x2, y2, ``labels`` [N] (1 to C for the file's category
+    ids, see :class:`Categories`), ``masks`` [N, H, W] uint8 and ``image_id``. Crowd regions are
+    left out, since they name no single object; an image without objects has empty tensors.
+
+    Pictures are turned by their EXIF orientation; see :func:`read_picture`. Boxes are clipped to
+    the picture, and objects whose box has no area in it left out, here and in ``coco``, the ground
+    truth of scoring; see :func:`clip_boxes`.
+
+    The file is checked when it is opened; examples/DATA.md lists what is refused.
 
     Args:
-        root: the folder.
-        split: ``"train"``, ``"val"`` or another with ``<split>2017/`` and
-            ``annotations/instances_<split>2017.json``; ``"test-dev"`` has ``test2017/`` and
-            ``annotations/image_info_test-dev2017.json``.
+        root: the folder, in one of the layouts of :mod:`training.layouts`, or parts by split.
+        split: ``"train"``, ``"val"`` or ``"test-dev"``, which needs no annotations.
+        header_workers: threads that check size and readability of every picture before it is
+            decoded; 0 leaves this to the moment at which a picture is loaded. None: a few threads
+            for up to 5000 images, else 0.
+        raw_category_ids: labels are the file's ids, as torchvision's published weights have them.
+        categories: those of the training part, whose labels are taken for this part.
 
     Raises:
         FileNotFoundError: naming what was looked for and what is there.
-        ValueError: the annotation file is no such file.
+        ValueError: the annotation file or a picture cannot be read as it is meant. Loading an item
+            raises both, too, for what only decoding shows.
     """
 
-    def __init__(self, root: str | Path, split: str, transforms: Callable[..., Any] | None = None):
-        test_dev = split == TEST_DEV
-        folder = Path(root) / ("test2017" if test_dev else f"{split}2017")
-        kind = "image_info" if test_dev else "instances"
-        annotations = Path(root) / "annotations" / f"{kind}_{split}2017.json"
-        for path in (folder, annotations):
-            if not path.exists():
-                raise FileNotFoundError(
-                    f"{path} does not exist: {root} must hold {folder.name}/ with images and "
-                    f"annotations/{annotations.name}; {_describe_folder(Path(root))}"
-                )
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-                super().__init__(folder, annotations)
-        except (json.JSONDecodeError, AssertionError, TypeError, KeyError) as error:
-            raise ValueError(f"{annotations} must be a COCO {kind} file in JSON") from error
-        _check_content(self.coco, annotations, [] if test_dev else ["annotations"])
+    def __init__(
+        self,
+        root: str | Path | Parts,
+        split: str,
+        transforms: Callable[..., Any] | None = None,
+        *,
+        header_workers: int | None = None,
+        raw_category_ids: bool = False,
+        categories: Categories | None = None,
+    ):
+        self.folder, self.annotations = _part(root, split)
         self.convert = transforms
+        dataset = load_json(self.annotations)
+        check_dataset(self.annotations, dataset, annotated=split != TEST_DEV)
+        own = Categories(self.annotations, dataset["categories"], raw=raw_category_ids)
+        if categories is not None:
+            categories.check_part(own, {a["category_id"] for a in dataset.get("annotations") or []})
+        self.categories = own if categories is None else categories
+        check_files(self.annotations, self.folder, dataset["images"])
+        if header_workers is None:
+            header_workers = HEADER_WORKERS if len(dataset["images"]) <= FEW_IMAGES else 0
+        if header_workers > 0:
+            check_headers(self.annotations, self.folder, dataset["images"], header_workers)
+        clip_boxes(self.annotations, dataset)
+        self.coco = COCO()
+        self.coco.dataset = dataset
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            self.coco.createIndex()
+        self.ids: list[int] = sorted(self.coco.imgs)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        image, annotations = super().__getitem__(index)
-        image = tv_tensors.Image(image)
-        height, width = image.shape[-2:]
-        objects = [a for a in annotations if not a.get("iscrowd") and min(a["bbox"][2:]) > 0]
+        record = self.coco.imgs[self.ids[index]]
+        width, height = record["width"], record["height"]
+        picture = read_picture(self.folder / record["file_name"], (width, height))
+        image: Tensor = tv_tensors.Image(picture)
+        objects = [a for a in self.coco.imgToAnns[self.ids[index]] if not a["iscrowd"]]
         boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float32).reshape(-1, 4)
         masks = [decode_mask(a["segmentation"], height, width) for a in objects]
+        labels = [self.category_to_label[a["category_id"]] for a in objects]
         target: Target = {
             "boxes": tv_tensors.BoundingBoxes(
                 box_convert(boxes, "xywh", "xyxy"), format="XYXY", canvas_size=(height, width)
             ),
-            "labels": torch.tensor([a["category_id"] for a in objects], dtype=torch.int64),
+            "labels": torch.tensor(labels, dtype=torch.int64),
             "masks": tv_tensors.Mask(
                 torch.from_numpy(np.stack(masks))
                 if masks
@@ -93,19 +122,21 @@ class CocoInstances(CocoDetection):
 
     @property
     def num_classes(self) -> int:
-        """Largest category id + 1: class 0 is background; raw ids are kept, as in torchvision."""
-        return max(self.coco.getCatIds()) + 1
+        """Of a model, with the background."""
+        return self.categories.num_classes
+
+    @property
+    def category_to_label(self) -> dict[int, int]:
+        return self.categories.category_to_label
+
+    @property
+    def label_to_category(self) -> dict[int, int]:
+        return self.categories.label_to_category
 
     @property
     def class_names(self) -> list[str]:
-        """By label, the background's first."""
-        names = {c["id"]: c["name"] for c in self.coco.loadCats(self.coco.getCatIds())}
-        return ["__background__"] + [names.get(i, str(i)) for i in range(1, self.num_classes)]
-
-    @property
-    def category_ids(self) -> list[int]:
-        """The file's, of the labels from 1 on."""
-        return list(range(1, self.num_classes))
+        """By label, the background first."""
+        return self.categories.class_names
 
     def holding(self, instances: Set[int] | None) -> list[int]:
         """Indices of the images with one of these annotation ids at least, or with any for None."""
@@ -118,29 +149,23 @@ class CocoInstances(CocoDetection):
         return [image["height"] > image["width"] for image in self.coco.loadImgs(self.ids)]
 
 
-def _check_content(coco: COCO, path: Path, lists: Sequence[str]) -> None:
-    """Files of boxes alone are common, and have instances without masks."""
-    for name in ("images", "categories", *lists):
-        if not coco.dataset.get(name):
-            raise ValueError(f"{path} must have {name}, it has {', '.join(coco.dataset)}")
-    for annotation in coco.anns.values():
-        given = [key for key, value in annotation.items() if value not in (None, [])]
-        missing = [key for key in INSTANCE_KEYS if key not in given]
-        if missing:
-            raise ValueError(
-                f"{path} must have {', '.join(missing)} of every instance; annotation "
-                f"{annotation['id']} has {', '.join(given)}"
-            )
+def read_categories(
+    root: str | Path | Parts, *, raw_category_ids: bool = False
+) -> Categories | None:
+    """The classes of the training part without its images; None where there is no such part.
+
+    Raises:
+        ValueError: see :meth:`Categories.read`.
+    """
+    try:
+        part = _part(root, "train")
+    except (FileNotFoundError, KeyError):
+        return None
+    return Categories.read(part.annotations, raw=raw_category_ids)
 
 
-def _describe_folder(folder: Path) -> str:
-    """The nearest existing folder and what it holds."""
-    while not folder.is_dir():
-        folder = folder.absolute().parent
-    names = sorted(f"{x.name}/" if x.is_dir() else x.name for x in folder.iterdir())
-    if len(names) > LISTED_ENTRIES:
-        names[LISTED_ENTRIES:] = [f"and {len(names) - LISTED_ENTRIES} more"]
-    return f"{folder} holds {', '.join(names) if names else 'nothing'}"
+def _part(root: str | Path | Parts, split: str) -> Part:
+    return find_part(root, split) if isinstance(root, str | Path) else root[split]
 
 
 def decode_mask(
@@ -164,7 +189,6 @@ def make_transforms(
             steps.append(v2.RandomHorizontalFlip())
         if vertical_flip:
             steps.append(v2.RandomVerticalFlip())
-        steps.append(v2.SanitizeBoundingBoxes())
     steps += [v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
     return v2.Compose(steps)
 
@@ -173,67 +197,6 @@ def collate(batch: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[
     """Images and targets differ in size: lists, not stacked tensors."""
     images, targets = zip(*batch, strict=True)
     return list(images), list(targets)
-
-
-class ShuffledBatches(Sampler[list[Any]]):
-    """Batches of indices in random order, that can go on where they stopped.
-
-    A batch is of one kind of item; what does not fill a batch at the end of an epoch is left out.
-    The order does not depend on the number of processes: each takes its part of every batch.
-
-    Args:
-        kinds: the kind of each item, such as images in portrait.
-        batch_size: of all processes together.
-        generator: decides the order.
-        seeds: yield (index, seed) instead of an index, a seed for each item of each epoch.
-    """
-
-    def __init__(
-        self,
-        kinds: Sequence[Hashable],
-        batch_size: int,
-        generator: torch.Generator,
-        *,
-        seeds: bool = False,
-    ):
-        self.kinds = kinds
-        self.batch_size = batch_size
-        self.generator = generator
-        self.seeds = seeds
-        self.epoch = -1  # the one that runs
-        self._started = generator.get_state()  # the generator's state when it began
-        self._skip: int | None = None  # batches, after load_state_dict
-
-    def __len__(self) -> int:
-        return sum(n // self.batch_size for n in Counter(self.kinds).values())
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        if self._skip is None:
-            self.epoch += 1
-            self._started = self.generator.get_state()
-        else:
-            self.generator.set_state(self._started)
-        skip, self._skip = self._skip or 0, None
-        own = slice(rank() * share(self.batch_size), (rank() + 1) * share(self.batch_size))
-        waiting: dict[Hashable, list[Any]] = defaultdict(list)
-        first_seed = self.generator.initial_seed() + self.epoch * len(self.kinds)
-        for place, index in enumerate(RandomSampler(self.kinds, generator=self.generator)):
-            batch = waiting[self.kinds[index]]
-            batch.append((index, first_seed + place) if self.seeds else index)
-            if len(batch) == self.batch_size:
-                del waiting[self.kinds[index]]
-                if skip:
-                    skip -= 1
-                else:
-                    yield batch[own]
-
-    def state_dict(self, batches: int) -> dict[str, Any]:
-        """To go on behind the first ``batches`` of the running epoch; a loader reads ahead."""
-        return {"epoch": self.epoch, "generator": self._started, "batches": batches}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epoch, self._started = state["epoch"], state["generator"]
-        self._skip = state["batches"]
 
 
 class _Seeded(Dataset):
@@ -258,8 +221,8 @@ def make_loader(
 ) -> DataLoader:
     """Batches of ``batch_size`` images over all processes, of which each loads its part.
 
-    In training shuffled after ``seed``, portraits and landscapes apart to save padding, without
-    incomplete batches. In evaluation in order, every image once.
+    In training shuffled after ``seed``, portraits and landscapes apart to save padding, every image
+    in every epoch. In evaluation in order, every image once.
     """
     generator = torch.Generator().manual_seed(seed)
     common: dict[str, Any] = {

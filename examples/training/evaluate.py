@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from .crowding import huddledness
@@ -39,6 +39,8 @@ class SplitCOCOeval(COCOeval):
     take: a detection matched to one counts neither as right nor as wrong. A detection matched to
     nothing is a false positive of every subset.
 
+    Annotations may have the id 0, which pycocotools takes for a detection without a match.
+
     Args:
         splits: annotation ids of each subset; None stands for all.
     """
@@ -56,10 +58,19 @@ class SplitCOCOeval(COCOeval):
         self.params.areaRngLbl = [str(i) for i in range(len(splits))]
         self.params.maxDets = [100]
 
+    def _prepare(self) -> None:
+        super()._prepare()
+        for key, instances in self._gts.items():
+            self._gts[key] = [
+                instance | {"id": number, "annotation": instance["id"]}
+                for number, instance in enumerate(instances, start=1)
+            ]
+
     def evaluateImg(self, imgId: int, catId: int, aRng: list[int], maxDet: int) -> Any:
         keep = self.splits[aRng[0]]
         for instance in self._gts[imgId, catId]:
-            instance["ignore"] = instance["iscrowd"] or not (keep is None or instance["id"] in keep)
+            chosen = keep is None or instance["annotation"] in keep
+            instance["ignore"] = instance["iscrowd"] or not chosen
         return super().evaluateImg(imgId, catId, [0, float("inf")], maxDet)
 
     def percentages(self, split: int) -> dict[str, float]:
@@ -140,10 +151,13 @@ def detect(
 ) -> list[Result]:
     """COCO results, box and mask in one record per detection, of all images of ``loader``.
 
+    Category ids are those of the data set's file.
+
     ``show_targets`` gives the model the ground truth, for ``RefineConfig.guide`` ``"gt"``.
     """
     model.eval()
     device = next(model.parameters()).device
+    label_to_category = _label_to_category(loader.dataset)
     results: list[Result] = []
     for images, targets in tqdm(loader, desc=description, disable=no_progress_bar()):
         shown = None
@@ -151,12 +165,26 @@ def detect(
             shown = [{k: t[k].to(device) for k in ("boxes", "labels", "masks")} for t in targets]
         predictions = model([image.to(device) for image in images], shown)
         for target, prediction in zip(targets, predictions, strict=True):
-            results += coco_results(int(target["image_id"]), prediction)
+            results += coco_results(int(target["image_id"]), prediction, label_to_category)
     return results
 
 
-def coco_results(image_id: int, prediction: dict[str, torch.Tensor]) -> list[Result]:
-    """The detections of one image in COCO's result format."""
+def _label_to_category(dataset: Dataset) -> Mapping[int, int] | None:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return getattr(dataset, "label_to_category", None)
+
+
+def coco_results(
+    image_id: int,
+    prediction: dict[str, torch.Tensor],
+    label_to_category: Mapping[int, int] | None = None,
+) -> list[Result]:
+    """The detections of one image in COCO's result format.
+
+    Args:
+        label_to_category: the file's category id of each label; None takes labels for ids.
+    """
     boxes = prediction["boxes"].cpu().clone()
     boxes[:, 2:] -= boxes[:, :2]
     masks = (prediction["masks"][:, 0] > 0.5).to(torch.uint8).cpu().numpy()
@@ -169,12 +197,13 @@ def coco_results(image_id: int, prediction: dict[str, torch.Tensor]) -> list[Res
     )
     results = []
     for box, label, score, mask in records:
+        category = label if label_to_category is None else label_to_category[label]
         rle = coco_mask.encode(np.asfortranarray(mask))
         rle["counts"] = rle["counts"].decode()
         results.append(
             {
                 "image_id": image_id,
-                "category_id": label,
+                "category_id": category,
                 "bbox": box,
                 "score": score,
                 "segmentation": rle,

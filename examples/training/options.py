@@ -17,6 +17,7 @@ from mrrcnn.refine import CHOICES, RefineConfig
 
 from .data import TEST_DEV
 from .engine import AMP_TYPES, Options, Schedule
+from .layouts import Part, Parts, given_part
 
 BASE, RM, SARA = "mask_r_cnn", "rm_roialign", "rm_saroialign"
 ROWS = (BASE, RM, SARA)  # in files, results and tables
@@ -26,6 +27,7 @@ REFINE_SETTINGS: dict[str, Callable[..., RefineConfig]] = {
     "paper": RefineConfig,
     "recommended": RefineConfig.recommended,
 }
+SPLITS = ("train", "val")
 
 T = TypeVar("T")
 
@@ -132,7 +134,7 @@ def parse_arguments(
         "--preset",
         choices=PRESETS,
         help="defaults of the options below; finetune: on data of your own, from --base; "
-        "default: demo without --data-path, paper with it",
+        "default: paper with data of one's own, else demo",
     )
     _add_data(parser.add_argument_group("data"), generated_images)
     _add_model(parser.add_argument_group("model"))
@@ -142,14 +144,15 @@ def parse_arguments(
     args = parser.parse_args(argv)
     try:
         args.changes = parse_overrides(RefineConfig, args.set)
+        args.parts = _given_parts(args)
         preset = choose_preset(args)
         args.rows = args.rows or list(preset.rows)
-    except ValueError as error:
+    except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     if args.base and (args.backbone or args.norm or args.weights_backbone):
         parser.error("--base says --backbone, --norm and --weights-backbone")
-    if args.preset == "finetune" and not (args.base and args.data_path):
-        parser.error("--preset finetune needs --base and --data-path")
+    if args.preset == "finetune" and not (args.base and (args.data_path or args.parts)):
+        parser.error("--preset finetune needs --base and data, such as --data-path")
     if preset.backbone == "small" and (args.weights_backbone or args.norm):
         parser.error("--weights-backbone and --norm are for a ResNet: see --backbone")
     if (args.anchor_sizes or args.proposals) and (args.base or preset.backbone != "small"):
@@ -165,14 +168,45 @@ def parse_arguments(
     return args
 
 
+def _given_parts(args: argparse.Namespace) -> Parts | None:
+    """The parts that are named file by file, if any."""
+    parts: dict[str, Part] = {}
+    for split in SPLITS:
+        images = getattr(args, f"{split}_images_dir")
+        annotations = getattr(args, f"{split}_annotations")
+        if (images is None) != (annotations is None):
+            raise ValueError(f"--{split}-images-dir and --{split}-annotations must come together")
+        if images is not None:
+            parts[split] = given_part(images, annotations)
+    if not parts:
+        return None
+    if args.data_path or args.test_split == TEST_DEV:
+        raise ValueError("--data-path and --test-split need a folder in one of the layouts alone")
+    needed = ("val",) if args.test_only else SPLITS
+    missing = [f"--{split}-annotations" for split in needed if split not in parts]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} must be given, too")
+    return parts
+
+
 def _add_data(group: argparse._ArgumentGroup, generated_images: Mapping[str, int]) -> None:
     group.add_argument(
         "--data-path",
         type=Path,
         metavar="FOLDER",
-        help="with {train,val}2017/ and annotations/instances_{train,val}2017.json; "
-        "default: generate OUTPUT_DIR/huddle",
+        help="in COCO's layout, {train,val}2017/ and annotations/instances_{train,val}2017.json, "
+        "or as Roboflow or CVAT export COCO (see DATA.md); default: generate OUTPUT_DIR/huddle",
     )
+    for name in SPLITS:
+        group.add_argument(
+            f"--{name}-images-dir",
+            type=Path,
+            metavar="FOLDER",
+            help="instead of --data-path, with the following option: a folder anywhere",
+        )
+        group.add_argument(
+            f"--{name}-annotations", type=Path, metavar="FILE", help="its COCO annotation file"
+        )
     for name, count in generated_images.items():
         group.add_argument(
             f"--{name}-images", type=int, default=count, help="to generate; default %(default)s"
@@ -358,7 +392,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def choose_preset(args: argparse.Namespace) -> Preset:
     """The preset with the command line's options over it."""
-    preset = PRESETS[args.preset or ("paper" if args.data_path else "demo")]
+    preset = PRESETS[args.preset or ("paper" if args.data_path or args.parts else "demo")]
     if args.quick:
         preset = replace(
             preset,

@@ -36,7 +36,8 @@ def compare(
     rows = []
     for index in indices:
         image, target = dataset[index]
-        panels = [draw_instances(image, target["boxes"], target["labels"], target["masks"] > 0)]
+        truth = (target["boxes"], target["labels"], target["masks"] > 0)
+        panels = [draw_instances(image, *truth, _names(dataset, target["labels"]))]
         for model in models.values():
             device = next(model.parameters()).device
             found = {k: v.cpu() for k, v in model.eval()([image.to(device)])[0].items()}
@@ -47,10 +48,15 @@ def compare(
                     found["boxes"][sure],
                     found["labels"][sure],
                     found["masks"][sure, 0] > 0.5,
+                    _names(dataset, found["labels"][sure]),
                 )
             )
         rows.append(panels)
     arrange(rows, titles).quantize().save(path)
+
+
+def _names(dataset: CocoInstances, labels: Tensor) -> list[str]:
+    return [dataset.class_names[label] for label in labels.tolist()]
 
 
 def draw_instances(

@@ -184,7 +184,7 @@ def test_unreadable_files_are_named_and_the_others_predicted(photograph, weights
     with pytest.raises(SystemExit, match="2 of 3 files could not be read"):
         predict(tmp_path, text, cut, photograph, "--weights", weights)
     said = capsys.readouterr().err
-    assert f"{text} is not an image" in said and f"{cut} cannot be read" in said
+    assert f"{text} must be a picture" in said and f"{cut} must be a picture" in said
     records = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert [record["file"] for record in records] == [str(photograph)]
     assert (tmp_path / "out" / "photograph.png").exists()

@@ -20,7 +20,7 @@ from mrrcnn.backbones import build_mask_rcnn
 from mrrcnn.base import set_scale_jitter
 from mrrcnn.model import RefineConfig, load_model
 from mrrcnn.weights import load_weights
-from train_mrrcnn import main, parse_arguments
+from train_mrrcnn import Experiment, main, parse_arguments
 from training.data import CocoInstances
 from training.engine import Options, Training
 from training.options import DEMO, PAPER, ROWS, SARA, choose_preset, scale_to_data
@@ -320,10 +320,48 @@ def test_finetuning_takes_other_classes_from_any_file(quick_run, two_classes, tm
         assert load_model(output / f"{name}.best.pth").card == model.card
 
 
+def test_classes_of_other_names_start_new_predictors(quick_run, huddle_root, tmp_path):
+    root = tmp_path / "mine"
+    shutil.copytree(huddle_root, root)
+    for path in (root / "annotations").iterdir():
+        path.write_text(path.read_text().replace('"red"', '"rose"'))
+    base = ["--base", str(quick_run[0] / "mask_r_cnn.pth"), "--data-path", str(root)]
+    with pytest.raises(SystemExit, match="red.*rose.*--preset finetune"):
+        main(["--preset", "demo", "--quick", "--device", "cpu", *base])
+    run = Experiment(parse_arguments([*FINETUNE, *base]), torch.device("cpu"))
+    fitted = run._fit_classes(run.given)
+    key = "roi_heads.box_predictor.cls_score.weight"
+    given = load_weights(quick_run[0] / "mask_r_cnn.pth")[key]
+    assert fitted.state_dict()[key].shape == given.shape
+    assert not torch.equal(fitted.state_dict()[key], given)
+
+
+def test_published_weights_take_the_files_category_ids_for_labels(huddle_root, tmp_path):
+    """COCO's 80 categories have ids up to 90, and the published weights 91 outputs."""
+    root = tmp_path / "mine"
+    shutil.copytree(huddle_root, root)
+    for path in (root / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        for entry in content["categories"]:
+            entry["id"] *= 2
+        for entry in content["annotations"]:
+            entry["category_id"] *= 2
+        path.write_text(json.dumps(content))
+    torch.manual_seed(0)
+    torch.save(build_mask_rcnn("small", 9, 128).state_dict(), tmp_path / "published.pth")
+    arguments = ["--preset", "demo", "--quick", "--device", "cpu", "--data-path", str(root)]
+    arguments += ["--rows", "rm_saroialign", "--output-dir", str(tmp_path / "out")]
+    main([*arguments, "--base", str(tmp_path / "published.pth")])
+    card = load_model(tmp_path / "out" / "rm_saroialign.pth").card
+    assert card.num_classes == 9 and card.category_ids == list(range(1, 9))
+    assert card.class_names[2] == "red" and card.class_names[1] == "N/A"
+    assert list(main([*arguments, "--test-only"])) == ["rm_saroialign"]
+
+
 def test_other_classes_need_training(quick_run, two_classes, tmp_path):
     arguments = ["--preset", "demo", "--quick", "--device", "cpu", "--data-path", str(two_classes)]
     arguments += ["--base", str(quick_run[0] / "mask_r_cnn.pth"), "--output-dir", str(tmp_path)]
-    with pytest.raises(SystemExit, match="knows 5 classes .* the data 3: --preset finetune"):
+    with pytest.raises(SystemExit, match="knows .*red, .* the data 3: .*--preset finetune"):
         main(arguments)
 
 
@@ -357,7 +395,7 @@ def test_finetuning_scales_to_data_and_batch(backbone, images, arguments, base, 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--preset", "finetune"], "needs --base and --data-path"),
+        (["--preset", "finetune"], "needs --base and data"),
         (["--base", "FILE", "--backbone", "small"], "--base says --backbone"),
         (["--data-path", "mine", "--proposals", "9"], "build the small backbone"),
     ],

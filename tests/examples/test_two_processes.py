@@ -220,8 +220,8 @@ def test_gradients_of_the_detector_are_the_mean_of_the_processes_own(
     """Its losses are means over sampled boxes, not over images: no whole batch to compare with."""
     own = []
     for rank in range(WORLD_SIZE):
-        monkeypatch.setattr("training.data.rank", lambda rank=rank: rank)
-        monkeypatch.setattr("training.data.share", lambda batch_size: batch_size // WORLD_SIZE)
+        monkeypatch.setattr("training.batches.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("training.batches.share", lambda batch_size: batch_size // WORLD_SIZE)
         own.append(refine_step(huddle_root, CONFIGS[name], seed=7 + rank))
     expected = {key: (own[0][key] + own[1][key]) / 2 for key in own[0]}
     for found in ranks[1]:

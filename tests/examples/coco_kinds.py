@@ -1,0 +1,427 @@
+"""A small valid data set, and every kind of file that is refused with what is said of it.
+
+``python tests/examples/coco_kinds.py`` writes the table of examples/DATA.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+DATA_PAGE = Path(__file__).resolve().parents[2] / "examples" / "DATA.md"
+MARKS = ("<!-- refused: written by tests/examples/coco_kinds.py -->", "<!-- end of refused -->")
+
+SIZES = {"a.png": (20, 10), "b.png": (12, 16)}  # width, height
+SQUARE = [2, 2, 8, 2, 8, 8, 2, 8]
+VALID: dict[str, Any] = {
+    "categories": [{"id": 0, "name": "cat"}, {"id": 7, "name": "dog"}],
+    "images": [
+        {"id": 10, "file_name": "a.png", "width": 20, "height": 10},
+        {"id": 11, "file_name": "b.png", "width": 12, "height": 16},
+    ],
+    "annotations": [
+        {
+            "id": 0,
+            "image_id": 10,
+            "category_id": 7,
+            "bbox": [2, 2, 6, 6],
+            "area": 36,
+            "iscrowd": 0,
+            "segmentation": [SQUARE],
+        },
+        {
+            "id": 1,
+            "image_id": 11,
+            "category_id": 0,
+            "bbox": [1, 0, 2, 16],
+            "area": 32,
+            "iscrowd": 0,
+            "segmentation": {"size": [16, 12], "counts": [16, 32, 144]},
+        },
+        {
+            "id": 2,
+            "image_id": 11,
+            "category_id": 7,
+            "bbox": [1, 0, 2, 16],
+            "area": 32,
+            "iscrowd": 1,
+            "segmentation": {"size": [16, 12], "counts": "`0P1`4"},
+        },
+    ],
+}
+
+Edit = Callable[[dict[str, Any], Path], Any]  # content and folder; returns text, bytes or None
+
+
+class Kind(NamedTuple):
+    name: str
+    edit: Edit
+    message: str  # "…" stands for any text
+
+    def matches(self, text: str) -> bool:
+        return re.search(".*".join(map(re.escape, self.message.split("…"))), text) is not None
+
+
+def write_data(folder: Path, edit: Edit = lambda coco, folder: None, split: str = "train") -> Path:
+    """Write the valid data set in COCO's layout, edited; returns its annotation file."""
+    images, annotations = folder / f"{split}2017", folder / "annotations"
+    for path in (images, annotations):
+        path.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for name, (width, height) in SIZES.items():
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(images / name)
+    coco = copy.deepcopy(VALID)
+    text = edit(coco, images)
+    if not isinstance(text, str | bytes):
+        text = json.dumps(coco)
+    path = annotations / f"instances_{split}2017.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def record(where: str, place: int = 0, **values: Any) -> Edit:
+    """Sets keys of a record; ``...`` removes one."""
+
+    def edit(coco: dict[str, Any], folder: Path) -> None:
+        for key, value in values.items():
+            if value is ...:
+                del coco[where][place][key]
+            else:
+                coco[where][place][key] = value
+
+    return edit
+
+
+def annotation(**values: Any) -> Edit:
+    return record("annotations", **values)
+
+
+def polygons(value: Any) -> Edit:
+    return annotation(segmentation=value)
+
+
+def runs(counts: Any, size: Any = (16, 12)) -> Edit:
+    return record("annotations", 1, segmentation={"size": list(size), "counts": counts})
+
+
+def image(**values: Any) -> Edit:
+    return record("images", **values)
+
+
+def category(**values: Any) -> Edit:
+    return record("categories", **values)
+
+
+def top(**values: Any) -> Edit:
+    return lambda coco, folder: coco.update(values)
+
+
+def text(change: Callable[[str], str | bytes]) -> Edit:
+    return lambda coco, folder: change(json.dumps(coco))
+
+
+def all_boxes(change: Callable[[list[float]], list[float]]) -> Edit:
+    def edit(coco: dict[str, Any], folder: Path) -> None:
+        for item in coco["annotations"]:
+            item["bbox"] = change(item["bbox"])
+
+    return edit
+
+
+def picture(change: Callable[[Path], Any], name: str = "a.png") -> Edit:
+    return lambda coco, folder: change(folder / name) and None
+
+
+def exchanged_sizes(coco: dict[str, Any], folder: Path) -> None:
+    for item in coco["images"]:
+        item["width"], item["height"] = item["height"], item["width"]
+    del coco["annotations"][1:]
+
+
+def mixed_orientations(coco: dict[str, Any], folder: Path) -> None:
+    """A quarter turn annotated as stored, and a half turn of which nobody can tell."""
+    for name, orientation in (("a.png", 6), ("b.png", 3)):
+        exif = Image.Exif()
+        exif[274] = orientation
+        with Image.open(folder / name) as stored:
+            stored.save(folder / name, exif=exif)
+
+
+def bomb(path: Path) -> None:
+    """A header of 60,000 x 60,000 pixels without any."""
+    content = bytearray(path.read_bytes())
+    content[16:24] = (60_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    path.write_bytes(content)
+
+
+A0 = "annotation 0 of image 10 ('a.png')"
+A1 = "annotation 1 of image 11 ('b.png')"
+POLYGON = (
+    "segmentation must be run lengths or polygons [[x1, y1, x2, y2, x3, y3, ...], ...], each a "
+    f"flat list of at least three points; {A0}"
+)
+BOX = "bbox of every annotation must be four numbers x, y, width, height in pixels, no size below 0"
+LENGTHS = (
+    "run lengths must be whole numbers of at least 0 whose sum is height x width of the picture"
+)
+FINITE = "coordinates of polygons must be in pixels, finite and nearer to the picture than its size"
+SIDE = "of every image must be a whole number from 1 to 65535; image 10 ('a.png') has"
+INSIDE = "file_name of every image must be a path that stays in the folder of images; image 10"
+JSON = "must be a COCO file in JSON"
+BOX_KIND = "bbox must be x, y, width, height in pixels"
+NAN, INF = float("nan"), float("inf")
+
+FILE = [
+    Kind("no JSON", text(lambda t: "hello"), f"{JSON}: "),
+    Kind("truncated", text(lambda t: t[:-40]), f"{JSON}: …; the file ends too early"),
+    Kind("truncated in a string", text(lambda t: t[:25]), f"{JSON}: …; the file ends too early"),
+    Kind("empty file", text(lambda t: ""), f"{JSON}: …; the file ends too early"),
+    Kind("a list at the top", text(lambda t: f"[{t}]"), f"{JSON}, an object …; got list"),
+    Kind("UTF-16", text(lambda t: t.encode("utf-16")), "must be JSON in UTF-8: "),
+    Kind("nested 100,000 deep", text(lambda t: "[" * 100_000), "it is nested too deeply"),
+    Kind("a number of 10,000 digits", text(lambda t: t.replace("36", "9" * 10_000)), f"{JSON}: "),
+    Kind(
+        "a key twice",
+        text(lambda t: t.replace('"area"', '"area": 1, "area"')),
+        "an object has the key 'area' twice",
+    ),
+    Kind(
+        "no images",
+        top(images=[]),
+        "must have images, a list that is not empty, got []; it has the keys",
+    ),
+    Kind("no categories", top(categories=None), "must have categories, a list …, got nothing"),
+    Kind("no annotations", top(annotations=[]), "must have annotations, a list …, got []"),
+    Kind("annotations as an object", top(annotations={"1": 2}), "must have annotations, a list"),
+    Kind("records that are no objects", top(images=[3]), "every image must be an object; element"),
+]
+RECORDS = [
+    Kind(
+        "annotation ids that repeat",
+        annotation(id=2),
+        "the id of every annotation must be its own; annotation 2 of image 10 ('a.png') has 2; "
+        "annotation 2 of image 11 ('b.png') has 2",
+    ),
+    Kind("image ids that repeat", image(id=11), "the id of every image must be its own; image 11"),
+    Kind(
+        "category ids that repeat",
+        category(id=7),
+        "the id of every category must be its own; category 7 ('cat') has 7; category 7 ('dog')",
+    ),
+    Kind("ids as text", annotation(id="1"), "id of every annotation must be a whole"),
+    Kind("ids as fractions", image(id=10.0), "id of every image must be a whole number"),
+    Kind("ids as truth values", category(id=True), "id of every category must be a whole number"),
+    Kind("ids beyond float64", annotation(id=2**60), "id of every annotation must be a whole"),
+    Kind(
+        "no id",
+        annotation(id=...),
+        "annotations[0] without a whole number as id, nothing",
+    ),
+    Kind(
+        "an image declared nowhere",
+        annotation(image_id=5),
+        "image_id of every annotation must be an id in images; annotation 0 of image_id 5 has 5",
+    ),
+    Kind(
+        "image_id as text",
+        annotation(image_id="10"),
+        "image_id of every annotation must",
+    ),
+    Kind(
+        "a category declared nowhere",
+        annotation(category_id=5),
+        f"category_id of every annotation must be an id in categories; {A0} has 5",
+    ),
+    Kind("categories without a name", category(name=...), "name of every category must be text"),
+    Kind("categories of a blank name", category(name=" "), "name of every category must be text"),
+    Kind(
+        "two categories in use of one name",
+        category(name="dog"),
+        "the name of every category must be its own; category 0 ('dog') has 'dog'; category 7",
+    ),
+    Kind("no width", image(width=...), f"width {SIDE} nothing"),
+    Kind("a width as text", image(width="20"), f"width {SIDE} '20'"),
+    Kind("a height of zero", image(height=0), f"height {SIDE} 0"),
+    Kind("a negative height", image(height=-10), f"height {SIDE} -10"),
+    Kind("a height that is not a number", image(height=NAN), f"height {SIDE} nan"),
+    Kind("an enormous width", image(width=10**30), f"width {SIDE} 1000"),
+    Kind(
+        "more pixels than Pillow reads",
+        image(width=60_000, height=60_000),
+        "pictures must have at most 178956970 pixels, …decompression bomb",
+    ),
+    Kind(
+        "file names that repeat",
+        image(file_name="./b.png"),
+        "the file_name of every image must be its own; image 10 ('./b.png')",
+    ),
+    Kind("no file name", image(file_name=...), "file_name of every image must be text; image 10"),
+    Kind("a file name that leaves the folder", image(file_name="../a.png"), INSIDE),
+    Kind(
+        "a file name longer than any",
+        image(file_name="a" * 5000 + "/a.png"),
+        "every file_name must be a picture in …; image 10 ('aaa",
+    ),
+    Kind("an absolute file name", image(file_name="/etc/passwd"), INSIDE),
+    Kind("a file name with NUL", image(file_name="a\0.png"), INSIDE),
+    Kind("half a surrogate pair as a file name", image(file_name="\ud800"), INSIDE),
+    Kind("no iscrowd", annotation(iscrowd=...), "iscrowd of every annotation must be 0 or 1"),
+    Kind(
+        "iscrowd 2",
+        annotation(iscrowd=2),
+        f"iscrowd of every annotation must be … 1; {A0} has 2",
+    ),
+    Kind("iscrowd as text", annotation(iscrowd="0"), "iscrowd of every annotation must be 0 or 1"),
+    Kind("ignore", annotation(ignore=1), "ignore of every annotation must be 0: COCO's scoring"),
+    Kind("no area", annotation(area=...), f"area of every annotation must be a number …; {A0}"),
+    Kind("a negative area", annotation(area=-1), "area of every annotation must be a number of at"),
+    Kind("an area that is not finite", annotation(area=NAN), "area of every annotation must be a"),
+    Kind("an enormous area", annotation(area=10**400), "area of every annotation must be a number"),
+]
+BOXES = [
+    Kind("no bbox", annotation(bbox=...), f"{BOX}; {A0} has nothing"),
+    Kind("a bbox of three numbers", annotation(bbox=[1, 2, 3]), f"{BOX}; {A0} has [1, 2, 3]"),
+    Kind("a bbox of text", annotation(bbox=["1", 2, 3, 4]), f"{BOX}; {A0} has ['1', 2, 3, 4]"),
+    Kind("a bbox that is not finite", annotation(bbox=[1, 2, 3, INF]), f"{BOX}; {A0}"),
+    Kind("a bbox of negative size", annotation(bbox=[8, 8, -6, -6]), f"{BOX}; {A0}"),
+    Kind(
+        "bboxes as two corners",
+        all_boxes(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]),
+        f"{BOX_KIND}, not two corners x1, y1, x2, y2; {A0} has [2, 2, 8, 8]",
+    ),
+    Kind(
+        "bboxes in fractions",
+        all_boxes(lambda b: [v / 20 for v in b]),
+        f"{BOX_KIND}, not in fractions of the picture; {A0}",
+    ),
+    Kind(
+        "a bbox away from its mask",
+        annotation(bbox=[14, 2, 3, 3]),
+        f"{BOX_KIND}, around the segmentation; {A0} has [14, 2, 3, 3]",
+    ),
+]
+MASKS = [
+    Kind("boxes alone", polygons([]), "every annotation must have a segmentation, boxes alone"),
+    Kind("no segmentation", polygons(...), "segmentation of every annotation must be polygons"),
+    Kind("`[[]]`", polygons([[]]), POLYGON + " has [[]]"),
+    Kind("a polygon of one point", polygons([[2, 2]]), POLYGON),
+    Kind("a polygon of two points", polygons([[2, 2, 8, 8]]), POLYGON),
+    Kind("a good polygon and one of two points", polygons([SQUARE, [2, 2, 8, 8]]), POLYGON),
+    Kind("a flat list", polygons(SQUARE), POLYGON),
+    Kind("points as pairs", polygons([[2, 2], [8, 2], [8, 8]]), POLYGON),
+    Kind("points as pairs in a polygon", polygons([[[2, 2], [8, 2], [8, 8]]]), POLYGON),
+    Kind("points as pairs in a longer polygon", polygons([[[2, 2], [8, 2]] * 3]), POLYGON),
+    Kind("an odd number of coordinates", polygons([[*SQUARE, 3]]), POLYGON),
+    Kind("coordinates as text", polygons([[str(v) for v in SQUARE]]), POLYGON),
+    Kind("coordinates as truth values", polygons([[*SQUARE, True, False]]), POLYGON),
+    Kind("a list of run lengths", polygons([{"size": [10, 20], "counts": [200]}]), POLYGON),
+    Kind("coordinates that are not finite", polygons([[*SQUARE, NAN, 1]]), f"{FINITE}; {A0}"),
+    Kind("enormous coordinates", polygons([[*SQUARE, 10**400, 1]]), f"{FINITE}; {A0}"),
+    Kind("coordinates far away", polygons([[*SQUARE, 1e8, 1]]), f"{FINITE}; {A0}"),
+    Kind(
+        "run lengths of another size",
+        runs([200], (10, 20)),
+        f"the size of run lengths must be height, width of the picture; {A1}",
+    ),
+    Kind(
+        "run lengths with height and width exchanged",
+        runs([16, 32, 144], (12, 16)),
+        f"height, width of the picture: height and width are exchanged; {A1}",
+    ),
+    Kind("run lengths without a size", runs([192], ()), "run lengths must be {"),
+    Kind("run lengths with a size of text", runs([192], ("16", "12")), "run lengths must be {"),
+    Kind("run lengths as a number", runs(192), "run lengths must be {"),
+    Kind("too few run lengths", runs([16, 32]), f"{LENGTHS}; {A1}"),
+    Kind("too many run lengths", runs([16, 32, 145]), f"{LENGTHS}; {A1}"),
+    Kind("negative run lengths", runs([200, -8]), f"{LENGTHS}; {A1}"),
+    Kind("fractional run lengths", runs([16.0, 32, 144]), f"{LENGTHS}; {A1}"),
+    Kind("enormous run lengths", runs([2**32, 192 - 2**32]), f"{LENGTHS}; {A1}"),
+    Kind("no run lengths", runs([]), f"{LENGTHS}; {A1}"),
+    Kind("an empty string of run lengths", runs(""), f"{LENGTHS}; {A1}"),
+    Kind("a truncated string of run lengths", runs("`0P1`"), f"{LENGTHS}; {A1}"),
+    Kind("another string of run lengths", runs("`0P1a4"), f"{LENGTHS}; {A1}"),
+    Kind("text as run lengths", runs("run lengths"), f"{LENGTHS}; {A1}"),
+    Kind("a string of run lengths beyond ASCII", runs("`0P1\u00e4"), f"{LENGTHS}; {A1}"),
+    Kind("a number without end in run lengths", runs("o" * 50 + "0"), f"{LENGTHS}; {A1}"),
+    Kind("run lengths that cover nothing", runs([192]), f"run lengths must cover …; {A1}"),
+]
+READABLE = "pictures must be readable and have the width and height of their records; image 10"
+PICTURES = [
+    Kind(
+        "a missing picture",
+        picture(lambda path: path.unlink()),
+        "every file_name must be a picture in …; image 10 ('a.png')",
+    ),
+    Kind(
+        "a file name in another case",
+        image(file_name="A.PNG"),
+        "every file_name must be a picture in …; image 10 ('A.PNG'), there is 'a.png'",
+    ),
+    Kind(
+        "a folder as a picture",
+        picture(lambda path: (path.unlink(), path.mkdir())),
+        "every file_name must be a picture in",
+    ),
+    Kind(
+        "a file that is no picture",
+        picture(lambda path: path.write_text("hello")),
+        f"{READABLE} ('a.png'): …a.png must be a picture that Pillow reads",
+    ),
+    Kind("an empty picture", picture(lambda path: path.write_bytes(b"")), READABLE),
+    Kind(
+        "a decompression bomb",
+        picture(bomb),
+        f"{READABLE} ('a.png'): …a.png must be a picture …decompression bomb",
+    ),
+    Kind(
+        "a picture of another size",
+        image(width=21),
+        f"{READABLE} ('a.png'): …a.png is 20 x 10 pixels …, the annotation file gives 21 x 10",
+    ),
+    Kind(
+        "width and height exchanged",
+        exchanged_sizes,
+        f"{READABLE} … gives 10 x 20: width and height are exchanged",
+    ),
+    Kind(
+        "pictures annotated as stored and as seen",
+        lambda coco, folder: mixed_orientations(coco, folder),
+        "1 pictures were annotated without their EXIF orientation …; image 11 ('b.png') has "
+        "orientation 3",
+    ),
+]
+GROUPS = {
+    "the file": FILE,
+    "records": RECORDS,
+    "boxes": BOXES,
+    "masks": MASKS,
+    "pictures": PICTURES,
+}
+
+
+def table() -> str:
+    lines = ["| kind | message | test |", "|---|---|---|"]
+    for group, kinds in GROUPS.items():
+        lines.append(f"| **{group}** | | |")
+        for kind in kinds:
+            lines.append(f"| {kind.name} | {kind.message} | `test_coco_check.py` |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """DATA.md with the present table."""
+    before, rest = DATA_PAGE.read_text("utf-8").split(MARKS[0])
+    return f"{before}{MARKS[0]}\n\n{table()}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
+
+
+if __name__ == "__main__":
+    DATA_PAGE.write_text(page(), "utf-8")
