@@ -31,7 +31,7 @@ from mrrcnn.backbones import build_mask_rcnn
 from mrrcnn.model import MRRCNN
 from mrrcnn.weights import load_weights, save_weights
 from study.huddle import HuddleConfig, write_huddle
-from training import distributed, options
+from training import checkpoint, distributed, options
 from training.data import TEST_DEV, CocoInstances, make_loader, make_transforms
 from training.engine import Schedule, train
 from training.evaluate import (
@@ -101,8 +101,9 @@ class Experiment:
         """Make the data and clear away what a later --resume must not take for this run's."""
         self.args.output_dir.mkdir(parents=True, exist_ok=True)
         if not self.args.resume and not self.args.test_only:
-            for path in (self.metrics_file, *map(self._checkpoint_file, ROWS.values())):
-                path.unlink(missing_ok=True)
+            self.metrics_file.unlink(missing_ok=True)
+            for name in ROWS.values():
+                checkpoint.remove(self._checkpoint_file(name))
         return prepare_data(self.args)
 
     def base(self) -> MaskRCNN:

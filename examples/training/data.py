@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch import Tensor
@@ -90,6 +91,17 @@ class CocoInstances(CocoDetection):
         if self.convert is not None:
             image, target = self.convert(image, target)
         return image, target
+
+    def _load_image(self, id: int) -> Image.Image:
+        """
+        Raises:
+            OSError: the image is missing or damaged; the message names it.
+        """
+        try:
+            return super()._load_image(id)
+        except OSError as error:
+            path = Path(self.root) / self.coco.loadImgs(id)[0]["file_name"]
+            raise OSError(f"image {id}, {path}, must be whole: {error}") from error
 
     @property
     def num_classes(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,8 +15,15 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-# The other processes wait while the main one writes data or scores detections.
+# The other processes wait while the main one writes data or scores detections. One that has died
+# is noticed at once.
 LONGEST_WAIT = timedelta(hours=2)
+FOREVER = timedelta(days=365)
+GRACE = 10.0  # seconds for a collective operation to fail by itself
+
+
+class ProcessLost(RuntimeError):
+    """Another process has ended before its time."""
 
 
 @contextlib.contextmanager
@@ -23,6 +32,13 @@ def process_group(device: str) -> Iterator[torch.device]:
 
     Every process of a machine takes the GPU of its local rank. A GPU becomes the current one, whose
     random state checkpoints hold.
+
+    When a process ends by an error or is killed, the others end within ``GRACE`` seconds, whatever
+    they are doing. A machine that loses its power or its network is noticed by what waits for it,
+    after ``LONGEST_WAIT``.
+
+    Raises:
+        ProcessLost: an operation failed for lack of another process; the message names it.
     """
     own = torch.device(device)
     if own.type == "cuda":
@@ -33,9 +49,69 @@ def process_group(device: str) -> Iterator[torch.device]:
         return
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
-        yield own
+        with _watching():
+            yield own
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[None]:
+    if world_size() == 1:
+        yield
+        return
+    watch = _Watch()
+    try:
+        yield
+    except RuntimeError as error:
+        if watch.lost.wait(1):  # its connection may break after the operation's
+            raise ProcessLost(watch.message) from error
+        raise
+    else:
+        watch.take_leave()
+    finally:
+        watch.leaving.set()
+
+
+class _Watch:
+    """Waits for other processes' deaths: the main process for all, the others for the main one's.
+
+    Each process sends a word when it leaves. Without it the connection breaks when the operating
+    system closes it, so that a process may be busy for any time and never seem dead.
+    """
+
+    def __init__(self) -> None:
+        self.group: Any = dist.new_group(backend="gloo", timeout=FOREVER)
+        self.lost = threading.Event()
+        self.leaving = threading.Event()
+        self.message = ""
+        self.others = range(1, world_size()) if is_main() else range(1)
+        self.threads = [
+            threading.Thread(target=self._wait_for, args=(other,), daemon=True)
+            for other in self.others
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def _wait_for(self, other: int) -> None:
+        try:
+            dist.recv(torch.zeros(1), other, group=self.group)
+            return
+        except RuntimeError:
+            self.message = f"process {other} of {world_size()} has ended before its time"
+            self.lost.set()
+        if not self.leaving.wait(GRACE):
+            # The main thread may wait in a GPU operation or compute for hours. Files are whole at
+            # every moment.
+            print(f"process {rank()} ends: {self.message}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def take_leave(self) -> None:
+        """Tell the others, and wait until they have told, too."""
+        for other in self.others:
+            dist.send(torch.zeros(1), other, group=self.group)
+        for thread in self.threads:
+            thread.join()
 
 
 def world_size() -> int:
@@ -57,11 +133,27 @@ def no_progress_bar() -> bool | None:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Call in the main process while the others wait; all return its result."""
-    result = [function() if is_main() else None]
-    if world_size() > 1:
-        dist.broadcast_object_list(result)
-    return result[0]  # type: ignore[return-value]
+    """Call in the main process while the others wait; all return its result.
+
+    Raises:
+        RuntimeError: in the others, what the main process raised.
+    """
+    if world_size() == 1:
+        return function()
+    if not is_main():
+        message: list[Any] = [None, None]
+        dist.broadcast_object_list(message)
+        result, error = message
+        if error is not None:
+            raise RuntimeError(f"in the main process: {error}")
+        return result
+    try:
+        result = function()
+    except Exception as error:
+        dist.broadcast_object_list([None, f"{type(error).__name__}: {error}"])
+        raise
+    dist.broadcast_object_list([result, None])
+    return result
 
 
 def gather(value: T) -> list[T]:
@@ -71,6 +163,15 @@ def gather(value: T) -> list[T]:
     values: list[Any] | None = [None] * world_size() if is_main() else None
     dist.gather_object(value, values)
     return values or []
+
+
+def gather_everywhere(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
