@@ -29,15 +29,14 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import train_mrrcnn
 from training.identity import describe_run
 from training.options import ROWS
 
-RECORD = ROOT / "examples/results/kill_and_resume.json"
+RECORD = Path(train_mrrcnn.__file__).parent / "results/kill_and_resume.json"
 OPTIONS = ["--quick", "--device", "cpu", "--checkpoint-every", "2", "--save-detections"]
 WRITING = 0.03  # seconds: about as long as a checkpoint takes to write
 POLL = 0.0005  # seconds

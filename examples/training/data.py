@@ -99,7 +99,7 @@ class CocoInstances(CocoDetection):
         """
         try:
             return super()._load_image(id)
-        except OSError as error:
+        except Exception as error:  # Pillow raises SyntaxError and others, too
             path = Path(self.root) / self.coco.loadImgs(id)[0]["file_name"]
             raise OSError(f"image {id}, {path}, must be whole: {error}") from error
 
