@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,8 +20,13 @@ T = TypeVar("T")
 # The other processes wait while the main one writes data or scores detections. One that has died
 # is noticed at once.
 LONGEST_WAIT = timedelta(hours=2)
-FOREVER = timedelta(days=365)
 GRACE = 10.0  # seconds for a collective operation to fail by itself
+CONNECTING = 60.0  # seconds
+# Probes of a silent connection: a machine without power or network is noticed after 30 seconds.
+KEEP_ALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
+TOKEN_BYTES = 16
+RANK_BYTES = 4
+FAREWELL = b"."
 
 
 class ProcessLost(RuntimeError):
@@ -34,8 +41,7 @@ def process_group(device: str) -> Iterator[torch.device]:
     random state checkpoints hold.
 
     When a process ends by an error or is killed, the others end within ``GRACE`` seconds, whatever
-    they are doing. A machine that loses its power or its network is noticed by what waits for it,
-    after ``LONGEST_WAIT``.
+    they are doing.
 
     Raises:
         ProcessLost: an operation failed for lack of another process; the message names it.
@@ -63,43 +69,43 @@ def _watching() -> Iterator[None]:
     watch = _Watch()
     try:
         yield
+        watch.take_leave()
     except RuntimeError as error:
         if watch.lost.wait(1):  # its connection may break after the operation's
             raise ProcessLost(watch.message) from error
         raise
-    else:
-        watch.take_leave()
     finally:
-        watch.leaving.set()
+        watch.close()
 
 
 class _Watch:
     """Waits for other processes' deaths: the main process for all, the others for the main one's.
 
-    Each process sends a word when it leaves. Without it the connection breaks when the operating
-    system closes it, so that a process may be busy for any time and never seem dead.
+    A connection breaks when the operating system closes it, so that a process may be busy for any
+    time and never seem dead. One that leaves in order says a word before.
     """
 
     def __init__(self) -> None:
-        self.group: Any = dist.new_group(backend="gloo", timeout=FOREVER)
         self.lost = threading.Event()
         self.leaving = threading.Event()
         self.message = ""
-        self.others = range(1, world_size()) if is_main() else range(1)
+        self.links = _connect()
         self.threads = [
-            threading.Thread(target=self._wait_for, args=(other,), daemon=True)
-            for other in self.others
+            threading.Thread(target=self._wait_for, args=(other, link), daemon=True)
+            for other, link in self.links.items()
         ]
         for thread in self.threads:
             thread.start()
 
-    def _wait_for(self, other: int) -> None:
+    def _wait_for(self, other: int, link: socket.socket) -> None:
         try:
-            dist.recv(torch.zeros(1), other, group=self.group)
+            word = link.recv(len(FAREWELL))
+        except OSError:
+            word = b""
+        if word or self.leaving.is_set():
             return
-        except RuntimeError:
-            self.message = f"process {other} of {world_size()} has ended before its time"
-            self.lost.set()
+        self.message = f"process {other} of {world_size()} has ended before its time"
+        self.lost.set()
         if not self.leaving.wait(GRACE):
             # The main thread may wait in a GPU operation or compute for hours. Files are whole at
             # every moment.
@@ -107,11 +113,52 @@ class _Watch:
             os._exit(1)
 
     def take_leave(self) -> None:
-        """Tell the others, and wait until they have told, too."""
-        for other in self.others:
-            dist.send(torch.zeros(1), other, group=self.group)
+        """Tell the others, and wait until they have told, too, or are gone."""
+        self.leaving.set()
+        for link in self.links.values():
+            with contextlib.suppress(OSError):
+                link.sendall(FAREWELL)
         for thread in self.threads:
             thread.join()
+
+    def close(self) -> None:
+        self.leaving.set()
+        for link in self.links.values():
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads
+        for thread in self.threads:
+            thread.join()
+        for link in self.links.values():
+            link.close()
+
+
+def _connect() -> dict[int, socket.socket]:
+    """A connection of the main process with each of the others, by the other's rank."""
+    if is_main():
+        token = secrets.token_bytes(TOKEN_BYTES)
+        with socket.create_server(("", 0), backlog=world_size()) as server:
+            server.settimeout(CONNECTING)
+            on_main(lambda: (server.getsockname()[1], token))
+            links: dict[int, socket.socket] = {}
+            while len(links) < world_size() - 1:
+                link, _ = server.accept()
+                link.settimeout(CONNECTING)
+                said = link.recv(TOKEN_BYTES + RANK_BYTES, socket.MSG_WAITALL)
+                if secrets.compare_digest(said[:TOKEN_BYTES], token):
+                    links[int.from_bytes(said[TOKEN_BYTES:], "big")] = link
+                else:
+                    link.close()
+    else:
+        port, token = on_main(lambda: (0, b""))
+        link = socket.create_connection((os.environ["MASTER_ADDR"], port), CONNECTING)
+        link.sendall(token + rank().to_bytes(RANK_BYTES, "big"))
+        links = {0: link}
+    for link in links.values():
+        link.settimeout(None)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEP_ALIVE.items():
+            link.setsockopt(socket.IPPROTO_TCP, option, value)
+    return links
 
 
 def world_size() -> int:
