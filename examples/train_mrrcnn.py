@@ -28,6 +28,7 @@ from torchvision.models.detection import MaskRCNN
 
 import shape_roi_align
 from mrrcnn.backbones import build_mask_rcnn
+from mrrcnn.files import write_text
 from mrrcnn.model import MRRCNN
 from mrrcnn.weights import load_weights, save_weights
 from study.huddle import HuddleConfig, write_huddle
@@ -176,7 +177,7 @@ class Experiment:
         test_dev = self.args.test_split == TEST_DEV
         if self.args.save_detections or test_dev:
             path = self.args.output_dir / f"{_slug(name)}.detections.json"
-            path.write_text(json.dumps(results))
+            write_text(path, json.dumps(results))
             print(f"{name}: {len(results)} detections in {path}", flush=True)
         if test_dev:
             return None
@@ -210,7 +211,7 @@ class Experiment:
             "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
         }
-        path.write_text(json.dumps(record, indent=2))
+        write_text(path, json.dumps(record, indent=2))
         return path
 
     def report(self, models: dict[str, nn.Module], start: float) -> None:

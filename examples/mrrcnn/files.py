@@ -40,6 +40,12 @@ def replacing(path: Path, former: Path | None = None) -> Iterator[BinaryIO]:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file in UTF-8; see :func:`replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
 def named(error: OSError, path: Path) -> OSError:
     """The error with the file in its message; the system names none when a write fails."""
     return OSError(error.errno, f"cannot write: {error.strerror or error}", str(path))

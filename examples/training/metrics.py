@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mrrcnn.files import named, replacing
+from mrrcnn.files import named, write_text
 
 from .distributed import is_main
 
@@ -68,8 +68,7 @@ class MetricsWriter:
                 ) from error
             if not again:
                 kept.append(line)
-        with replacing(self.file) as file:
-            file.write("".join(kept).encode())
+        write_text(self.file, "".join(kept))
 
     def add(self, record: dict[str, Any]) -> None:
         """``record`` holds a phase, an iteration and numbers."""

@@ -15,7 +15,7 @@ import torch
 from torch import multiprocessing, nn
 
 from training import distributed
-from training.engine import Schedule, Training
+from training.engine import Options, Schedule, Training
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LONGEST = 60  # seconds
@@ -32,7 +32,7 @@ def fail():
 
 
 class Square(nn.Module):
-    """In process ``rank``, the third step is replaced by ``end``."""
+    """In process ``rank`` the third step is ``end``."""
 
     def __init__(self, rank, end):
         super().__init__()
@@ -48,36 +48,26 @@ class Square(nn.Module):
 
 def train(rank, end):
     model = Square(rank, end)
-    training = Training(model, [([torch.zeros(1)], [{}])], Schedule(10**6, 0.1), options())
+    training = Training(model, [([torch.zeros(1)], [{}])], Schedule(10**6, 0.1), Options())
     while True:
         training.step()
 
 
-def options():
-    from training.engine import Options
-
-    return Options()
-
-
-def wait_for_main(end):
-    distributed.on_main(end)
-
-
-def wait_for_no_one(end):
+def while_main_computes(end):
     if distributed.is_main():
         time.sleep(LONG)
     end()
 
 
-# name: what both processes do, the one that dies, how, what the other says
+# Who dies: what both processes do, the rank of the one that dies, what the other says.
 CASES = {
     "the other, training": (lambda: train(1, die), 1, LOST.format(1)),
     "the main one, training": (lambda: train(0, die), 0, LOST.format(0)),
-    "the other, while the main one computes": (lambda: wait_for_no_one(die), 1, LOST.format(1)),
-    "the main one, while it computes": (lambda: wait_for_main(die), 0, LOST.format(0)),
+    "the other, while the main one computes": (lambda: while_main_computes(die), 1, LOST.format(1)),
+    "the main one, while it computes": (lambda: distributed.on_main(die), 0, LOST.format(0)),
     "the other, by an error": (lambda: train(1, fail), 1, LOST.format(1)),
     "the main one, by an error while it computes": (
-        lambda: wait_for_main(fail),
+        lambda: distributed.on_main(fail),
         0,
         "in the main process: ValueError: of this process alone",
     ),
