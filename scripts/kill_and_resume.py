@@ -24,6 +24,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ import train_mrrcnn
 from training.identity import describe_run
 from training.options import ROWS
 
-RECORD = Path(train_mrrcnn.__file__).parent / "results/kill_and_resume.json"
+RECORD = Path(train_mrrcnn.__file__).parent / "results/survival/kill_and_resume.json"
 OPTIONS = ["--quick", "--device", "cpu", "--checkpoint-every", "2", "--save-detections"]
 WRITING = 0.03  # seconds: about as long as a checkpoint takes to write
 POLL = 0.0005  # seconds
@@ -72,12 +73,24 @@ def has_ended(process: int, folder: Path) -> bool:
     return found != 0
 
 
+def ends_before(process: int, folder: Path, ready: Callable[[], bool]) -> bool:
+    """Wait until the process has ended or ``ready``; returns which."""
+    while not ready():
+        if has_ended(process, folder):
+            return True
+        time.sleep(POLL)
+    return False
+
+
+def passed(seconds: float) -> Callable[[], bool]:
+    end = time.perf_counter() + seconds
+    return lambda: time.perf_counter() >= end
+
+
 def run_whole(folder: Path) -> float:
     """Seconds of an undisturbed training."""
     begin = time.perf_counter()
-    process = start(folder)
-    while not has_ended(process, folder):
-        time.sleep(0.01)
+    ends_before(start(folder), folder, lambda: False)
     return time.perf_counter() - begin
 
 
@@ -90,24 +103,22 @@ def kill_once(folder: Path, delay: float, in_writing: float | None) -> dict[str,
     """
     process = start(folder)
     begin = time.perf_counter()
-    seen = False
-    due = begin + delay
-    while time.perf_counter() < due or (in_writing is not None and not seen):
-        if has_ended(process, folder):
-            return None
-        if in_writing is not None and not seen and time.perf_counter() >= begin + delay:
-            seen = any(folder.glob("*.part"))
-            due = time.perf_counter() + (in_writing if seen else 0)
-        time.sleep(POLL)
-    os.kill(process, signal.SIGKILL)
-    _, status = os.waitpid(process, 0)
-    if not os.WIFSIGNALED(status):
+    if ends_before(process, folder, passed(delay)):
         return None
+    if in_writing is not None:
+        if ends_before(process, folder, lambda: any(folder.glob("*.part"))):
+            return None
+        if ends_before(process, folder, passed(in_writing)):
+            return None
+    if has_ended(process, folder):
+        return None
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
     return {"seconds": round(time.perf_counter() - begin, 4), "found": describe(folder)}
 
 
 def describe(folder: Path) -> str:
-    """What the killed process was about, from the files that it left."""
+    """What the killed process was doing, from the files that it left."""
     parts = sorted(x.name.removesuffix(".part") for x in folder.glob("*.part"))
     if parts:
         return f"writing {' and '.join(parts)}"
@@ -188,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", type=Path, default=RECORD)
     args = parser.parse_args(argv)
+    args.record.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     about = describe_run(torch.device("cpu"))
     with tempfile.TemporaryDirectory() as folder:

@@ -137,8 +137,8 @@ class Training:
         """The iterations that are left.
 
         Raises:
-            OSError: the last checkpoint or the metrics cannot be written. A former checkpoint that
-                cannot is logged, and the one before stays.
+            OSError: metrics or the last checkpoint cannot be written. Where another checkpoint
+                cannot, that is logged, training goes on, and the former one stays.
         """
         last = self.schedule.iterations
         start = time.perf_counter() - self.seconds
@@ -194,14 +194,15 @@ class Training:
         own = torch.stack([x.detach().float() for x in losses.values()])
         values = distributed.mean(own.clone())
         named = dict(zip(losses, values.tolist(), strict=True))
-        _check_finite(named, self.iteration, [] if own.isfinite().all() else targets)
+        if not _all_finite(named):
+            raise _not_finite(named, self.iteration, [] if own.isfinite().all() else targets)
         self.optimizer.zero_grad()
         self.scaler.scale(sum(losses.values())).backward()
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if not self.scaler.is_enabled():
-            _check_finite({"norm of the gradients": norm.item()}, self.iteration, targets)
+        if not self.scaler.is_enabled() and not norm.isfinite():
+            raise _not_finite({"norm of the gradients": norm.item()}, self.iteration, targets)
         if self.options.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.options.clip_grad_norm, norm)
         self.scaler.step(self.optimizer)
@@ -306,9 +307,11 @@ class Training:
                 + ", ".join(f"{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing)
             )
         apart = ("identity", "optimizer", "random")
-        then, now = ({k: v for k, v in x.items() if k not in apart} for x in (state, self._state()))
+        found, own = (
+            {k: v for k, v in x.items() if k not in apart} for x in (state, self._state())
+        )
         problems = [
-            *checkpoint.differences(then, now, "checkpoint"),
+            *checkpoint.differences(found, own, "checkpoint"),
             *checkpoint.optimizer_problems(state["optimizer"], self.optimizer),
         ]
         if problems:
@@ -371,19 +374,22 @@ def train(
     distributed.equalize(model)
 
 
-def _check_finite(
-    values: dict[str, float], iteration: int, suspects: Sequence[dict[str, Any]]
-) -> None:
-    """``suspects`` are the targets of this process whose images may be the cause.
+def _all_finite(values: Mapping[str, float]) -> bool:
+    return all(map(math.isfinite, values.values()))
 
-    Raises:
-        FloatingPointError: in all processes, naming the values and the suspects of all of them.
+
+def _not_finite(
+    values: Mapping[str, float], iteration: int, suspects: Sequence[dict[str, Any]]
+) -> FloatingPointError:
+    """The error of all processes, with the images that may be the cause.
+
+    Args:
+        suspects: targets of this process that may.
     """
     wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if wrong:
-        own = [target["image_id"] for target in suspects if "image_id" in target]
-        images = [x for part in distributed.gather_everywhere(own) for x in part]
-        raise FloatingPointError(f"not finite at iteration {iteration}: {wrong}; images {images}")
+    own = [target["image_id"] for target in suspects if "image_id" in target]
+    images = [image for part in distributed.gather_everywhere(own) for image in part]
+    return FloatingPointError(f"not finite at iteration {iteration}: {wrong}; images {images}")
 
 
 def _to(target: dict[str, Any], device: torch.device) -> dict[str, Any]:

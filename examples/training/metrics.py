@@ -56,7 +56,7 @@ class MetricsWriter:
         """
         if self.file is None or not self.file.exists():
             return
-        lines = self.file.read_text().splitlines(keepends=True)
+        lines = self.file.read_text(errors="replace").splitlines(keepends=True)
         whole = [x for x in lines if x.endswith("\n")]  # the last may be half written
         kept = []
         for number, line in enumerate(whole, 1):

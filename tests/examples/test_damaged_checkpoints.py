@@ -173,10 +173,11 @@ def test_a_checkpoint_of_another_training_changes_nothing(content, train_data, t
     assert snapshot(training) == before
 
 
-def test_metrics_that_are_no_records_are_named_by_line(stopped, train_data):
+@pytest.mark.parametrize("line", [b'"no record"', b"{}", b"\x00\xff"])
+def test_metrics_that_are_no_records_are_named_by_line(stopped, train_data, line):
     folder, _ = stopped
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('"no record"\n')
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(line + b"\n")
     with pytest.raises(ValueError, match=r"metrics.jsonl, line 4, must be a record"):
         train_brightness(folder, make_loader(train_data, 8, train=True), resume=True)
 

@@ -144,6 +144,8 @@ def test_records_that_never_found_room_are_an_error(disk):
         metrics.add({"phase": "test", "iteration": 0})
 
 
+# TensorBoard's thread prints its own error before it hands it on.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_ends_tensorboards_records_and_nothing_else(disk, tmp_path, caplog):
     pytest.importorskip("tensorboard")
     with MetricsWriter(tmp_path / "metrics.jsonl", disk.path / "board") as metrics:

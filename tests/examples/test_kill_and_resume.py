@@ -15,7 +15,9 @@ import torch
 from mrrcnn import files
 from training import checkpoint
 
-SCRIPT = Path(__file__).parents[2] / "scripts/kill_and_resume.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "scripts/kill_and_resume.py"
+RECORD = ROOT / "examples/results/survival/kill_and_resume.json"
 
 
 def state(iteration):
@@ -92,7 +94,7 @@ def test_a_training_killed_at_random_moments_ends_as_an_undisturbed_one(tmp_path
 
 
 def test_the_record_is_of_a_hundred_kills_without_a_difference():
-    record = json.loads((SCRIPT.parents[1] / "examples/results/kill_and_resume.json").read_text())
+    record = json.loads(RECORD.read_text())
     assert record["kills"] == len(record["moments"]) >= 100
     assert record["mismatches"] == []
     assert any("checkpoint" in moment["found"] for moment in record["moments"])
