@@ -107,8 +107,8 @@ class _Watch:
         self.message = f"process {other} of {world_size()} has ended before its time"
         self.lost.set()
         if not self.leaving.wait(GRACE):
-            # The main thread may wait in a GPU operation or compute for hours. Files are whole at
-            # every moment.
+            # The main thread may wait for a GPU or compute for hours: no exception reaches it. Its
+            # files are whole at every moment.
             print(f"process {rank()} ends: {self.message}", file=sys.stderr, flush=True)
             os._exit(1)
 
@@ -134,9 +134,11 @@ class _Watch:
 
 def _connect() -> dict[int, socket.socket]:
     """A connection of the main process with each of the others, by the other's rank."""
+    address = os.environ["MASTER_ADDR"]
     if is_main():
-        token = secrets.token_bytes(TOKEN_BYTES)
-        with socket.create_server(("", 0), backlog=world_size()) as server:
+        family = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][0]  # IPv4 or 6
+        token = secrets.token_bytes(TOKEN_BYTES)  # of this training's processes
+        with socket.create_server(("", 0), family=family, backlog=world_size()) as server:
             server.settimeout(CONNECTING)
             on_main(lambda: (server.getsockname()[1], token))
             links: dict[int, socket.socket] = {}
@@ -150,7 +152,7 @@ def _connect() -> dict[int, socket.socket]:
                     link.close()
     else:
         port, token = on_main(lambda: (0, b""))
-        link = socket.create_connection((os.environ["MASTER_ADDR"], port), CONNECTING)
+        link = socket.create_connection((address, port), CONNECTING)
         link.sendall(token + rank().to_bytes(RANK_BYTES, "big"))
         links = {0: link}
     for link in links.values():
