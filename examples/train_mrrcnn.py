@@ -30,10 +30,11 @@ from torchvision.models.detection import MaskRCNN
 import shape_roi_align
 from mrrcnn.backbones import build_mask_rcnn
 from mrrcnn.base import EXACT, replace_predictors, set_mask_alignment, set_scale_jitter
+from mrrcnn.files import write_text
 from mrrcnn.model import MRRCNN, load_model, save_model
 from mrrcnn.weights import ModelCard, load_content, load_weights
 from study.huddle import HuddleConfig, write_huddle
-from training import distributed, options
+from training import checkpoint, distributed, options
 from training.best import BestWeights
 from training.categories import Categories
 from training.data import (
@@ -142,13 +143,11 @@ class Experiment:
         """Make the data and clear away what a later --resume must not take for this run's."""
         self.args.output_dir.mkdir(parents=True, exist_ok=True)
         if not self.args.resume and not self.args.test_only:
-            for path in (
-                self.metrics_file,
-                *map(self._checkpoint_file, ROWS),
-                *map(self._best_file, ROWS),
-                *(self._best_file(name).with_suffix(".json") for name in ROWS),
-            ):
-                path.unlink(missing_ok=True)
+            self.metrics_file.unlink(missing_ok=True)
+            for name in ROWS:
+                checkpoint.remove(self._checkpoint_file(name))
+                self._best_file(name).unlink(missing_ok=True)
+                self._best_file(name).with_suffix(".json").unlink(missing_ok=True)
         return prepare_data(self.args)
 
     def _known_card(self) -> ModelCard | None:
@@ -311,7 +310,7 @@ class Experiment:
         test_dev = self.args.test_split == TEST_DEV
         if self.args.save_detections or test_dev:
             path = self.args.output_dir / f"{name}.detections.json"
-            path.write_text(json.dumps(results))
+            write_text(path, json.dumps(results))
             print(f"{name}: {len(results)} detections in {path}", flush=True)
         if test_dev:
             return None
@@ -345,7 +344,7 @@ class Experiment:
             "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
         }
-        path.write_text(json.dumps(record, indent=2))
+        write_text(path, json.dumps(record, indent=2))
         return path
 
     def report(self, models: dict[str, nn.Module], start: float) -> None:

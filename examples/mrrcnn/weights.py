@@ -4,27 +4,76 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN_ResNet50_FPN_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
+from .files import replacing
 
-def save(content: Any, path: Path) -> None:
-    """``torch.save`` so that ``path`` is the old file or the new one, at every moment."""
-    part = path.with_name(path.name + ".part")
-    torch.save(content, part)
-    os.replace(part, path)
+ARCHIVE = b"PK\x03\x04"  # first bytes of what torch.save writes; torch before 1.6 wrote pickles
+
+
+def save(content: Any, path: Path, former: Path | None = None) -> None:
+    """``torch.save`` so that ``path`` is the old file or the new one, at every moment.
+
+    ``former`` receives the old file.
+
+    Raises:
+        OSError: it cannot be written; the message names ``path``, which is as it was.
+    """
+    with replacing(path, former) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch hides the error of a full disk behind one about positions in its archive.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(path: str | Path) -> Any:
-    """What :func:`save` or torchvision saved, on the CPU."""
-    return torch.load(path, "cpu", weights_only=True)
+    """What :func:`save` or torchvision saved, on the CPU.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is damaged or something else; the message names it.
+    """
+    with open(path, "rb") as file:
+        try:
+            if file.read(len(ARCHIVE)) == ARCHIVE:
+                _check_records(file)
+            file.seek(0)
+            return torch.load(file, "cpu", weights_only=True)
+        except Exception as error:  # readers of archives and pickles raise any on damaged ones
+            raise ValueError(
+                f"{path} must be a file of weights, as torch.save writes it, and whole: "
+                f"{str(error).partition(chr(10))[0]}"
+            ) from error
+
+
+def _check_records(file: BinaryIO) -> None:
+    """Compare the records of an archive with their checksums, which torch.load does not.
+
+    torch.save compresses nothing, so that records together are no larger than the file: what
+    reading takes is bounded by its size.
+    """
+    size = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+            raise ValueError("its records must not be compressed")
+        if sum(record.file_size for record in records) > size:
+            raise ValueError(f"its records must fit in its {size} bytes")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"its record {damaged} is damaged")
 
 
 @dataclass
@@ -55,12 +104,7 @@ def load_content(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else.
     """
-    try:
-        content = load(path)
-    except OSError:
-        raise
-    except Exception as error:  # an unpickler may raise any on a file that is no pickle
-        raise ValueError(f"{path} must be a file of weights, as torch.save writes it") from error
+    content = load(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold a state dict of tensors, got {type(content).__name__}")
     return dict(content)

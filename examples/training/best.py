@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torchvision.models.detection import MaskRCNN
 
+from mrrcnn.files import write_text
 from mrrcnn.model import save_model
 
 from . import distributed
@@ -46,7 +47,7 @@ class BestWeights:
         former = json.loads(self.record_file.read_text()) if self.record_file.exists() else None
         if former is None or _total(score) > _total(former):
             save_model(model, self.path)
-            self.record_file.write_text(json.dumps({"iteration": iteration, **score}) + "\n")
+            write_text(self.record_file, json.dumps({"iteration": iteration, **score}) + "\n")
 
 
 def _total(score: Score) -> float:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -13,8 +17,20 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-# The other processes wait while the main one writes data or scores detections.
+# The other processes wait while the main one writes data or scores detections. One that has died
+# is noticed at once.
 LONGEST_WAIT = timedelta(hours=2)
+GRACE = 10.0  # seconds for a collective operation to fail by itself
+CONNECTING = 60.0  # seconds
+# Probes of a silent connection: a machine without power or network is noticed after 30 seconds.
+KEEP_ALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 4}
+TOKEN_BYTES = 16
+RANK_BYTES = 4
+FAREWELL = b"."
+
+
+class ProcessLost(RuntimeError):
+    """Another process has ended before its time."""
 
 
 @contextlib.contextmanager
@@ -23,6 +39,12 @@ def process_group(device: str) -> Iterator[torch.device]:
 
     Every process of a machine takes the GPU of its local rank. A GPU becomes the current one, whose
     random state checkpoints hold.
+
+    When a process ends by an error or is killed, the others end within ``GRACE`` seconds, whatever
+    they are doing.
+
+    Raises:
+        ProcessLost: an operation failed for lack of another process; the message names it.
     """
     own = torch.device(device)
     if own.type == "cuda":
@@ -33,9 +55,112 @@ def process_group(device: str) -> Iterator[torch.device]:
         return
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
-        yield own
+        with _watching():
+            yield own
     finally:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[None]:
+    if world_size() == 1:
+        yield
+        return
+    watch = _Watch()
+    try:
+        yield
+        watch.take_leave()
+    except RuntimeError as error:
+        if watch.lost.wait(1):  # its connection may break after the operation's
+            raise ProcessLost(watch.message) from error
+        raise
+    finally:
+        watch.close()
+
+
+class _Watch:
+    """Waits for other processes' deaths: the main process for all, the others for the main one's.
+
+    A connection breaks when the operating system closes it, so that a process may be busy for any
+    time and never seem dead. One that leaves in order says a word before.
+    """
+
+    def __init__(self) -> None:
+        self.lost = threading.Event()
+        self.leaving = threading.Event()
+        self.message = ""
+        self.links = _connect()
+        self.threads = [
+            threading.Thread(target=self._wait_for, args=(other, link), daemon=True)
+            for other, link in self.links.items()
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def _wait_for(self, other: int, link: socket.socket) -> None:
+        try:
+            word = link.recv(len(FAREWELL))
+        except OSError:
+            word = b""
+        if word or self.leaving.is_set():
+            return
+        self.message = f"process {other} of {world_size()} has ended before its time"
+        self.lost.set()
+        if not self.leaving.wait(GRACE):
+            # The main thread may wait for a GPU or compute for hours: no exception reaches it. Its
+            # files are whole at every moment.
+            print(f"process {rank()} ends: {self.message}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    def take_leave(self) -> None:
+        """Tell the others, and wait until they have told, too, or are gone."""
+        self.leaving.set()
+        for link in self.links.values():
+            with contextlib.suppress(OSError):
+                link.sendall(FAREWELL)
+        for thread in self.threads:
+            thread.join()
+
+    def close(self) -> None:
+        self.leaving.set()
+        for link in self.links.values():
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads
+        for thread in self.threads:
+            thread.join()
+        for link in self.links.values():
+            link.close()
+
+
+def _connect() -> dict[int, socket.socket]:
+    """A connection of the main process with each of the others, by the other's rank."""
+    address = os.environ["MASTER_ADDR"]
+    if is_main():
+        family = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][0]  # IPv4 or 6
+        token = secrets.token_bytes(TOKEN_BYTES)  # of this training's processes
+        with socket.create_server(("", 0), family=family, backlog=world_size()) as server:
+            server.settimeout(CONNECTING)
+            on_main(lambda: (server.getsockname()[1], token))
+            links: dict[int, socket.socket] = {}
+            while len(links) < world_size() - 1:
+                link, _ = server.accept()
+                link.settimeout(CONNECTING)
+                said = link.recv(TOKEN_BYTES + RANK_BYTES, socket.MSG_WAITALL)
+                if secrets.compare_digest(said[:TOKEN_BYTES], token):
+                    links[int.from_bytes(said[TOKEN_BYTES:], "big")] = link
+                else:
+                    link.close()
+    else:
+        port, token = on_main(lambda: (0, b""))
+        link = socket.create_connection((address, port), CONNECTING)
+        link.sendall(token + rank().to_bytes(RANK_BYTES, "big"))
+        links = {0: link}
+    for link in links.values():
+        link.settimeout(None)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEP_ALIVE.items():
+            link.setsockopt(socket.IPPROTO_TCP, option, value)
+    return links
 
 
 def world_size() -> int:
@@ -57,11 +182,27 @@ def no_progress_bar() -> bool | None:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Call in the main process while the others wait; all return its result."""
-    result = [function() if is_main() else None]
-    if world_size() > 1:
-        dist.broadcast_object_list(result)
-    return result[0]  # type: ignore[return-value]
+    """Call in the main process while the others wait; all return its result.
+
+    Raises:
+        RuntimeError: in the others, what the main process raised.
+    """
+    if world_size() == 1:
+        return function()
+    if not is_main():
+        message: list[Any] = [None, None]
+        dist.broadcast_object_list(message)
+        result, error = message
+        if error is not None:
+            raise RuntimeError(f"in the main process: {error}")
+        return result
+    try:
+        result = function()
+    except Exception as error:
+        dist.broadcast_object_list([None, f"{type(error).__name__}: {error}"])
+        raise
+    dist.broadcast_object_list([result, None])
+    return result
 
 
 def gather(value: T) -> list[T]:
@@ -71,6 +212,15 @@ def gather(value: T) -> list[T]:
     values: list[Any] | None = [None] * world_size() if is_main() else None
     dist.gather_object(value, values)
     return values or []
+
+
+def gather_everywhere(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from .data import ShuffledBatches
 from .metrics import MetricsWriter
 
 __all__ = ["Options", "Schedule", "Training", "train"]
+
+log = logging.getLogger(__name__)
 
 LOG_EVERY = 10  # iterations
 AMP_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -135,7 +138,12 @@ class Training:
         checkpoint_file: Path | None = None,
         after_step: Callable[[Training], None] | None = None,
     ) -> None:
-        """The iterations that are left."""
+        """The iterations that are left.
+
+        Raises:
+            OSError: metrics or the last checkpoint cannot be written. Where another checkpoint
+                cannot, that is logged, training goes on, and the former one stays.
+        """
         last = self.schedule.iterations
         start = time.perf_counter() - self.seconds
         with tqdm(
@@ -165,7 +173,7 @@ class Training:
                 if checkpoint_file is not None and (
                     self.iteration % self.options.checkpoint_every == 0 or self.iteration == last
                 ):
-                    self.save(checkpoint_file)
+                    self._keep(checkpoint_file, metrics)
                 if after_step is not None:
                     after_step(self)
                     self.model.train()
@@ -179,8 +187,9 @@ class Training:
         """One iteration; returns its losses, means over the processes.
 
         Raises:
-            FloatingPointError: a loss or a gradient is not finite; the message names it. No weight
-                has changed. Steps of a scaled loss whose gradients overflow are left out instead.
+            FloatingPointError: a loss or a gradient is not finite; the message names it and the
+                images. No weight has changed. Steps of a scaled loss whose gradients overflow
+                are left out instead.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr * self.schedule.factor(self.iteration)
@@ -194,16 +203,18 @@ class Training:
                 [x.to(self.device, non_blocking=True) for x in images],
                 [_to(t, self.device) for t in targets],
             )
-        values = distributed.mean(torch.stack([x.detach().float() for x in losses.values()]))
+        own = torch.stack([x.detach().float() for x in losses.values()])
+        values = distributed.mean(own.clone())
         named = dict(zip(losses, values.tolist(), strict=True))
-        _check_finite(named, self.iteration)
+        if not _all_finite(named):
+            raise _not_finite(named, self.iteration, [] if own.isfinite().all() else targets)
         self.optimizer.zero_grad()
         self.scaler.scale(sum(losses.values())).backward()
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if not self.scaler.is_enabled():
-            _check_finite({"norm of the gradients": norm.item()}, self.iteration)
+        if not self.scaler.is_enabled() and not norm.isfinite():
+            raise _not_finite({"norm of the gradients": norm.item()}, self.iteration, targets)
         if self.options.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.options.clip_grad_norm, norm)
         self.scaler.step(self.optimizer)
@@ -222,11 +233,31 @@ class Training:
                 yield batch
             self.epoch_batches = 0
 
-    def save(self, path: Path) -> None:
-        """Write a checkpoint; every process must call this, the main one writes."""
-        random_states = distributed.gather(checkpoint.random_state())
+    def _keep(self, path: Path, metrics: MetricsWriter) -> None:
+        """Write a checkpoint, behind the metrics that a resumed training does not write again."""
+        state = self._state()
         if not distributed.is_main():
             return
+        try:
+            metrics.sync()
+            checkpoint.save(state, path)
+        except OSError as error:
+            if self.iteration == self.schedule.iterations:
+                raise
+            log.warning("no checkpoint of iteration %d: %s", self.iteration, error)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; every process must call this, the main one writes.
+
+        Raises:
+            OSError: it cannot be written; the former one stays.
+        """
+        state = self._state()
+        if distributed.is_main():
+            checkpoint.save(state, path)
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds. Every process must call this; the main one's is complete."""
         state: dict[str, Any] = {
             "iteration": self.iteration,
             "seconds": self.seconds,
@@ -234,29 +265,30 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": random_states,
+            "random": distributed.gather(checkpoint.random_state()),
         }
         if self.average is not None:
             state["average"] = self.average.state_dict()
         order = getattr(self.loader, "batch_sampler", None)
         if isinstance(order, ShuffledBatches):
             state["order"] = order.state_dict(self.epoch_batches)
-        weights.save(state, path)
+        return state
 
     def resume(self, path: Path) -> None:
         """Go on from a checkpoint as if nothing had been between.
 
+        From the one before if it is damaged, which is logged; the damaged file is put aside.
+
         Raises:
-            ValueError: it is another training's; the message names the difference.
+            FileNotFoundError: there is none.
+            ValueError: it is another training's, or no file is whole. The message names the
+                difference; nothing has changed.
         """
-        state = weights.load(path)
-        now, then = self._identity(), state["identity"]
-        differing = [k for k in now | then if now.get(k) != then.get(k)]
-        if differing:
-            raise ValueError(
-                f"{path} is of another training: "
-                + ", ".join(f"{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing)
-            )
+        found = distributed.on_main(lambda: checkpoint.newest_whole(path))
+        if found is None:
+            raise FileNotFoundError(f"{path} does not exist, nor does a checkpoint before it")
+        state = checkpoint.load(found)
+        self._check(state, found)
         self.iteration, self.seconds = state["iteration"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -270,6 +302,37 @@ class Training:
         # A process that was not there before keeps its seed.
         if distributed.rank() < len(state["random"]):
             checkpoint.set_random_state(state["random"][distributed.rank()])
+        if found != path:
+            distributed.on_main(lambda: checkpoint.put_aside(path))
+
+    def _check(self, state: dict[str, Any], path: Path) -> None:
+        """Whether all of a checkpoint can be applied to this training.
+
+        Raises:
+            ValueError: naming ``path`` and what cannot.
+        """
+        now, then = self._identity(), state["identity"]
+        differing = [k for k in now | then if now.get(k) != then.get(k)]
+        if differing:
+            raise ValueError(
+                f"{path} is of another training: "
+                + ", ".join(f"{k} was {then.get(k)!r}, now {now.get(k)!r}" for k in differing)
+            )
+        apart = ("identity", "optimizer", "random")
+        found, own = (
+            {k: v for k, v in x.items() if k not in apart} for x in (state, self._state())
+        )
+        problems = [
+            *checkpoint.differences(found, own, "checkpoint"),
+            *checkpoint.optimizer_problems(state["optimizer"], self.optimizer),
+        ]
+        if problems:
+            raise ValueError(f"{path} does not fit this training: {'; '.join(problems[:3])}")
+        try:
+            for random_state in state["random"]:
+                checkpoint.check_random_state(random_state)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def _identity(self) -> dict[str, Any]:
         """What must not change between a checkpoint and its continuation."""
@@ -300,22 +363,25 @@ def train(
         metrics_file: a line of losses is appended every few iterations.
         tensorboard: folder for the same records.
         checkpoint_file: written as ``options`` say.
-        resume: go on from ``checkpoint_file`` if it exists. The result is the uninterrupted
-            training's, bit for bit, on as many processes; on fewer or more only the order of the
-            images is.
+        resume: go on from ``checkpoint_file`` if it or the one before exists. The result is the
+            uninterrupted training's, bit for bit, on as many processes; on fewer or more only the
+            order of the images is.
         settings: must be the same then, besides ``schedule`` and ``options``: plain values.
         after_step: called after each iteration and its checkpoint, in every process; it may put the
             model into evaluation mode, and must not draw random numbers.
 
     Raises:
-        FloatingPointError: a loss or a gradient is not finite; the message names it.
-        ValueError: ``checkpoint_file`` is of a training with other settings.
+        FloatingPointError: a loss or a gradient is not finite; the message names it and the images.
+        OSError: metrics or the last checkpoint cannot be written; the former checkpoint stays.
+        ValueError: ``checkpoint_file`` is of a training with other settings, or is damaged as is
+            the one before.
     """
     training = Training(model, loader, schedule, options or Options(), settings)
     model.train()
     with MetricsWriter(metrics_file, tensorboard) as metrics:
-        if resume and checkpoint_file is not None and checkpoint_file.exists():
-            training.resume(checkpoint_file)
+        if resume and checkpoint_file is not None:
+            if checkpoint.exists(checkpoint_file):
+                training.resume(checkpoint_file)
             metrics.forget(description, training.iteration)
         training.run(metrics, description, checkpoint_file, after_step)
     if training.average is not None:
@@ -323,10 +389,22 @@ def train(
     distributed.equalize(model)
 
 
-def _check_finite(values: dict[str, float], iteration: int) -> None:
+def _all_finite(values: Mapping[str, float]) -> bool:
+    return all(map(math.isfinite, values.values()))
+
+
+def _not_finite(
+    values: Mapping[str, float], iteration: int, suspects: Sequence[dict[str, Any]]
+) -> FloatingPointError:
+    """The error of all processes, with the images that may be the cause.
+
+    Args:
+        suspects: targets of this process that may.
+    """
     wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if wrong:
-        raise FloatingPointError(f"not finite at iteration {iteration}: {wrong}")
+    own = [target["image_id"] for target in suspects if "image_id" in target]
+    images = [image for part in distributed.gather_everywhere(own) for image in part]
+    return FloatingPointError(f"not finite at iteration {iteration}: {wrong}; images {images}")
 
 
 def _to(target: dict[str, Any], device: torch.device) -> dict[str, Any]:

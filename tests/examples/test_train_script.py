@@ -155,12 +155,14 @@ def test_a_run_resumes_between_and_within_its_phases(quick_run, tmp_path, monkey
 
 
 def test_a_fresh_run_forgets_the_checkpoints_of_a_former_one(tmp_path, monkeypatch):
-    stale = tmp_path / "rm_roialign.checkpoint.pth"
-    stale.write_bytes(b"of another run")
+    names = ("", ".previous", ".damaged")
+    stale = [tmp_path / f"rm_roialign.checkpoint{name}.pth" for name in names]
+    for path in stale:
+        path.write_bytes(b"of another run")
     monkeypatch.setattr(Training, "step", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["--quick", "--device", "cpu", "--output-dir", str(tmp_path)])
-    assert not stale.exists()
+    assert not any(path.exists() for path in stale)
 
 
 def test_a_wrong_folder_is_named_with_what_is_there(quick_run, tmp_path):

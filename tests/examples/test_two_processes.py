@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -118,6 +119,10 @@ def work(rank, root, output, port):
         checkpoint_file = output / "two.checkpoint"
         train_mean(root, iterations=1, save=checkpoint_file)
         found["resumed"] = train_mean(root, resume=checkpoint_file)
+        train_mean(root, iterations=2, save=checkpoint_file)
+        if rank == 0:
+            checkpoint_file.write_bytes(b"damaged")
+        found["resumed from the one before"] = train_mean(root, resume=checkpoint_file)
         for name, config in CONFIGS.items():
             found[name] = refine_step(root, config, seed=7)
 
@@ -208,6 +213,14 @@ def test_two_processes_resume_to_the_same_bits(ranks):
         torch.testing.assert_close(found["resumed"], found["mean"], rtol=0, atol=0)
 
 
+def test_two_processes_resume_from_the_same_checkpoint_where_the_last_is_damaged(ranks):
+    for found in ranks[1]:
+        torch.testing.assert_close(
+            found["resumed from the one before"], found["mean"], rtol=0, atol=0
+        )
+    assert (ranks[0] / "two.damaged.checkpoint").read_bytes() == b"damaged"
+
+
 def test_one_process_resumes_what_two_began(ranks, huddle_root):
     resumed = train_mean(huddle_root, resume=ranks[0] / "two.checkpoint")
     torch.testing.assert_close(resumed, train_mean(huddle_root))
@@ -259,6 +272,12 @@ def test_only_the_first_process_writes(ranks):
 
 def test_a_loss_that_is_not_finite_in_one_process_stops_all(ranks):
     assert all("iteration 0" in f["stopped"] and "loss_count" in f["stopped"] for f in ranks[1])
+
+
+def test_the_images_of_the_process_whose_loss_is_not_finite_are_named_by_all(ranks):
+    first, second = (re.findall(r"images (\[.*\])", f["stopped"]) for f in ranks[1])
+    assert first == second
+    assert len(json.loads(first[0])) == BATCH_SIZE // WORLD_SIZE
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(ranks):
