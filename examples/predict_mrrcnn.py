@@ -25,7 +25,7 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN, MaskRCNN_ResNet50_FPN_Weights
 from torchvision.transforms.v2.functional import to_dtype, to_image
 
-from mrrcnn.base import card_of
+from mrrcnn.base import binary_masks, card_of
 from mrrcnn.model import RefineConfig, load_model
 from training.evaluate import coco_results
 from training.options import REFINE_OPTION, REFINE_SETTINGS, describe_fields, parse_overrides
@@ -216,7 +216,8 @@ class Predictor:
         """Detections, the surest first; ``labels`` are category ids."""
         image = to_dtype(to_image(picture), torch.float32, scale=True)
         image = image.to(next(self.model.parameters()))
-        found = {k: v.cpu() for k, v in self.model([image])[0].items()}
+        with binary_masks(self.model):
+            found = {k: v.cpu() for k, v in self.model([image])[0].items()}
         labels = [self.category(label) for label in found["labels"].tolist()]
         return found | {"labels": torch.tensor(labels, dtype=torch.int64)}
 
@@ -234,7 +235,7 @@ class Predictor:
             to_dtype(to_image(picture), torch.float32, scale=True),
             found["boxes"],
             found["labels"],
-            found["masks"][:, 0] > 0.5,
+            found["masks"][:, 0],
             captions,
             longer_side=None,
         )

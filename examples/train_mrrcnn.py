@@ -135,8 +135,13 @@ class Experiment:
         if not self.args.base:
             return None
         try:
-            return load_model(self.args.base, image_size=self.args.image_size, refined=False)
-        except (OSError, ValueError) as error:
+            return load_model(
+                self.args.base,
+                image_size=self.args.image_size,
+                options=self.args.small_options,
+                refined=False,
+            )
+        except (OSError, TypeError, ValueError) as error:
             raise SystemExit(f"--base: {error}") from error
 
     def _prepare(self) -> Path | Parts:
@@ -195,8 +200,7 @@ class Experiment:
     def _build(self) -> MaskRCNN:
         build: dict[str, Any] = {}
         if self.preset.backbone == "small":
-            build = {"anchor_sizes": self.args.anchor_sizes, "proposals": self.args.proposals}
-            build = {k: v for k, v in build.items() if v is not None}
+            build = self.args.small_options
         elif self.preset.backbone != "resnet50_v2":
             given = self.args.weights_backbone
             build["norm"] = self.args.norm or ("frozen" if given else "batch")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shape_roi_align import roi_align
 
-CHUNK_BYTES = 1 << 26  # of masks converted to float32 at a time
+CHUNK_BYTES = 1 << 26  # of masks in float32 at a time
 
 
 def project_masks(
@@ -41,7 +41,7 @@ def project_masks(
             raise ValueError(f"need a box for each of {len(masks)} masks, got {len(boxes)}")
         matched = torch.arange(len(masks), device=boxes.device)
     maps = torch.zeros(len(boxes), size, size, device=boxes.device)
-    for chunk in _chunks(masks):
+    for chunk in chunks(len(masks), 4 * masks[:1].numel()):
         rows = torch.where((matched >= chunk.start) & (matched < chunk.stop))[0]
         if not len(rows):
             continue
@@ -90,8 +90,8 @@ def interpolation_weights(low: Tensor, high: Tensor, cells: int, pixels: int) ->
     return (1 - distance).clamp(min=0) * inside[..., None]
 
 
-def _chunks(masks: Tensor) -> Iterator[slice]:
-    """Slices of whole masks that take ``CHUNK_BYTES`` in float32 at most, or are one mask."""
-    each = max(1, CHUNK_BYTES // max(4 * masks[:1].numel(), 1))
-    for start in range(0, len(masks), each):
-        yield slice(start, min(start + each, len(masks)))
+def chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices of ``count`` things of ``size`` bytes: ``CHUNK_BYTES`` at most, or one thing."""
+    each = max(1, CHUNK_BYTES // max(size, 1))
+    for start in range(0, count, each):
+        yield slice(start, min(start + each, count))

@@ -236,6 +236,7 @@ def load_model(
     model: MaskRCNN | None = None,
     *,
     image_size: int | None = None,
+    options: Mapping[str, Any] | None = None,
     refine: RefineConfig | Mapping[str, Any] | None = None,
     refined: bool = True,
 ) -> MaskRCNN:
@@ -250,6 +251,7 @@ def load_model(
             ``BUILDERS``. It is copied.
         image_size: shorter side in pixels; None is the file's, for bare weights the architecture's
             usual one.
+        options: of the architecture's builder, over the file's.
         refine: options of the refining module. None: the file's. A mapping changes single ones of
             the file's. Bare weights that hold a refining module need a whole ``RefineConfig``.
         refined: False leaves a refining module out.
@@ -280,7 +282,11 @@ def load_model(
             f"{path} holds weights of a refining module but not its options: pass "
             "refine=RefineConfig(...) as it was trained"
         )
-    card = replace(card, image_size=image_size or card.image_size)
+    card = replace(
+        card,
+        image_size=image_size or card.image_size,
+        options={**card.options, **(options or {})},
+    )
     if model is not None:
         base = prepare(copy.deepcopy(model), mask_alignment=alignment)
     elif card.architecture is not None:

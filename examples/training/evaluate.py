@@ -16,6 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from mrrcnn.base import binary_masks
+
 from .crowding import huddledness
 from .distributed import no_progress_bar
 
@@ -163,7 +165,8 @@ def detect(
         shown = None
         if show_targets:
             shown = [{k: t[k].to(device) for k in ("boxes", "labels", "masks")} for t in targets]
-        predictions = model([image.to(device) for image in images], shown)
+        with binary_masks(model):
+            predictions = model([image.to(device) for image in images], shown)
         for target, prediction in zip(targets, predictions, strict=True):
             results += coco_results(int(target["image_id"]), prediction, label_to_category)
     return results

@@ -155,8 +155,10 @@ def parse_arguments(
         parser.error("--preset finetune needs --base and data, such as --data-path")
     if preset.backbone == "small" and (args.weights_backbone or args.norm):
         parser.error("--weights-backbone and --norm are for a ResNet: see --backbone")
-    if (args.anchor_sizes or args.proposals) and (args.base or preset.backbone != "small"):
-        parser.error("--anchor-sizes and --proposals build the small backbone: see --backbone")
+    given = {"anchor_sizes": args.anchor_sizes, "proposals": args.proposals}
+    args.small_options = {k: v for k, v in given.items() if v is not None}
+    if args.small_options and not args.base and preset.backbone != "small":
+        parser.error("--anchor-sizes and --proposals are the small backbone's: see --backbone")
     if preset.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {preset.batch_size}")
     if args.changes.get("guide") == "none" and "rm_saroialign" in args.rows:

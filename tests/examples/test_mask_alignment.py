@@ -10,8 +10,9 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from torchvision.models.detection import roi_heads as torchvisions
 
 from mrrcnn import MRRCNN, RefineConfig
+from mrrcnn import masks as masks_module
 from mrrcnn import targets as targets_module
-from mrrcnn.base import set_mask_alignment
+from mrrcnn.base import binary_masks, set_mask_alignment
 
 
 def published():
@@ -115,3 +116,32 @@ def test_detected_masks_have_the_images_size_and_lie_in_their_boxes(base, batch)
         if len(rows):
             assert rows.min() + 0.5 >= y1 - 1e-3 and rows.max() + 0.5 <= y2 + 1e-3
             assert columns.min() + 0.5 >= x1 - 1e-3 and columns.max() + 0.5 <= x2 + 1e-3
+
+
+@pytest.mark.parametrize("alignment", ["exact", "torchvision"])
+def test_binary_masks_are_those_above_the_threshold(base, batch, alignment, monkeypatch):
+    model = MRRCNN.from_mask_rcnn(base, mask_alignment=alignment).eval()
+    monkeypatch.setattr(masks_module, "CHUNK_BYTES", 4 * 3 * 128 * 128)  # three at a time
+    with torch.no_grad():
+        expected = model(batch[0])
+        with binary_masks(model, 0.4):
+            found = model(batch[0])
+        assert model.transform.mask_threshold is None
+    for a, b in zip(found, expected, strict=True):
+        assert a["masks"].dtype == torch.bool and len(a["masks"]) > 3
+        assert torch.equal(a["masks"], b["masks"] > 0.4)
+        assert torch.equal(a["boxes"], b["boxes"])
+
+
+def test_torchvisions_own_model_keeps_its_masks():
+    with binary_masks(published()):
+        pass
+
+
+def test_boxes_of_any_mask_rcnn_stay_precise_under_autocast(batch):
+    model = MRRCNN.from_mask_rcnn(published()).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert all(found["boxes"].dtype == torch.float32 for found in model(batch[0]))
+    assert len(model.rpn.head._forward_hooks) == 1
+    again = MRRCNN.from_mask_rcnn(model)
+    assert len(again.rpn.head._forward_hooks) == 1

@@ -310,12 +310,15 @@ def test_finetuning_takes_other_classes_from_any_file(quick_run, two_classes, tm
         torch.save(content[kind], given)
     output = tmp_path / "out"
     arguments = [*FINETUNE, "--data-path", str(two_classes), "--base", str(given)]
+    arguments += ["--proposals", "40", "--anchor-sizes", "12", "24", "48"]
     scores = main([*arguments, "--output-dir", str(output)])
     assert list(scores) == ["mask_r_cnn", "rm_saroialign"]
     model = load_model(output / "rm_saroialign.pth")
     assert model.card.class_names == ["__background__", "warm", "cold"]
     assert model.card.num_classes == 3 and model.transform.mask_alignment == "exact"
     assert model.roi_heads.config == RefineConfig.recommended()
+    assert model.rpn.post_nms_top_n() == 40
+    assert model.rpn.anchor_generator.sizes == ((12,), (24,), (48,))
     for name, last in (("mask_r_cnn", 12), ("rm_saroialign", 3)):
         record = json.loads((output / f"{name}.best.json").read_text())
         assert record["iteration"] in (6, last)
@@ -399,7 +402,7 @@ def test_finetuning_scales_to_data_and_batch(backbone, images, arguments, base, 
     [
         (["--preset", "finetune"], "needs --base and data"),
         (["--base", "FILE", "--backbone", "small"], "--base says --backbone"),
-        (["--data-path", "mine", "--proposals", "9"], "build the small backbone"),
+        (["--data-path", "mine", "--proposals", "9"], "are the small backbone's"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(arguments, message, capsys):
