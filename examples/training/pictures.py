@@ -73,6 +73,7 @@ class Header(NamedTuple):
 
     stored: Size
     seen: Size
+    format: str | None  # PIL's name
 
 
 def read_header(path: str | Path) -> Header:
@@ -88,10 +89,11 @@ def read_header(path: str | Path) -> Header:
 def _header(picture: Image.Image) -> Header:
     width, height = picture.size
     if picture.format == "TIFF":  # Pillow turns these itself
-        return Header((width, height), (width, height))
+        return Header((width, height), (width, height), picture.format)
     # PNG's own getexif() decodes the picture where no orientation precedes it.
     turned = Image.Image.getexif(picture).get(ExifTags.Base.Orientation) in TURNED
-    return Header((width, height), (height, width) if turned else (width, height))
+    seen = (height, width) if turned else (width, height)
+    return Header((width, height), seen, picture.format)
 
 
 def _guarded(path: str | Path, read: Callable[[], T]) -> T:
@@ -176,9 +178,13 @@ def check_headers(path: Path, folder: Path, images: Sequence[dict[str, Any]], wo
         file, size = folder / image["file_name"], (image["width"], image["height"])
         try:
             header = read_header(file)
+            if header.seen != size and header.format == "PNG":
+                read_picture(file, size)  # the orientation may be behind the pixels
+            elif header.seen != size:
+                return _other_size(header, size, file)
         except (ValueError, OSError) as error:
             return str(error)
-        return None if header.seen == size else _other_size(header, size, file)
+        return None
 
     with ThreadPoolExecutor(workers) as pool:
         errors = list(pool.map(find_error, images))

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from predict_mrrcnn import read_image
 from training.data import CocoInstances, make_transforms
-from training.pictures import read_header, read_picture, to_rgb
+from training.pictures import check_headers, read_header, read_picture, to_rgb
 
 RAMP = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)  # [H, W]
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP.T.reshape(10, 12)], axis=2)
@@ -147,6 +147,8 @@ def test_an_orientation_behind_the_pixels_of_a_png_is_found(tmp_path):
     tail = rest.index(b"IEND") - 4
     path.write_bytes(rest[:tail] + chunk + rest[tail:])
     assert (np.asarray(read_picture(path, (12, 10))) == COLORS).all()
+    record = {"id": 1, "file_name": path.name, "width": 12, "height": 10}
+    check_headers(tmp_path / "annotations.json", tmp_path, [record], workers=1)
 
 
 def test_both_parts_of_a_data_set_are_upright(tmp_path):
