@@ -122,7 +122,12 @@ def _check_annotations(
     annotations.refuse("iscrowd of every annotation must be 0 or 1", wrong, "iscrowd")
     if all(crowds):
         every = range(len(crowds))
-        annotations.refuse("an object at least must be no crowd region", every, "iscrowd")
+        annotations.refuse(
+            "an object at least must be no crowd region (CVAT writes every mask of its brush as "
+            "one: set iscrowd to 0)",
+            every,
+            "iscrowd",
+        )
     annotations.refuse(
         "ignore of every annotation must be 0: COCO's scoring knows iscrowd alone, and training "
         "would take the object for a full one",

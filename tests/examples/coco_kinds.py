@@ -290,7 +290,7 @@ RECORDS = [
     Kind(
         "crowd regions alone",
         lambda coco, folder: [item.update(iscrowd=1) for item in coco["annotations"]] and None,
-        f"an object at least must be no crowd region; {A0} has 1; {A1} has 1",
+        f"an object at least must be no crowd region … set iscrowd to 0); {A0} has 1; {A1} has 1",
     ),
     Kind("no area", annotation(area=...), f"area of every annotation must be a number …; {A0}"),
     Kind("a negative area", annotation(area=-1), "area of every annotation must be a number of at"),
