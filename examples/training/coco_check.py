@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .coco_boxes import check_boxes
 from .coco_columns import Records
 from .coco_file import shown
 from .coco_masks import check_segmentations
 
 LONGEST_SIDE = 65_535  # pixels, of what JPEG can hold
-ROUNDING = 1.0  # pixels between a box and the mask that it was made of
-FAR = 0.25  # of the picture, beyond its border
 
 
 def check_dataset(path: Path, dataset: dict[str, Any], *, annotated: bool = True) -> None:
@@ -121,6 +120,14 @@ def _check_annotations(
     crowds = annotations.column("iscrowd", {int, bool}, "0 or 1")
     wrong = [i for i, crowd in enumerate(crowds) if crowd not in (0, 1)]
     annotations.refuse("iscrowd of every annotation must be 0 or 1", wrong, "iscrowd")
+    if all(crowds):
+        every = range(len(crowds))
+        annotations.refuse(
+            "an object at least must be no crowd region (CVAT writes every mask of its brush as "
+            "one: set iscrowd to 0)",
+            every,
+            "iscrowd",
+        )
     annotations.refuse(
         "ignore of every annotation must be 0: COCO's scoring knows iscrowd alone, and training "
         "would take the object for a full one",
@@ -131,7 +138,7 @@ def _check_annotations(
     boxes = annotations.boxes()
     sizes = images[1][image_places]
     extents = check_segmentations(annotations, sizes)
-    _check_boxes(annotations, boxes, extents, sizes)
+    check_boxes(annotations, boxes, extents, sizes)
 
 
 def _find(annotations: Records, key: str, declared: np.ndarray, where: str) -> np.ndarray:
@@ -149,40 +156,6 @@ def _check_names_in_use(path: Path, items: list[Any], used: np.ndarray) -> None:
     chosen = [items[i] for i in used]
     categories = Records(path, "category", chosen, lambda i: _named(chosen[i], i, "categories"))
     categories.refuse_repeated("name", [item["name"] for item in chosen])
-
-
-def _check_boxes(
-    annotations: Records, boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray
-) -> None:
-    """Boxes [N, 4] x, y, width, height against the masks' extents [N, 4] x1, y1, x2, y2.
-
-    A box may be larger or smaller than the mask, such as an object's with its hidden parts. A file
-    whose boxes are something else shows in most of those for which it makes a difference.
-    """
-    corners = boxes.copy()
-    corners[:, 2:] += boxes[:, :2]
-    picture = sizes[:, ::-1]
-    fractions = (corners <= 1).all(axis=1) & (boxes[:, 2:] < 1).any(axis=1)
-    required = "bbox must be x, y, width, height in pixels"
-    if 2 * fractions.sum() > len(boxes):
-        annotations.refuse(
-            f"{required}, not in fractions of the picture", np.flatnonzero(fractions), "bbox"
-        )
-    off = np.abs(corners - extents).max(axis=1)
-    off_as_corners = np.abs(boxes - extents).max(axis=1)
-    far_out = (corners[:, 2:] > (1 + FAR) * picture + ROUNDING).any(axis=1)
-    telling = (boxes[:, :2] > ROUNDING).any(axis=1)  # at the origin both readings are one
-    as_corners = telling & (((off > ROUNDING) & (off_as_corners <= ROUNDING)) | far_out)
-    if 2 * as_corners.sum() > telling.sum():
-        annotations.refuse(
-            f"{required}, not two corners x1, y1, x2, y2", np.flatnonzero(as_corners), "bbox"
-        )
-    apart = np.concatenate([extents[:, :2] - corners[:, 2:], corners[:, :2] - extents[:, 2:]], 1)
-    annotations.refuse(
-        f"{required}, around the segmentation",
-        np.flatnonzero(apart.max(axis=1) > ROUNDING),
-        "bbox",
-    )
 
 
 def _named(item: dict[str, Any], place: int, where: str) -> str:

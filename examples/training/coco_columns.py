@@ -12,7 +12,7 @@ import numpy as np
 
 from .coco_file import refuse, shown
 
-LARGEST_ID = 2**53  # pycocotools keeps ids in float64
+LARGEST_ID = 2**63 - 1  # of NumPy's int64
 NUMBERS = {int, float}  # bool is neither
 
 

@@ -19,36 +19,32 @@ T = TypeVar("T")
 Size = tuple[int, int]  # width, height in pixels
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-UPRIGHT = 1
 GREY_16 = 65_535  # the largest value of 16 bits
 
 
 def read_picture(path: str | Path, size: Size | None = None) -> Image.Image:
     """The picture in mode RGB, turned by its EXIF orientation.
 
-    Transparency is dropped, as PIL's ``convert("RGB")`` does; 16-bit grey is scaled to 8 bits.
+    Transparency is dropped, as PIL's ``convert("RGB")`` does; 16-bit grey is scaled to 8 bits. Of
+    several frames or pages the first is read.
 
     Args:
-        size: width and height in pixels that the annotation file gives. Annotations of a picture
-            whose stored size that is, and not the one in which it is seen, were made on the stored
-            pixels: it is not turned then.
+        size: width and height in pixels that the annotation file gives.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no whole picture of this size; the message names the file.
     """
-    picture = _guarded(path, lambda: _load(path, size))
-    if size is not None and picture.size != size:
-        raise ValueError(_other_size(picture.size, size, path))
+
+    def read() -> tuple[Header, Image.Image]:
+        with Image.open(path) as picture:
+            picture.load()
+            return _header(picture), to_rgb(ImageOps.exif_transpose(picture))
+
+    header, picture = _guarded(path, read)
+    if size is not None and header.seen != size:
+        raise ValueError(_other_size(header, size, path))
     return picture
-
-
-def _load(path: str | Path, size: Size | None) -> Image.Image:
-    with Image.open(path) as picture:
-        picture.load()
-        header = _header(picture)
-        upright = picture if header.is_stored(size) else ImageOps.exif_transpose(picture)
-        return to_rgb(upright)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -73,15 +69,11 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 class Header(NamedTuple):
-    """Size and orientation of a picture."""
+    """Sizes of a picture before and after it is turned by its EXIF orientation."""
 
     stored: Size
     seen: Size
-    orientation: int  # EXIF's; 1 is upright
-
-    def is_stored(self, size: Size | None) -> bool:
-        """Whether a size can be the unturned picture's alone."""
-        return size is not None and size == self.stored != self.seen
+    format: str | None  # PIL's name
 
 
 def read_header(path: str | Path) -> Header:
@@ -95,13 +87,13 @@ def read_header(path: str | Path) -> Header:
 
 
 def _header(picture: Image.Image) -> Header:
-    if picture.format == "TIFF":  # Pillow turns these itself
-        return Header(picture.size, picture.size, UPRIGHT)
-    # PNG's own getexif() decodes the picture where no orientation precedes it.
-    orientation = Image.Image.getexif(picture).get(ExifTags.Base.Orientation, UPRIGHT)
     width, height = picture.size
-    seen = (height, width) if orientation in TURNED else (width, height)
-    return Header((width, height), seen, orientation)
+    if picture.format == "TIFF":  # Pillow turns these itself
+        return Header((width, height), (width, height), picture.format)
+    # PNG's own getexif() decodes the picture where no orientation precedes it.
+    turned = Image.Image.getexif(picture).get(ExifTags.Base.Orientation) in TURNED
+    seen = (height, width) if turned else (width, height)
+    return Header((width, height), seen, picture.format)
 
 
 def _guarded(path: str | Path, read: Callable[[], T]) -> T:
@@ -114,12 +106,20 @@ def _guarded(path: str | Path, read: Callable[[], T]) -> T:
         raise ValueError(f"{path} must be a picture that Pillow reads: {reason}") from error
 
 
-def _other_size(seen: Size, size: Size, path: str | Path) -> str:
-    exchanged = ": width and height are exchanged" if seen == size[::-1] else ""
-    return (
-        f"{path} is {seen[0]} x {seen[1]} pixels (width x height, turned by EXIF), the annotation "
-        f"file gives {size[0]} x {size[1]}{exchanged}"
+def _other_size(header: Header, size: Size, path: str | Path) -> str:
+    width, height = header.seen
+    text = (
+        f"{path} is {width} x {height} pixels (width x height, as seen), the annotation file gives "
+        f"{size[0]} x {size[1]}"
     )
+    if header.stored == size:
+        # Both are written: boxes of a program that ignores EXIF, and boxes as seen by one that
+        # takes the size alone without it.
+        return (
+            f"{text}, its size before EXIF turns it: give the size as seen if the annotations are "
+            "made on the picture as seen, else remove the orientation from the file"
+        )
+    return f"{text}: width and height are exchanged" if header.seen == size[::-1] else text
 
 
 def check_files(path: Path, folder: Path, images: Sequence[dict[str, Any]]) -> None:
@@ -171,47 +171,27 @@ def check_headers(path: Path, folder: Path, images: Sequence[dict[str, Any]], wo
         workers: threads.
 
     Raises:
-        ValueError: naming the annotation file, the first pictures and what is wrong with each; or
-            that some were annotated as stored and others as seen.
+        ValueError: naming the annotation file, the first pictures and what is wrong with each.
     """
 
-    def read(image: dict[str, Any]) -> Header | str:
-        size = (image["width"], image["height"])
+    def find_error(image: dict[str, Any]) -> str | None:
+        file, size = folder / image["file_name"], (image["width"], image["height"])
         try:
-            header = read_header(folder / image["file_name"])
+            header = read_header(file)
+            if header.seen != size and header.format == "PNG":
+                read_picture(file, size)  # the orientation may be behind the pixels
+            elif header.seen != size:
+                return _other_size(header, size, file)
         except (ValueError, OSError) as error:
             return str(error)
-        if size not in (header.seen, header.stored):
-            return _other_size(header.seen, size, folder / image["file_name"])
-        return header
+        return None
 
     with ThreadPoolExecutor(workers) as pool:
-        headers = list(pool.map(read, images))
-    wrong = [i for i, header in enumerate(headers) if isinstance(header, str)]
+        errors = list(pool.map(find_error, images))
+    wrong = [i for i, error in enumerate(errors) if error is not None]
     if wrong:
         required = "pictures must be readable and have the width and height of their records"
-        refuse(path, required, wrong, lambda i: f"{_image(images[i])}: {headers[i]}")
-    _check_orientations(path, images, [h for h in headers if isinstance(h, Header)])
-
-
-def _check_orientations(
-    path: Path, images: Sequence[dict[str, Any]], headers: Sequence[Header]
-) -> None:
-    """Sizes tell how a picture was annotated, but for a half turn, a flip and a square."""
-    oriented = [i for i, header in enumerate(headers) if header.orientation in range(2, 9)]
-    as_stored = {
-        i: headers[i].is_stored((images[i]["width"], images[i]["height"])) for i in oriented
-    }
-    others = [i for i in oriented if not as_stored[i]]
-    if others and len(others) < len(oriented):
-        refuse(
-            path,
-            f"{len(oriented) - len(others)} pictures were annotated without their EXIF orientation "
-            "(their width and height are the stored ones), so all must be: remove the orientation "
-            "from the files, or annotate all as seen",
-            others,
-            lambda i: f"{_image(images[i])} has orientation {headers[i].orientation}",
-        )
+        refuse(path, required, wrong, lambda i: f"{_image(images[i])}: {errors[i]}")
 
 
 def _image(image: dict[str, Any]) -> str:

@@ -146,13 +146,18 @@ def exchanged_sizes(coco: dict[str, Any], folder: Path) -> None:
     del coco["annotations"][1:]
 
 
-def mixed_orientations(coco: dict[str, Any], folder: Path) -> None:
-    """A quarter turn annotated as stored, and a half turn of which nobody can tell."""
-    for name, orientation in (("a.png", 6), ("b.png", 3)):
-        exif = Image.Exif()
-        exif[274] = orientation
-        with Image.open(folder / name) as stored:
-            stored.save(folder / name, exif=exif)
+def turned_by_exif(coco: dict[str, Any], folder: Path) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    with Image.open(folder / "a.png") as stored:
+        stored.save(folder / "a.png", exif=exif)
+
+
+def by_rows(item: dict[str, Any]) -> dict[str, Any]:
+    """A box of 8 x 3 pixels at 2, 9 in an image of 12 x 16."""
+    counts = [9 * 12 + 2, 8, 4, 8, 4, 8, 4 * 12 + 2]
+    mask = {"size": [16, 12], "counts": counts}
+    return item | {"bbox": [2, 9, 8, 3], "segmentation": mask}
 
 
 def bomb(path: Path) -> None:
@@ -220,7 +225,7 @@ RECORDS = [
     Kind("ids as text", annotation(id="1"), "id of every annotation must be a whole"),
     Kind("ids as fractions", image(id=10.0), "id of every image must be a whole number"),
     Kind("ids as truth values", category(id=True), "id of every category must be a whole number"),
-    Kind("ids beyond float64", annotation(id=2**60), "id of every annotation must be a whole"),
+    Kind("ids beyond 64 bits", annotation(id=2**64), "id of every annotation must be a whole"),
     Kind(
         "no id",
         annotation(id=...),
@@ -282,6 +287,11 @@ RECORDS = [
     ),
     Kind("iscrowd as text", annotation(iscrowd="0"), "iscrowd of every annotation must be 0 or 1"),
     Kind("ignore", annotation(ignore=1), "ignore of every annotation must be 0: COCO's scoring"),
+    Kind(
+        "crowd regions alone",
+        lambda coco, folder: [item.update(iscrowd=1) for item in coco["annotations"]] and None,
+        f"an object at least must be no crowd region … set iscrowd to 0); {A0} has 1; {A1} has 1",
+    ),
     Kind("no area", annotation(area=...), f"area of every annotation must be a number …; {A0}"),
     Kind("a negative area", annotation(area=-1), "area of every annotation must be a number of at"),
     Kind("an area that is not finite", annotation(area=NAN), "area of every annotation must be a"),
@@ -302,6 +312,31 @@ BOXES = [
         "bboxes in fractions",
         all_boxes(lambda b: [v / 20 for v in b]),
         f"{BOX_KIND}, not in fractions of the picture; {A0}",
+    ),
+    Kind(
+        "bboxes as centre and size",
+        all_boxes(lambda b: [b[0] + b[2] / 2, b[1] + b[3] / 2, b[2], b[3]]),
+        f"{BOX_KIND}, not the centre, width and height; {A0} has [5.0, 5.0, 6, 6]",
+    ),
+    Kind(
+        "bboxes with y first",
+        all_boxes(lambda b: [b[1], b[0], b[3], b[2]]),
+        f"{BOX_KIND}, not y, x, height, width; {A1} has [0, 1, 16, 2]",
+    ),
+    Kind(
+        "bboxes of a larger picture",
+        all_boxes(lambda b: [4 * v for v in b]),
+        f"{BOX_KIND}, most of these reach far out of the picture; {A0} has [8, 8, 24, 24]",
+    ),
+    Kind(
+        "bboxes of no size",
+        all_boxes(lambda b: [*b[:2], 0, 0]),
+        f"{BOX_KIND}, around the segmentation: most of these have little of it; {A0}",
+    ),
+    Kind(
+        "run lengths by rows instead of columns",
+        lambda coco, folder: coco.update(annotations=[by_rows(coco["annotations"][1])]),
+        f"{BOX_KIND}, around the segmentation: most of these have little of it; {A1}",
     ),
     Kind(
         "a bbox away from its mask",
@@ -393,10 +428,9 @@ PICTURES = [
         f"{READABLE} … gives 10 x 20: width and height are exchanged",
     ),
     Kind(
-        "pictures annotated as stored and as seen",
-        lambda coco, folder: mixed_orientations(coco, folder),
-        "1 pictures were annotated without their EXIF orientation …; image 11 ('b.png') has "
-        "orientation 3",
+        "the size before EXIF turns a picture",
+        turned_by_exif,
+        f"{READABLE} … gives 20 x 10, its size before EXIF turns it: give the size as seen if",
     ),
 ]
 GROUPS = {

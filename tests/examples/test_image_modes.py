@@ -7,14 +7,14 @@ import zlib
 
 import numpy as np
 import pytest
-from coco_kinds import bomb, image, write_data
+from coco_kinds import bomb, image, turned_by_exif, write_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from predict_mrrcnn import read_image
 from training.data import CocoInstances, make_transforms
-from training.pictures import read_header, read_picture, to_rgb
+from training.pictures import check_headers, read_header, read_picture, to_rgb
 
 RAMP = np.arange(0, 240, 2, dtype=np.uint8).reshape(10, 12)  # [H, W]
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP.T.reshape(10, 12)], axis=2)
@@ -147,6 +147,8 @@ def test_an_orientation_behind_the_pixels_of_a_png_is_found(tmp_path):
     tail = rest.index(b"IEND") - 4
     path.write_bytes(rest[:tail] + chunk + rest[tail:])
     assert (np.asarray(read_picture(path, (12, 10))) == COLORS).all()
+    record = {"id": 1, "file_name": path.name, "width": 12, "height": 10}
+    check_headers(tmp_path / "annotations.json", tmp_path, [record], workers=1)
 
 
 def test_both_parts_of_a_data_set_are_upright(tmp_path):
@@ -159,13 +161,13 @@ def test_both_parts_of_a_data_set_are_upright(tmp_path):
         assert target["boxes"].tolist() == [[2, 2, 8, 8]]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_boxes_of_the_stored_picture_keep_it_as_stored(tmp_path, workers):
-    """Width and height tell that its author's program ignores EXIF."""
-    stored = np.random.default_rng(1).integers(0, 256, (10, 20, 3), np.uint8)
-    write_data(tmp_path, lambda coco, folder: save(Image.fromarray(stored), folder / "a.png", 6))
-    data = CocoInstances(tmp_path, "train", make_transforms(False), header_workers=workers)
-    assert ((data[0][0] * 255).round().permute(1, 2, 0).numpy() == stored).all()
+def test_the_size_before_exif_turns_a_picture_is_refused_when_it_is_loaded(tmp_path):
+    """Label Studio and labelme2coco wrote it with boxes as seen, other programs with boxes as
+    stored."""
+    write_data(tmp_path, turned_by_exif)
+    data = CocoInstances(tmp_path, "train", header_workers=0)
+    with pytest.raises(ValueError, match=r"a\.png is 10 x 20 pixels .* 20 x 10, its size before"):
+        data[0]
 
 
 def test_a_picture_of_another_size_is_refused_when_it_is_loaded(tmp_path):
