@@ -225,8 +225,6 @@ class Training:
         return named
 
     def _endless(self) -> Iterator[Any]:
-        if len(self.loader) == 0:
-            raise ValueError("the data set has fewer images than one batch")
         while True:
             for batch in self.loader:
                 self.epoch_batches += 1
