@@ -4,9 +4,9 @@
 
 The training is `train_mrrcnn.py --quick` on the CPU, with a checkpoint every second iteration: its
 data, three models, their scores and the picture. Each attempt is a process of its own, a fork of
-this one, which has imported torch and computed nothing. SIGKILL ends it after a random time; every
-other time at a random moment from the first sight of a file that is being written. An attempt that
-ends by itself ends a run. Weights and detections are compared byte by byte, metrics and scores
+this one, which has imported torch and computed nothing. SIGKILL ends it after a random time; in
+half of the attempts a random moment after a file begins to be written. An attempt that ends by
+itself ends a run. Weights and detections are compared byte by byte, metrics and scores
 value by value.
 """
 
