@@ -4,9 +4,9 @@
 
 The training is `train_mrrcnn.py --quick` on the CPU, with a checkpoint every second iteration: its
 data, three models, their scores and the picture. Each attempt is a process of its own, a fork of
-this one, which has imported torch and computed nothing. SIGKILL ends it after a random time; every
-other time at a random moment from the first sight of a file that is being written. An attempt that
-ends by itself ends a run. Weights and detections are compared byte by byte, metrics and scores
+this one, which has imported torch and computed nothing. SIGKILL ends it after a random time; in
+half of the attempts a random moment after a file begins to be written. An attempt that ends by
+itself ends a run. Weights and detections are compared byte by byte, metrics and scores
 value by value.
 """
 
@@ -114,20 +114,17 @@ def kill_once(folder: Path, delay: float, in_writing: float | None) -> dict[str,
         return None
     os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    return {"seconds": round(time.perf_counter() - begin, 4), "found": describe(folder)}
+    return {"seconds": round(time.perf_counter() - begin, 4), "killed": describe(folder)}
 
 
 def describe(folder: Path) -> str:
-    """What the killed process was doing, from the files that it left."""
+    """The file that a killed process was writing, or else the first that its run lacks."""
     parts = sorted(x.name.removesuffix(".part") for x in folder.glob("*.part"))
     if parts:
         return f"writing {' and '.join(parts)}"
-    if not (folder / "huddle/huddle.json").exists():
-        return "making the data"
-    for slug in ROWS:
-        if not (folder / f"{slug}.pth").exists():
-            return f"training {slug}"
-    return "scoring" if not (folder / "results.json").exists() else "after the results"
+    wanted = ["huddle/huddle.json", *(f"{slug}.pth" for slug in ROWS), "results.json"]
+    missing = [name for name in wanted if not (folder / name).exists()]
+    return f"before {missing[0]}" if missing else "with all files"
 
 
 def outcome(folder: Path) -> dict[str, str]:
@@ -187,7 +184,7 @@ def experiment(folder: Path, kills: int, seed: int) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - begin, 1),
         "seconds of an undisturbed run": round(longest, 2),
         "seed": seed,
-        "found": dict(Counter(kill["found"] for kill in moments).most_common()),
+        "killed": dict(Counter(kill["killed"] for kill in moments).most_common()),
         "outcome": expected,
         "moments": moments,
     }
