@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -27,9 +27,11 @@ from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from mrrcnn.base import binary_masks, card_of
 from mrrcnn.model import RefineConfig, load_model
+from mrrcnn.weights import load_content
 from training.evaluate import coco_results
-from training.options import REFINE_OPTION, REFINE_SETTINGS, describe_fields, parse_overrides
+from training.overrides import REFINE_OPTION, describe_fields, parse_overrides
 from training.pictures import read_picture
+from training.presets import REFINE_SETTINGS
 from training.video import VIDEO_SUFFIXES, frame_rate, read_frames, require_decoder, writing_frames
 from training.visualize import draw_instances
 
@@ -144,7 +146,11 @@ def open_model(args: argparse.Namespace) -> MaskRCNN:
     changes = parse_overrides(RefineConfig, args.set)
     if changes.get("guide") == "gt":
         raise ValueError("refine.guide=gt takes the ground truth, which a photograph has not")
-    refine: Any = REFINE_SETTINGS[args.refine](**changes) if args.refine else changes
+    refine: Any = changes
+    if args.refine:
+        if "card" in load_content(args.weights):
+            raise ValueError(f"{args.weights} has options of its own: --set changes single ones")
+        refine = RefineConfig(**(REFINE_SETTINGS[args.refine] | changes))
     try:
         model = load_model(args.weights, image_size=args.image_size, refine=refine)
     except ValueError as error:
@@ -165,14 +171,29 @@ def read_image_ids(path: Path, files: Sequence[Path]) -> dict[Path, Any]:
     Raises:
         ValueError: it does not list one of them.
     """
-    ids = {
-        Path(entry["file_name"]).name: entry["id"]
-        for entry in _entries(path, "images", ("id", "file_name"))
-    }
-    absent = [str(file) for file in files if file.name not in ids]
+    by_name: dict[str, list[Record]] = defaultdict(list)
+    for entry in _entries(path, "images", ("id", "file_name")):
+        by_name[PurePosixPath(entry["file_name"]).name].append(entry)
+    found = {file: _like_named(file, by_name[file.name]) for file in files}
+    absent = [str(file) for file, entries in found.items() if len(entries) != 1]
     if absent:
-        raise ValueError(f"{path} must list every image; it lacks {', '.join(absent[:10])}")
-    return {file: ids[file.name] for file in files}
+        raise ValueError(f"{path} must list every image once; see {', '.join(absent[:10])}")
+    return {file: entries[0]["id"] for file, entries in found.items()}
+
+
+def _like_named(file: Path, entries: list[Record]) -> list[Record]:
+    """Those whose file name has most folders in common with the file's path."""
+
+    def common(entry: Record) -> int:
+        names = zip(
+            reversed(file.absolute().parts),
+            reversed(PurePosixPath(entry["file_name"]).parts),
+            strict=False,
+        )
+        return next((i for i, (a, b) in enumerate(names) if a != b), len(file.parts))
+
+    most = max(map(common, entries), default=0)
+    return [entry for entry in entries if common(entry) == most]
 
 
 def _entries(path: Path, kind: str, keys: Sequence[str]) -> list[Record]:
@@ -200,6 +221,8 @@ class Predictor:
         self.names: dict[int, str] = {}
         if args.names is not None:
             self.names = args.names
+            if self.category_ids is None and len(self.names) == card.num_classes - 1:
+                self.category_ids = sorted(self.names)  # labels are in the order of the ids
         elif card.class_names is not None:
             self.names = {
                 self.category(label): name for label, name in enumerate(card.class_names) if label

@@ -29,7 +29,7 @@ from torchvision.models.detection import MaskRCNN
 
 import shape_roi_align
 from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.base import EXACT, replace_predictors, set_mask_alignment, set_scale_jitter
+from mrrcnn.base import EXACT, replace_predictors, set_mask_alignment
 from mrrcnn.files import write_text
 from mrrcnn.model import MRRCNN, load_model, save_model
 from mrrcnn.weights import ModelCard, load_content, load_weights
@@ -55,7 +55,7 @@ from training.evaluate import (
     instance_splits,
 )
 from training.layouts import Parts
-from training.options import BASE, RM, ROWS, SARA, choose_preset, scale_to_data
+from training.presets import BASE, RM, ROWS, SARA, choose_preset, scale_to_data
 from training.visualize import compare
 
 PICTURED_IMAGES = 6
@@ -93,7 +93,7 @@ class Experiment:
         self.device = device
         self.preset = choose_preset(args)
         self.given = self._load_given()
-        self.given_bare = bool(args.base) and "card" not in load_content(args.base)
+        self.given_bare = self.given is not None and "card" not in load_content(args.base)
         self.card = self._known_card()
         self.trains_base = not args.test_only and (not args.base or args.preset == "finetune")
         self.seconds: dict[str, float] = {}
@@ -132,17 +132,16 @@ class Experiment:
         self.seconds["data"] = time.perf_counter() - start
 
     def _load_given(self) -> MaskRCNN | None:
-        if not self.args.base:
+        """--base, unless what it was trained to is scored."""
+        if not self.args.base or (self.args.test_only and self.args.preset == "finetune"):
             return None
+        return self._load(self.args.base, options=self.args.small_options, refined=False)
+
+    def _load(self, path: Path, **arguments: Any) -> MaskRCNN:
         try:
-            return load_model(
-                self.args.base,
-                image_size=self.args.image_size,
-                options=self.args.small_options,
-                refined=False,
-            )
+            return load_model(path, image_size=self.args.image_size, **arguments)
         except (OSError, TypeError, ValueError) as error:
-            raise SystemExit(f"--base: {error}") from error
+            raise SystemExit(f"{path}: {error}") from error
 
     def _prepare(self) -> Path | Parts:
         """Make the data and clear away what a later --resume must not take for this run's."""
@@ -157,12 +156,9 @@ class Experiment:
 
     def _known_card(self) -> ModelCard | None:
         """Of the weights that there are already."""
-        if self.given is not None:
-            return self.given.card
-        if not self.args.test_only:
-            return None
-        content = load_content(self._weights_file(self.args.rows[0]))
-        return ModelCard(**content["card"]) if "card" in content else None
+        if self.given is not None or not self.args.test_only:
+            return self.given.card if self.given is not None else None
+        return self._load(self._weights_file(self.args.rows[0]), refined=False).card
 
     def _has_raw_ids(self, root: Path | Parts) -> bool:
         """Whether the labels of the weights are the file's category ids, as in torchvision's."""
@@ -171,7 +167,11 @@ class Experiment:
         categories = read_categories(root)
         if categories is None:  # images without annotations are COCO's
             return self.card.num_classes == COCO_CLASSES
-        return categories.num_classes != self.card.num_classes == max(categories.names) + 1
+        raw = list(range(1, self.card.num_classes))
+        return (
+            self.card.category_ids in (None, raw)
+            and categories.num_classes != self.card.num_classes == max(categories.names) + 1
+        )
 
     def _categories(self, root: Path | Parts, raw: bool) -> Categories | None:
         """Those that the model is trained for, of which the validation part may lack some."""
@@ -187,7 +187,7 @@ class Experiment:
         elif self.args.test_only:
             if BASE not in self.args.rows:
                 return None  # files of refined models hold their base, too
-            model = load_model(self._weights_file(BASE), image_size=self.args.image_size)
+            model = self._load(self._weights_file(BASE))
         else:
             model = self._build()
         if self.args.mask_alignment or (self.given_bare and self.trains_base):
@@ -234,8 +234,9 @@ class Experiment:
             changes = self.args.changes | ({} if name == SARA else {"guide": "none"})
             if self.args.alpha is not None:
                 changes |= {"alpha": self.args.alpha}
-            path = self._weights_file(name)
-            model = load_model(path, image_size=self.args.image_size, refine=changes)
+            model = self._load(self._weights_file(name), refine=changes)
+            if self.args.mask_alignment:
+                set_mask_alignment(model, self.args.mask_alignment)
             return model.to(self.device)
         seed = self.args.seed + 1
         torch.manual_seed(seed)
@@ -256,8 +257,7 @@ class Experiment:
             workers=self.args.workers,
             seed=seed,
         )
-        sizes = model.transform.min_size, model.transform.max_size
-        set_scale_jitter(model.transform, *self.preset.scale_jitter)
+        model.transform.scale_jitter = self.preset.scale_jitter
         model.card.class_names = self.train_data.class_names
         model.card.category_ids = list(self.train_data.label_to_category.values())
         train(
@@ -275,18 +275,22 @@ class Experiment:
                 "image_size": model.card.image_size,
                 "mask_alignment": model.roi_heads.mask_alignment,
                 "scale_jitter": self.preset.scale_jitter,
+                "flips": (self.preset.horizontal_flip, self.preset.vertical_flip),
+                "architecture options": model.card.options,
             }
             | (asdict(model.roi_heads.config) if isinstance(model, MRRCNN) else {}),
-            after_step=self._best_weights(name),
+            after_step=self._best_weights(name, schedule),
         )
-        model.transform.min_size, model.transform.max_size = sizes
+        model.transform.scale_jitter = (1.0, 1.0)
         distributed.on_main(lambda: save_model(model, self._weights_file(name)))
         self.seconds[f"train {name}"] = time.perf_counter() - start
 
-    def _best_weights(self, name: str) -> BestWeights | None:
+    def _best_weights(self, name: str, schedule: Schedule) -> BestWeights | None:
         every = self.preset.evaluate_every
         if every is None:
-            return None
+            if self.preset.evaluations is None:
+                return None
+            every = max(1, schedule.iterations // self.preset.evaluations)
         return BestWeights(self._best_file(name), every, lambda model: self._scores(model, name))
 
     def _scores(self, model: nn.Module, name: str) -> dict[str, float]:
@@ -323,11 +327,10 @@ class Experiment:
         print(f"{name}: box AP {box:.1f}, mask AP {mask:.1f}", flush=True)
         return scores
 
-    def picture(self, base: nn.Module, refined: nn.Module) -> Path:
+    def picture(self, models: dict[str, nn.Module]) -> Path:
         """The first validation images that hold a huddled instance, or of any if none does."""
         chosen = self.val_data.holding(self.splits["huddled"]) or range(len(self.val_data))
         path = self.args.output_dir / "comparison.png"
-        models = {BASE: base, SARA: refined}
         compare(self.val_data, chosen[:PICTURED_IMAGES], models, path)
         return path
 
@@ -356,7 +359,7 @@ class Experiment:
         written = []
         *others, last = models
         if "huddled" in self.splits and BASE in others:
-            written.append(self.picture(models[BASE], models[last]))
+            written.append(self.picture({name: models[name] for name in (BASE, last)}))
         self.seconds["total"] = time.perf_counter() - start
         written.insert(0, self.write_results())
         if self.scores:

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 import train_mrrcnn
 from training.identity import describe_run
-from training.options import ROWS
+from training.presets import ROWS
 
 RECORD = Path(train_mrrcnn.__file__).parent / "results/survival/kill_and_resume.json"
 OPTIONS = ["--quick", "--device", "cpu", "--checkpoint-every", "2", "--save-detections"]

@@ -39,9 +39,13 @@ class AlignedTransform(GeneralizedRCNNTransform):
     detected ones are pasted by :func:`paste_masks`. ``"torchvision"``: bit for bit torchvision's.
     """
 
+    min_size: tuple[int, ...]
+    max_size: int
     mask_alignment: str = EXACT
     # Masks above it come as bool, pasted a few at a time; None: as float32, all at once.
     mask_threshold: float | None = None
+    # Factors of the image size between which training draws.
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
     def from_transform(cls, transform: GeneralizedRCNNTransform) -> AlignedTransform:
@@ -61,6 +65,25 @@ class AlignedTransform(GeneralizedRCNNTransform):
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        if self.training and self.scale_jitter != (1.0, 1.0):
+            factor = torch.empty(()).uniform_(*self.scale_jitter).item()
+            with self._scaled(factor):
+                return self._resize(image, target)
+        return self._resize(image, target)
+
+    @contextlib.contextmanager
+    def _scaled(self, factor: float) -> Iterator[None]:
+        sizes = self.min_size, self.max_size
+        self.min_size = (max(1, round(sizes[0][-1] * factor)),)
+        self.max_size = max(1, round(sizes[1] * factor))
+        try:
+            yield
+        finally:
+            self.min_size, self.max_size = sizes
+
+    def _resize(
+        self, image: Tensor, target: dict[str, Tensor] | None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
         if self.mask_alignment == TORCHVISION or target is None or "masks" not in target:
             return super().resize(image, target)
@@ -248,20 +271,6 @@ def set_mask_alignment(model: MaskRCNN, alignment: str) -> None:
         raise ValueError(f"mask_alignment must be one of {MASK_ALIGNMENTS}, got {alignment!r}")
     for part in (model.roi_heads, model.transform):
         part.mask_alignment = alignment
-
-
-def set_scale_jitter(transform: GeneralizedRCNNTransform, low: float, high: float) -> None:
-    """Train on images of ``low`` to ``high`` times the size, in place; detection is at the size.
-
-    Raises:
-        ValueError: not 0 < low <= high.
-    """
-    if not 0 < low <= high:
-        raise ValueError(f"scale jitter must be 0 < low <= high, got {low} {high}")
-    size = transform.min_size[-1]
-    # torchvision draws one of the sizes in training, and takes the last in inference.
-    transform.min_size = (*range(round(low * size), round(high * size) + 1), size)
-    transform.max_size = round(transform.max_size * max(high, 1))
 
 
 def replace_predictors(model: MaskRCNN, num_classes: int) -> None:

@@ -8,11 +8,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.ops import FrozenBatchNorm2d
 
-from .backbones import DEFAULT_IMAGE_SIZES, build_mask_rcnn, find_architecture
+from .backbones import BUILDERS, DEFAULT_IMAGE_SIZES, RESNETS, build_mask_rcnn, find_architecture
 from .base import (
     EXACT,
     TORCHVISION,
@@ -24,7 +27,7 @@ from .base import (
 )
 from .refine import RefineConfig
 from .roi_heads import MaskRefiningRoIHeads
-from .weights import ModelCard, load_content, load_weights, save, weights_of
+from .weights import ModelCard, load_content, save, weights_of
 
 __all__ = [
     "MRRCNN",
@@ -72,6 +75,7 @@ class MRRCNN(MaskRCNN):
         **mask_rcnn_arguments: Any,
     ):
         super().__init__(backbone, num_classes, **mask_rcnn_arguments)
+        self.card = recognise(self)
         prepare(self, mask_alignment=mask_alignment, replace_poolers=replace_poolers)
         self._attach(refine)
 
@@ -102,6 +106,10 @@ class MRRCNN(MaskRCNN):
                 replaced.
         """
         model = copy.deepcopy(model)
+        if not hasattr(model, "card"):
+            model.card = recognise(model)
+        for name in getattr(model, "frozen", ()):
+            model.get_parameter(name).requires_grad_(True)
         config = refine or RefineConfig()
         if mask_alignment is None and not isinstance(model.roi_heads, AlignedRoIHeads):
             mask_alignment = TORCHVISION if config.freeze_base else EXACT
@@ -116,13 +124,13 @@ class MRRCNN(MaskRCNN):
         return built
 
     @classmethod
-    def load(cls, path: str | Path, model: MaskRCNN | None = None) -> MRRCNN:
+    def load(cls, path: str | Path, model: MaskRCNN | None = None, **arguments: Any) -> MRRCNN:
         """What :meth:`save` wrote; arguments and errors are :func:`load_model`'s.
 
         Raises:
             ValueError: also for a Mask R-CNN without a refining module.
         """
-        loaded = load_model(path, model)
+        loaded = load_model(path, model, **arguments)
         if not isinstance(loaded, cls):
             raise ValueError(
                 f"{path} holds a Mask R-CNN without a refining module: "
@@ -138,9 +146,13 @@ class MRRCNN(MaskRCNN):
         config = refine or RefineConfig()
         training = self.training
         self.roi_heads = MaskRefiningRoIHeads.from_roi_heads(self.roi_heads, config=config)
+        self.roi_heads.refine.requires_grad_(True)  # whatever the heads are that it was copied from
+        self.frozen: tuple[str, ...] = ()  # what trained before
         if config.freeze_base:
-            for name, parameter in self.named_parameters():
-                parameter.requires_grad_(name.startswith(REFINE_PREFIX))
+            base = [(k, v) for k, v in self.named_parameters() if not k.startswith(REFINE_PREFIX)]
+            self.frozen = tuple(name for name, parameter in base if parameter.requires_grad)
+            for _, parameter in base:
+                parameter.requires_grad_(False)
         for part in self._without_loss(config):
             part.requires_grad_(False)
         self.roi_heads.refine.to(next(self.backbone.parameters()))
@@ -193,22 +205,26 @@ def mrrcnn_resnet50_fpn(
     """MR R-CNN on torchvision's ``maskrcnn_resnet50_fpn``.
 
     Args:
-        weights: of that Mask R-CNN, such as the file that torchvision publishes, or its state dict.
-            None starts from random weights, with batch normalisation that trains.
+        weights: a file of that Mask R-CNN, such as torchvision's published one, or a state dict,
+            which is taken as it is. None starts from random weights, with batch normalisation that
+            trains.
         num_classes: with the background. None is the weights', or COCO's 91 without weights;
             another number than the weights' starts new predictors.
         image_size: shorter side of the images in pixels.
         mask_alignment: as of :meth:`MRRCNN.from_mask_rcnn`.
     """
+    bare = True
     if weights is None:
         model = build_mask_rcnn("resnet50", num_classes or 91, image_size, norm="batch")
+    elif isinstance(weights, Mapping):
+        model = build_mask_rcnn("resnet50", len(weights[CLASSES_KEY]), image_size)
+        model.load_state_dict(weights)
     else:
-        state = weights if isinstance(weights, Mapping) else load_weights(weights)
-        model = build_mask_rcnn("resnet50", len(state[CLASSES_KEY]), image_size)
-        model.load_state_dict(state)
-        if mask_alignment is None:
-            frozen = refine is not None and refine.freeze_base
-            mask_alignment = TORCHVISION if frozen else EXACT
+        bare = "card" not in load_content(weights)
+        model = load_model(weights, image_size=image_size, refined=False)
+    if mask_alignment is None and bare:
+        frozen = refine is not None and refine.freeze_base
+        mask_alignment = TORCHVISION if frozen and weights is not None else EXACT
     return MRRCNN.from_mask_rcnn(
         model, refine, num_classes=num_classes, mask_alignment=mask_alignment
     )
@@ -221,6 +237,8 @@ def save_model(model: MaskRCNN, path: str | Path) -> None:
     are plain tensors, numbers and texts: ``torch.load(weights_only=True)`` reads them. ``path`` is
     never half a file.
     """
+    if not hasattr(model, "card"):
+        model.card = recognise(model)
     refine = asdict(model.roi_heads.config) if isinstance(model, MRRCNN) else None
     content = {
         "card": asdict(card_of(model)),
@@ -248,7 +266,7 @@ def load_model(
             The architecture of bare weights follows from their names and shapes, and their mask
             alignment is ``"torchvision"``.
         model: a Mask R-CNN of the file's architecture, for files whose architecture is not one of
-            ``BUILDERS``. It is copied.
+            ``BUILDERS``. It is copied, with its image size.
         image_size: shorter side in pixels; None is the file's, for bare weights the architecture's
             usual one.
         options: of the architecture's builder, over the file's.
@@ -263,6 +281,10 @@ def load_model(
     content = load_content(path)
     state = weights_of(content, path)
     dtype = state[CLASSES_KEY].dtype if CLASSES_KEY in state else None
+    if model is not None and (image_size or options):
+        raise ValueError("image_size and options are the model's own where a model is passed")
+    if "identity" in content:
+        raise ValueError(f"{path} is a checkpoint of a training: the weights are beside it")
     if "card" in content:
         card = ModelCard(**content["card"])
         alignment = content["mask_alignment"]
@@ -275,6 +297,7 @@ def load_model(
     if isinstance(refine, RefineConfig):
         config = refine
     if not refined:
+        refine = None
         state = {k: v for k, v in state.items() if not k.startswith(REFINE_PREFIX)}
     is_refined = any(key.startswith(REFINE_PREFIX) for key in state)
     if is_refined and config is None:
@@ -282,6 +305,8 @@ def load_model(
             f"{path} holds weights of a refining module but not its options: pass "
             "refine=RefineConfig(...) as it was trained"
         )
+    if refine and not is_refined:
+        raise ValueError(f"{path} holds no refining module whose options could be given")
     card = replace(
         card,
         image_size=image_size or card.image_size,
@@ -289,11 +314,14 @@ def load_model(
     )
     if model is not None:
         base = prepare(copy.deepcopy(model), mask_alignment=alignment)
+        card = replace(card, image_size=base.transform.min_size[-1])
     elif card.architecture is not None:
         base = build_mask_rcnn(card.architecture, card.num_classes, card.image_size, **card.options)
         set_mask_alignment(base, alignment)
     else:
         raise ValueError(f"{path} holds an architecture of your own: pass a model of it")
+    if card.frozen_eps is not None:
+        overwrite_eps(base, card.frozen_eps)
     base.card = card
     base.to(dtype)
     loaded = MRRCNN.from_mask_rcnn(base, config) if is_refined else base
@@ -315,3 +343,44 @@ def _card_of_weights(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return ModelCard(len(state[CLASSES_KEY]), name, DEFAULT_IMAGE_SIZES[name])
+
+
+def recognise(model: MaskRCNN) -> ModelCard:
+    """The card of a Mask R-CNN of torchvision's: its architecture is one of ``BUILDERS`` if
+    parameters and settings are, and unknown otherwise."""
+    card = card_of(model)
+    layers = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
+    try:
+        name = find_architecture(model.state_dict())
+    except ValueError:
+        return card
+    options = {"norm": "frozen" if layers else "batch"} if name in RESNETS else {}
+    with torch.device("meta"):
+        built = BUILDERS[name](card.num_classes, card.image_size, **options)
+    if _settings(built) != _settings(model):
+        return card
+    eps = {layer.eps for layer in layers}
+    return replace(
+        card, architecture=name, options=options, frozen_eps=eps.pop() if len(eps) == 1 else None
+    )
+
+
+def _settings(model: MaskRCNN) -> str:
+    """What a Mask R-CNN computes with besides its parameters."""
+    transform, rpn, heads = model.transform, model.rpn, model.roi_heads
+    anchors = rpn.anchor_generator
+    parts = [
+        [getattr(transform, k) for k in ("min_size", "max_size", "image_mean", "image_std")],
+        [transform.size_divisible, transform.fixed_size],
+        [list(map(tuple, x)) for x in (anchors.sizes, anchors.aspect_ratios)],
+        [rpn._pre_nms_top_n, rpn._post_nms_top_n, rpn.nms_thresh, rpn.score_thresh],
+        [heads.score_thresh, heads.nms_thresh, heads.detections_per_img, heads.box_coder.weights],
+    ]
+    for part in (rpn, heads):
+        sampler, matcher = part.fg_bg_sampler, part.proposal_matcher
+        parts.append([sampler.batch_size_per_image, sampler.positive_fraction])
+        parts.append([matcher.high_threshold, matcher.low_threshold])
+    for pool in (heads.box_roi_pool, heads.mask_roi_pool):
+        parts.append([list(pool.featmap_names), tuple(pool.output_size), pool.sampling_ratio])
+        parts.append([pool.canonical_scale, pool.canonical_level])
+    return repr(parts)

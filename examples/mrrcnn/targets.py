@@ -57,11 +57,11 @@ def subsample(found: TrainingBoxes, count: int | None, positive_fraction: float)
     for labels in found.labels:
         positives, negatives = torch.where(labels > 0)[0], torch.where(labels <= 0)[0]
         limit = len(labels) if count is None else count
-        wanted = min(len(positives), int(limit * positive_fraction))
+        wanted = min(len(positives), max(1, int(limit * positive_fraction)))
         kept = min(len(negatives), limit - wanted)
         if positive_fraction < 1:  # of what is left, not of the limit
-            wanted = min(wanted, int(kept * positive_fraction / (1 - positive_fraction)))
-        drawn = _draw(positives, max(1, wanted)), _draw(negatives, kept)
+            wanted = min(wanted, max(1, int(kept * positive_fraction / (1 - positive_fraction))))
+        drawn = _draw(positives, wanted), _draw(negatives, kept)
         chosen.append(torch.cat(drawn).sort().values)
     return found.rows(chosen)
 

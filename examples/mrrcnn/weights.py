@@ -85,6 +85,7 @@ class ModelCard:
         architecture: key of ``BUILDERS``; None for another, which a file cannot build.
         image_size: shorter side of the images in pixels, as the model sees them.
         options: of the builder: plain values.
+        frozen_eps: epsilon of the frozen normalisation layers; None is the builder's.
         class_names: by label, ``"__background__"`` first; None if unknown.
         category_ids: of the training file, for the labels from 1 on; None if unknown.
     """
@@ -93,6 +94,7 @@ class ModelCard:
     architecture: str | None
     image_size: int
     options: dict[str, Any] = field(default_factory=dict)
+    frozen_eps: float | None = None
     class_names: list[str] | None = None
     category_ids: list[int] | None = None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from mrrcnn.model import save_model
 
 from . import distributed
 from .engine import Training
+
+logger = logging.getLogger(__name__)
 
 Score = dict[str, float]  # box_AP and mask_AP in percent
 
@@ -40,14 +44,23 @@ class BestWeights:
         if iteration % self.every and iteration != last:
             return
         model: MaskRCNN = training.result  # type: ignore[assignment]
+        if distributed.world_size() > 1:  # running statistics differ until the training ends
+            model = copy.deepcopy(model)
+            distributed.equalize(model)
         score = self.score(model)
         distributed.on_main(lambda: self._keep(model, score, iteration))
 
     def _keep(self, model: MaskRCNN, score: Score, iteration: int) -> None:
         former = json.loads(self.record_file.read_text()) if self.record_file.exists() else None
         if former is None or _total(score) > _total(former):
-            save_model(model, self.path)
-            write_text(self.record_file, json.dumps({"iteration": iteration, **score}) + "\n")
+            record = json.dumps({"iteration": iteration, **score}) + "\n"
+            try:
+                save_model(model, self.path)
+                write_text(self.record_file, record)
+            except OSError as error:  # as of a checkpoint: training goes on
+                logger.warning(
+                    "the best weights of iteration %d are not kept: %s", iteration, error
+                )
 
 
 def _total(score: Score) -> float:

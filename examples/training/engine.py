@@ -170,13 +170,13 @@ class Training:
                             **values,
                         }
                     )
+                if after_step is not None:
+                    after_step(self)
+                    self.model.train()
                 if checkpoint_file is not None and (
                     self.iteration % self.options.checkpoint_every == 0 or self.iteration == last
                 ):
                     self._keep(checkpoint_file, metrics)
-                if after_step is not None:
-                    after_step(self)
-                    self.model.train()
 
     @property
     def result(self) -> nn.Module:
@@ -365,8 +365,8 @@ def train(
             uninterrupted training's, bit for bit, on as many processes; on fewer or more only the
             order of the images is.
         settings: must be the same then, besides ``schedule`` and ``options``: plain values.
-        after_step: called after each iteration and its checkpoint, in every process; it may put the
-            model into evaluation mode, and must not draw random numbers.
+        after_step: called after each iteration and before its checkpoint, in every process; it may
+            put the model into evaluation mode, and must not draw random numbers.
 
     Raises:
         FloatingPointError: a loss or a gradient is not finite; the message names it and the images.

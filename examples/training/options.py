@@ -3,94 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import ast
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
-from mrrcnn.backbones import BUILDERS, NORMS
+from mrrcnn.backbones import BUILDERS, NORMS, RESNETS
 from mrrcnn.base import MASK_ALIGNMENTS
-from mrrcnn.refine import CHOICES, RefineConfig
+from mrrcnn.refine import RefineConfig
 
 from .data import TEST_DEV
-from .engine import AMP_TYPES, Options, Schedule
+from .engine import AMP_TYPES, Options
 from .layouts import Part, Parts, given_part
+from .overrides import REFINE_OPTION, describe_fields, parse_overrides
+from .presets import FINETUNE, PRESETS, REFINE_SETTINGS, ROWS, choose_preset
 
-BASE, RM, SARA = "mask_r_cnn", "rm_roialign", "rm_saroialign"
-ROWS = (BASE, RM, SARA)  # in files, results and tables
-REFINE_OPTION = "refine."
-# Named settings of the refining module.
-REFINE_SETTINGS: dict[str, Callable[..., RefineConfig]] = {
-    "paper": RefineConfig,
-    "recommended": RefineConfig.recommended,
-}
 SPLITS = ("train", "val")
-
-T = TypeVar("T")
-
-
-@dataclass
-class Preset:
-    """What a kind of run does unless an option says otherwise."""
-
-    backbone: str
-    image_size: int  # pixels, shorter side
-    batch_size: int  # images, of all processes together
-    horizontal_flip: bool
-    vertical_flip: bool
-    config: RefineConfig
-    base: Schedule
-    refine: Schedule
-    options: Options = field(default_factory=Options)
-    scale_jitter: tuple[float, float] = (1.0, 1.0)  # factors of image_size, in training
-    epochs: tuple[float, float] | None = None  # of base and refine, instead of their iterations
-    evaluate_every: int | None = None  # iterations
-    rows: tuple[str, ...] = ROWS
-
-
-DEMO = Preset(
-    backbone="small",
-    image_size=128,
-    batch_size=8,
-    horizontal_flip=True,
-    vertical_flip=True,
-    # Of all predicted boxes more than half are positive, of the subsample a quarter, so that 32 per
-    # image train four times as fast as the 64 there are. Refining every proposal costs little here.
-    config=RefineConfig(freeze_base=True, batch_size_per_image=32, inference="pre_nms"),
-    base=Schedule(iterations=800, lr=2e-3),
-    refine=Schedule(iterations=600, lr=1e-3, warmup=20),
-)
-PAPER = Preset(
-    backbone="resnet50",
-    image_size=800,
-    batch_size=16,
-    horizontal_flip=True,
-    vertical_flip=False,
-    config=RefineConfig(),
-    base=Schedule(90_000, 0.02, "sgd", warmup=1000, milestones=((2 / 3, 0.1), (8 / 9, 0.01))),
-    refine=Schedule(9_000, 0.002, "sgd", warmup=0, milestones=((2 / 3, 0.1),)),
-)
-FINETUNE = Preset(
-    backbone="resnet50",
-    image_size=800,
-    batch_size=4,
-    horizontal_flip=True,
-    vertical_flip=False,
-    config=RefineConfig.recommended(),
-    # Iterations, optimizer and rates follow from data and weights: see scale_to_data.
-    base=Schedule(0, 0.02, "sgd", warmup=100),
-    refine=Schedule(0, 0.002, "sgd", warmup=20),
-    epochs=(20.0, 7.0),
-    rows=(BASE, SARA),
-)
-PRESETS = {"demo": DEMO, "paper": PAPER, "finetune": FINETUNE}
-FINETUNE_ITERATIONS = (300, 90_000)  # at least and at most
-ADAMW_RATES = {"base": 1e-3, "refine": 5e-4}
-EVALUATIONS = 10  # of each phase
-
 EPILOG = f"""\
 options of --set, with the paper's values (mrrcnn/refine.py says what they do):
 {{refine_options}}
@@ -143,7 +71,9 @@ def parse_arguments(
     _add_output(parser.add_argument_group("output"))
     args = parser.parse_args(argv)
     try:
-        args.changes = parse_overrides(RefineConfig, args.set)
+        args.changes = REFINE_SETTINGS.get(args.refine, {}) | parse_overrides(
+            RefineConfig, args.set
+        )
         args.parts = _given_parts(args)
         preset = choose_preset(args)
         args.rows = args.rows or list(preset.rows)
@@ -153,12 +83,25 @@ def parse_arguments(
         parser.error("--base says --backbone, --norm and --weights-backbone")
     if args.preset == "finetune" and not (args.base and (args.data_path or args.parts)):
         parser.error("--preset finetune needs --base and data, such as --data-path")
-    if preset.backbone == "small" and (args.weights_backbone or args.norm):
-        parser.error("--weights-backbone and --norm are for a ResNet: see --backbone")
+    if preset.backbone not in RESNETS and (args.weights_backbone or args.norm):
+        parser.error(f"--weights-backbone and --norm are for {', '.join(RESNETS)}: see --backbone")
     given = {"anchor_sizes": args.anchor_sizes, "proposals": args.proposals}
     args.small_options = {k: v for k, v in given.items() if v is not None}
     if args.small_options and not args.base and preset.backbone != "small":
         parser.error("--anchor-sizes and --proposals are the small backbone's: see --backbone")
+    for name in ("evaluate_every", "iterations", "refine_iterations"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    low, high = preset.scale_jitter
+    if not 0 < low <= high:
+        parser.error(f"--scale-jitter must be 0 < LOW <= HIGH, got {low} {high}")
+    if (
+        args.test_split == TEST_DEV
+        and not args.test_only
+        and (preset.evaluate_every or preset.evaluations)
+    ):
+        parser.error(f"{TEST_DEV} has no ground truth to score in training: use --test-only")
     if preset.batch_size < 1:
         parser.error(f"--batch-size must be at least 1, got {preset.batch_size}")
     if args.changes.get("guide") == "none" and "rm_saroialign" in args.rows:
@@ -264,7 +207,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help="weights of a trained Mask R-CNN, such as torchvision's published ones or an earlier "
-        "run's; none is trained then",
+        "run's; none is trained then, but for finetune",
     )
     group.add_argument(
         "--weights-backbone",
@@ -276,7 +219,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--norm",
         choices=NORMS,
         help="batch normalisation of a ResNet and its first two stages: frozen, the default with "
-        "--base or --weights-backbone, or trained (batch)",
+        "--weights-backbone, or trained (batch)",
     )
     group.add_argument(
         "--rows",
@@ -289,9 +232,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         help="train the refining module only; demo: yes, paper: no",
     )
-    group.add_argument(
-        "--alpha", type=float, help="weight of the refined class scores; both presets: 1"
-    )
+    group.add_argument("--alpha", type=float, help="weight of the refined class scores; default 1")
     group.add_argument(
         "--refine",
         choices=REFINE_SETTINGS,
@@ -331,7 +272,7 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="ITERATIONS",
         help="score the validation part that often and keep the best weights as ROW.best.pth; "
-        f"finetune: {EVALUATIONS} times in each training, else never",
+        f"finetune: {FINETUNE.evaluations} times in each training, else never",
     )
     group.add_argument(
         "--clip-grad-norm", type=float, metavar="NORM", help="largest norm of all gradients"
@@ -390,144 +331,3 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help=f"write <row>.detections.json in COCO's result format; always with {TEST_DEV}",
     )
-
-
-def choose_preset(args: argparse.Namespace) -> Preset:
-    """The preset with the command line's options over it."""
-    preset = PRESETS[args.preset or ("paper" if args.data_path or args.parts else "demo")]
-    if args.quick:
-        preset = replace(
-            preset,
-            batch_size=4,
-            base=replace(preset.base, iterations=12, warmup=4),
-            refine=replace(preset.refine, iterations=3, warmup=1),
-        )
-    config = REFINE_SETTINGS[args.refine]() if args.refine else preset.config
-    config = replace(config, **args.changes)
-    return replace_given(
-        preset,
-        backbone=args.backbone,
-        image_size=args.image_size,
-        batch_size=args.batch_size,
-        horizontal_flip=args.horizontal_flip,
-        vertical_flip=args.vertical_flip,
-        scale_jitter=tuple(args.scale_jitter) if args.scale_jitter else None,
-        evaluate_every=args.evaluate_every,
-        config=replace_given(config, alpha=args.alpha, freeze_base=args.freeze_base),
-        base=replace_given(
-            preset.base, iterations=args.iterations, lr=args.lr, optimizer=args.optimizer
-        ),
-        refine=replace_given(
-            preset.refine,
-            iterations=args.refine_iterations,
-            lr=args.refine_lr,
-            optimizer=args.optimizer,
-        ),
-        options=replace_given(
-            preset.options,
-            amp=args.amp,
-            clip_grad_norm=args.clip_grad_norm,
-            ema_decay=args.ema_decay,
-            checkpoint_every=args.checkpoint_every,
-        ),
-    )
-
-
-def scale_to_data(
-    preset: Preset, args: argparse.Namespace, *, images: int, backbone: str
-) -> Preset:
-    """A preset with iterations by epochs, and rates by batch size and architecture, unless options
-    give them; any other preset as it is.
-
-    Args:
-        images: of the training part.
-        backbone: of the weights that are trained on.
-    """
-    if preset.epochs is None:
-        return preset
-    small = backbone == "small"
-    optimizer = args.optimizer or ("adamw" if small else "sgd")
-    low, high = FINETUNE_ITERATIONS
-    schedules: dict[str, Schedule] = {}
-    for name, epochs, iterations, lr in (
-        ("base", preset.epochs[0], args.iterations, args.lr),
-        ("refine", preset.epochs[1], args.refine_iterations, args.refine_lr),
-    ):
-        schedule: Schedule = getattr(preset, name)
-        rate = ADAMW_RATES[name] if optimizer == "adamw" else schedule.lr * preset.batch_size / 16
-        if not iterations and not args.quick:
-            iterations = min(max(round(epochs * images / preset.batch_size), low), high)
-        schedules[name] = replace(
-            schedule,
-            iterations=iterations or schedule.iterations,
-            lr=rate if lr is None else lr,
-            optimizer=optimizer,
-        )
-    every = preset.evaluate_every or max(1, schedules["base"].iterations // EVALUATIONS)
-    return replace(preset, evaluate_every=every, base=schedules["base"], refine=schedules["refine"])
-
-
-def replace_given(settings: T, **values: Any) -> T:
-    """``dataclasses.replace`` for the values that are not None."""
-    return replace(settings, **{k: v for k, v in values.items() if v is not None})  # type: ignore[type-var]
-
-
-def parse_overrides(config: type, texts: Sequence[str]) -> dict[str, Any]:
-    """Values by field of a dataclass from ``["refine.alpha=0.5", ...]``.
-
-    Raises:
-        ValueError: no such field, or a value that it cannot have.
-    """
-    types = get_type_hints(config)
-    values: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        name = name.strip()
-        if not equals or not name.startswith(REFINE_OPTION):
-            raise ValueError(f"--set must be {REFINE_OPTION}OPTION=VALUE, got {text!r}")
-        name = name.removeprefix(REFINE_OPTION)
-        if name not in types:
-            raise ValueError(f"--set knows {', '.join(types)}; got {name!r}")
-        values[name] = _parse_value(name, value.strip(), types[name])
-    config(**values)  # raises for a value out of range
-    return values
-
-
-def _parse_value(name: str, text: str, kind: Any) -> Any:
-    if kind is str:
-        return text
-    spelled = {"true": True, "false": False, "none": None}
-    try:
-        value = spelled[text.lower()] if text.lower() in spelled else ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = text
-    if not _is_a(value, kind):
-        raise ValueError(f"{REFINE_OPTION}{name} must be {_name(kind)}, got {text!r}")
-    return value
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is tuple:
-        parts = get_args(kind)
-        return (
-            isinstance(value, tuple) and len(value) == len(parts) and all(map(_is_a, value, parts))
-        )
-    if get_args(kind):  # a union
-        return any(_is_a(value, k) for k in get_args(kind))
-    if kind is bool or isinstance(value, bool):
-        return kind is bool and isinstance(value, bool)
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
-
-
-def describe_fields(config: type) -> str:
-    """A line for each field of a dataclass: name, default, choices."""
-    lines = []
-    for f in fields(config):
-        assert f.default is not MISSING
-        choices = f"  ({', '.join(CHOICES[f.name])})" if f.name in CHOICES else ""
-        lines.append(f"  {f.name}={f.default}{choices}")
-    return "\n".join(lines)

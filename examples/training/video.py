@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+LARGEST_TERM = 65535  # of a frame rate, in MPEG-4
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 
 
@@ -27,43 +28,72 @@ def require_decoder() -> Any:
     return av
 
 
-def read_frames(path: Path) -> Iterator[Image.Image]:
-    """Frames in order.
-
-    Raises:
-        ValueError: the file is no video, or ends in the middle of one.
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Raises:
+    ValueError: the file is no video, or cannot be decoded.
     """
     av = require_decoder()
     try:
         with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                yield frame.to_image()
-    except (av.FFmpegError, IndexError) as error:
+            if not container.streams.video:
+                raise ValueError(f"{path} has no pictures")
+            yield container
+    except av.FFmpegError as error:
         raise ValueError(f"{path} cannot be read as a video: {error}") from error
 
 
+def read_frames(path: Path) -> Iterator[Image.Image]:
+    """Frames in order, of a file that ends too early those that it has.
+
+    Raises:
+        ValueError: the file is no video, or cannot be decoded.
+    """
+    with _opened(path) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_image()
+
+
 def frame_rate(path: Path) -> Fraction:
-    """Frames per second; 25 if the file does not say."""
-    with require_decoder().open(str(path)) as container:
-        return container.streams.video[0].average_rate or Fraction(25)
+    """Frames per second, to the nearest that an encoder takes; 25 if the file does not say.
+
+    Raises:
+        ValueError: the file is no video.
+    """
+    with _opened(path) as container:
+        rate = Fraction(container.streams.video[0].average_rate or 25)
+    near = (rate.limit_denominator(most) for most in (1001, 100, 1))
+    return max(Fraction(1), next((x for x in near if x.numerator <= LARGEST_TERM), Fraction(25)))
 
 
 @contextlib.contextmanager
 def writing_frames(path: Path, rate: Fraction) -> Iterator[Callable[[Image.Image], None]]:
-    """A function that adds a picture to the video at ``path``; all pictures have one size."""
+    """A function that adds a picture to the video at ``path``; all pictures have one size.
+
+    There is no video if the block fails.
+    """
     av = require_decoder()
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.pix_fmt, stream.bit_rate = "yuv420p", 8_000_000
+    part = path.with_name(f"part-{path.name}")
+    try:
+        with av.open(str(part), "w") as container:
+            yield from _encoding(av, container, rate)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
-        def add(picture: Image.Image) -> None:
-            # The encoder takes even sizes only.
-            width, height = (side - side % 2 for side in picture.size)
-            if not stream.codec_context.is_open:
-                stream.width, stream.height = width, height
-            frame = av.VideoFrame.from_ndarray(np.asarray(picture)[:height, :width], "rgb24")
-            container.mux(stream.encode(frame))
 
-        yield add
-        if stream.codec_context.is_open:
-            container.mux(stream.encode())
+def _encoding(av: Any, container: Any, rate: Fraction) -> Iterator[Callable[[Image.Image], None]]:
+    stream = container.add_stream("mpeg4", rate=rate)
+    stream.pix_fmt, stream.bit_rate = "yuv420p", 8_000_000
+
+    def add(picture: Image.Image) -> None:
+        # The encoder takes even sizes only.
+        width, height = (side - side % 2 for side in picture.size)
+        if not stream.codec_context.is_open:
+            stream.width, stream.height = width, height
+        frame = av.VideoFrame.from_ndarray(np.asarray(picture)[:height, :width], "rgb24")
+        container.mux(stream.encode(frame))
+
+    yield add
+    if stream.codec_context.is_open:
+        container.mux(stream.encode())

@@ -11,7 +11,7 @@ from coco_kinds import write_data
 from train_mrrcnn import main, parse_arguments, prepare_data
 from training.data import CocoInstances
 from training.layouts import Part, find_part, given_part
-from training.options import DEMO, PAPER, choose_preset
+from training.presets import DEMO, PAPER, choose_preset
 
 LAYOUTS = {
     "coco": {

@@ -119,6 +119,27 @@ def test_masks_are_converted_in_chunks(monkeypatch):
         assert torch.equal(project_masks(masks, boxes, 5, matched=matched), whole)
 
 
+def test_autocast_rounds_no_mask():
+    maps, boxes = torch.rand(3, 1, 28, 28), torch.tensor([[1.0, 2, 30, 25]]).repeat(3, 1)
+    expected = paste_masks(maps, boxes, (32, 32))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(paste_masks(maps, boxes, (32, 32)), expected)
+
+
+def test_samples_of_large_boxes_are_bounded_and_their_maps_the_same():
+    mask = torch.zeros(1, 600, 600)
+    mask[:, 100:333, 50:444] = 1
+    boxes = torch.tensor([[0.0, 0, 600, 600], [20.5, 60.2, 90.7, 140.1]])
+    maps = project_masks(mask, boxes, 14, matched=torch.tensor([0, 0]))
+    cells = (torch.arange(601)[None] / 600 * 14).clamp(max=14)
+    edges = torch.arange(15)[:, None]
+    covered = torch.minimum(cells[:, 1:], edges[1:]) - torch.maximum(cells[:, :-1], edges[:-1])
+    weights = covered.clamp(min=0)
+    exact = weights @ mask[0] @ weights.T
+    torch.testing.assert_close(maps[0], exact, atol=0.07, rtol=0)
+    assert project_masks(mask, boxes[1:], 14).equal(maps[1:])
+
+
 def test_masks_and_boxes_must_be_in_pairs():
     with pytest.raises(ValueError, match="a box for each of 2 masks, got 1"):
         project_masks(torch.zeros(2, 4, 4), WHOLE, 4)

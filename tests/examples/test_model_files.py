@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
+from torchvision.models.detection import (
+    MaskRCNN,
+    maskrcnn_resnet50_fpn,
+    maskrcnn_resnet50_fpn_v2,
+)
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.ops import FrozenBatchNorm2d
 
 from mrrcnn import MRRCNN, RefineConfig, build_mask_rcnn, load_model, mrrcnn_resnet50_fpn
 from mrrcnn.base import set_mask_alignment
@@ -105,6 +111,7 @@ def test_a_checkpoint_of_torchvisions_references_loads(tmp_path):
 
 def test_an_architecture_of_ones_own_is_passed(base, tmp_path):
     del base.card
+    base.rpn.nms_thresh = 0.6
     model = MRRCNN.from_mask_rcnn(base, CONFIG)
     model.save(tmp_path / "model.pth")
     with pytest.raises(ValueError, match="architecture of your own: pass a model"):
@@ -132,3 +139,70 @@ def test_resnet50_takes_published_weights_and_other_classes(tmp_path):
     assert mrrcnn_resnet50_fpn(weights=state).card.num_classes == 6
     frozen = mrrcnn_resnet50_fpn(weights=state, refine=RefineConfig(freeze_base=True))
     assert frozen.roi_heads.mask_alignment == "torchvision"
+
+
+BUILT = {
+    "v1": lambda: maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=4),
+    "v2": lambda: maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=4),
+}
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_torchvisions_architectures_are_recognised(name, tmp_path):
+    torch.manual_seed(0)
+    model = MRRCNN.from_mask_rcnn(BUILT[name](), num_classes=3)
+    model.save(tmp_path / "model.pth")
+    again = MRRCNN.load(tmp_path / "model.pth")
+    model.transform.min_size = again.transform.min_size = (64,)
+    torch.testing.assert_close(detect(again), detect(model), rtol=0, atol=0)
+
+
+def test_an_epsilon_of_zero_travels(tmp_path):
+    """torchvision's builder sets it in the layers of its published weights."""
+    torch.manual_seed(0)
+    published = build_mask_rcnn("resnet50", 4, 64)
+    del published.card
+    overwrite_eps(published, 0.0)
+    for layer in published.modules():
+        if isinstance(layer, FrozenBatchNorm2d):
+            layer.weight.uniform_(0.2, 0.4)
+            layer.running_var.uniform_(1e-4, 1)
+    save_model(published, tmp_path / "model.pth")
+    again = load_model(tmp_path / "model.pth")
+    torch.testing.assert_close(detect(again), detect(published), rtol=0, atol=0)
+
+
+def test_settings_of_ones_own_are_not_taken_for_torchvisions():
+    model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, rpn_nms_thresh=0.6)
+    assert MRRCNN.from_mask_rcnn(model).card.architecture is None
+
+
+def test_a_checkpoint_of_a_training_is_no_model(tmp_path, base):
+    torch.save({"identity": {}, "model": base.state_dict()}, tmp_path / "x.checkpoint.pth")
+    with pytest.raises(ValueError, match="x.checkpoint.pth is a checkpoint of a training"):
+        load_model(tmp_path / "x.checkpoint.pth")
+
+
+def test_options_that_nothing_could_take_are_refused(base, tmp_path):
+    save_model(base, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="no refining module whose options"):
+        load_model(tmp_path / "model.pth", refine={"alpha": 0.0})
+    with pytest.raises(ValueError, match="the model's own where a model is passed"):
+        load_model(tmp_path / "model.pth", base, image_size=64)
+
+
+def test_a_file_of_resnet50_keeps_its_alignment(tmp_path):
+    model = build_mask_rcnn("resnet50", 3, 64)
+    save_model(model, tmp_path / "model.pth")
+    frozen = RefineConfig(freeze_base=True)
+    again = mrrcnn_resnet50_fpn(weights=tmp_path / "model.pth", refine=frozen)
+    assert again.transform.mask_alignment == "exact"
+
+
+def test_building_upon_a_frozen_model_trains_what_trained_before(base):
+    trained = {name for name, p in base.named_parameters() if p.requires_grad}
+    frozen = MRRCNN.from_mask_rcnn(base, RefineConfig(freeze_base=True))
+    again = MRRCNN.from_mask_rcnn(frozen, RefineConfig())
+    trains = {name for name, p in again.named_parameters() if p.requires_grad}
+    refine = {name for name in again.state_dict() if name.startswith("roi_heads.refine.")}
+    assert trains == trained | refine

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from torchvision.models.detection import maskrcnn_resnet50_fpn
 from mrrcnn.backbones import build_mask_rcnn, find_architecture
 from mrrcnn.model import MRRCNN, save_model
 from mrrcnn.weights import load_weights
-from predict_mrrcnn import COCO_CLASSES, main
+from predict_mrrcnn import COCO_CLASSES, main, read_image_ids
+from training import video
 from training.video import frame_rate, read_frames, writing_frames
 
 SIZE = (150, 91)  # width, height
@@ -166,9 +169,13 @@ def test_what_is_wrong_with_a_file_is_said(photograph, weights, huddle_root, tmp
         ((photograph, "--weights", absent), f"{absent} does not exist"),
         ((photograph, "--weights", other), "must hold the parameters of a Mask R-CNN"),
         ((photograph, "--weights", text), f"{text} must be a file of weights"),
+        ((photograph, "--weights", weights, "--refine", "paper"), "options of its own"),
         ((photograph, "--weights", bare), "pass --refine paper and --set"),
         ((tmp_path / "empty", "--weights", weights), "holds no image"),
-        ((photograph, "--weights", weights, "--annotations", annotations), "must list every image"),
+        (
+            (photograph, "--weights", weights, "--annotations", annotations),
+            "must list every image once",
+        ),
         ((photograph, "--weights", weights, "--class-names", text), "COCO annotation file"),
         ((photograph, "--weights", weights, "--set", "refine.mask_flow=none"), "mask_flow"),
         ((photograph, "--weights", weights, "--set", "refine.guide=gt"), "the ground truth"),
@@ -228,6 +235,57 @@ def test_a_video_is_drawn_frame_by_frame(weights, tmp_path):
     drawn = list(read_frames(output / "video.mp4"))
     assert [frame.size for frame in drawn] == [(96, 64)] * 3
     assert frame_rate(output / "video.mp4") == 5
+
+
+def test_images_of_one_name_take_the_ids_of_their_folders(photograph, weights, tmp_path):
+    entries = []
+    for number, folder in enumerate("ab", start=1):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").write_bytes(photograph.read_bytes())
+        entries.append({"id": number, "file_name": f"{folder}/1.jpg"})
+    annotations = tmp_path / "images.json"
+    annotations.write_text(json.dumps({"images": entries}))
+    files = [tmp_path / "a" / "1.jpg", tmp_path / "b" / "1.jpg"]
+    assert read_image_ids(annotations, files) == dict(zip(files, (1, 2), strict=True))
+    with pytest.raises(ValueError, match="list every image once; see .*photograph"):
+        read_image_ids(annotations, [photograph])
+    entries[1]["file_name"] = "c/1.jpg"
+    entries[0]["file_name"] = "d/1.jpg"
+    annotations.write_text(json.dumps({"images": entries}))
+    with pytest.raises(ValueError, match="list every image once"):
+        read_image_ids(annotations, files)
+
+
+@pytest.mark.parametrize("rate", [(53580000, 1787411), (1000000, 33333), (30000, 1001), (1, 3)])
+def test_any_frame_rate_is_written(tmp_path, monkeypatch, rate):
+    pytest.importorskip("av")
+    stream = SimpleNamespace(average_rate=Fraction(*rate))
+    opened = SimpleNamespace(streams=SimpleNamespace(video=[stream]))
+    monkeypatch.setattr(video, "_opened", lambda _: contextlib.nullcontext(opened))
+    taken = frame_rate(tmp_path)
+    assert float(taken) == pytest.approx(max(1.0, float(Fraction(*rate))), rel=1e-3)
+    with writing_frames(tmp_path / "video.mp4", taken) as add:
+        add(Image.new("RGB", (32, 32)))
+
+
+def test_a_broken_video_leaves_the_photographs_and_no_half_video(photograph, weights, tmp_path):
+    pytest.importorskip("av")
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    with pytest.raises(SystemExit, match="1 of 2 files could not be read"):
+        predict(tmp_path, photograph, text, "--weights", weights)
+    records = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert [record["file"] for record in records] == [str(photograph)]
+    assert not list((tmp_path / "out").glob("*.mp4"))
+
+
+def test_a_failure_in_a_video_leaves_none(tmp_path):
+    pytest.importorskip("av")
+    writing = writing_frames(tmp_path / "video.mp4", Fraction(5))
+    with pytest.raises(ValueError, match="half way"), writing as add:
+        add(Image.new("RGB", (32, 32)))
+        raise ValueError("half way")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_video_without_a_decoder_is_refused(weights, tmp_path, capsys, monkeypatch):

@@ -180,6 +180,13 @@ def test_surplus_positives_are_left_out(base, options, positive, negative):
     assert [(labels > 0).sum(), (labels == 0).sum()] == [positive, negative]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_a_subsample_is_never_larger_than_asked_for(base, count):
+    model = build(base, batch_size_per_image=count)
+    labels = training_boxes(model, samples(BOXES.repeat(10, 1), [2, 2, 0] * 10), [OBJECT]).labels[0]
+    assert len(labels) == count and (labels > 0).any()
+
+
 def test_an_image_of_positives_alone_keeps_one(base):
     model = build(base, positive_fraction=0.25)
     predicted = training_boxes(model, samples(BOXES[:2].repeat(5, 1), [2] * 10), [OBJECT])

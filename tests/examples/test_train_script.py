@@ -17,13 +17,12 @@ from pycocotools.cocoeval import COCOeval
 
 import train_mrrcnn
 from mrrcnn.backbones import build_mask_rcnn
-from mrrcnn.base import set_scale_jitter
 from mrrcnn.model import RefineConfig, load_model
 from mrrcnn.weights import load_weights
 from train_mrrcnn import Experiment, main, parse_arguments
 from training.data import CocoInstances
 from training.engine import Options, Training
-from training.options import DEMO, PAPER, ROWS, SARA, choose_preset, scale_to_data
+from training.presets import DEMO, PAPER, ROWS, SARA, choose_preset, scale_to_data
 
 
 @pytest.fixture(scope="module")
@@ -261,8 +260,8 @@ def test_a_wrong_set_is_refused(override, message, capsys):
         (["--ema-decay", "999"], "below 1, got 999"),
         (["--clip-grad-norm", "0"], "clip_grad_norm must be above 0"),
         (["--checkpoint-every", "0"], "checkpoint_every must be at least 1"),
-        (["--norm", "batch"], "are for a ResNet"),
-        (["--weights-backbone", "resnet50.pth"], "are for a ResNet"),
+        (["--norm", "batch"], "are for resnet50, resnet101"),
+        (["--weights-backbone", "resnet50.pth"], "are for resnet50, resnet101"),
     ],
 )
 def test_a_value_out_of_range_is_refused_before_anything_is_made(arguments, message, capsys):
@@ -394,7 +393,7 @@ def test_finetuning_scales_to_data_and_batch(backbone, images, arguments, base, 
     for schedule, expected in ((preset.base, base), (preset.refine, refine)):
         found = schedule.iterations, pytest.approx(schedule.lr), schedule.optimizer
         assert found == expected
-    assert preset.evaluate_every == max(1, base[0] // 10)
+    assert preset.evaluations == 10
 
 
 @pytest.mark.parametrize(
@@ -413,7 +412,10 @@ def test_options_that_exclude_each_other_are_refused(arguments, message, capsys)
 
 def test_recommended_settings_are_one_word_away():
     config = choose_preset(parse_arguments(["--refine", "recommended", "--alpha", "2"])).config
-    assert config == RefineConfig.recommended(alpha=2.0)
+    assert config == replace(DEMO.config, detach_mask=True, refine_nms_thresh=0.8, alpha=2.0)
+    needed = ["--preset", "finetune", "--data-path", "mine", "--base", "FILE"]
+    config = choose_preset(parse_arguments([*needed, "--refine", "paper"])).config
+    assert config == RefineConfig()
 
 
 def test_vertical_flips_are_for_generated_images():
@@ -422,13 +424,80 @@ def test_vertical_flips_are_for_generated_images():
         assert preset.horizontal_flip and preset.vertical_flip is expected
 
 
-def test_scale_jitter_trains_on_many_sizes_and_detects_at_one(base):
-    set_scale_jitter(base.transform, 0.5, 1.25)
-    image = torch.rand(3, 128, 128)
-    base.train()
-    sides = {base.transform.resize(image)[0].shape[-1] for _ in range(60)}
-    assert min(sides) < 90 and max(sides) > 135 and 64 <= min(sides) <= max(sides) <= 160
+@pytest.mark.parametrize("shape", [(128, 128), (60, 200)])
+def test_scale_jitter_trains_on_many_sizes_and_detects_at_one(base, shape):
+    image = torch.rand(3, *shape)
     base.eval()
-    assert base.transform.resize(image)[0].shape[-1] == 128
-    with pytest.raises(ValueError, match="0 < low <= high, got 2 1"):
-        set_scale_jitter(base.transform, 2, 1)
+    size = base.transform.resize(image)[0].shape
+    base.transform.scale_jitter = (0.5, 1.25)
+    assert base.transform.resize(image)[0].shape == size
+    base.train()
+    sides = [base.transform.resize(image)[0].shape[-1] / size[-1] for _ in range(60)]
+    assert 0.49 < min(sides) < 0.7 and 1.05 < max(sides) < 1.26
+    assert base.transform.min_size == (128,)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--evaluate-every", "0"], "--evaluate-every must be at least 1, got 0"),
+        (["--iterations", "0"], "--iterations must be at least 1, got 0"),
+        (["--scale-jitter", "2", "1"], "0 < LOW <= HIGH, got 2.0 1.0"),
+        (
+            ["--backbone", "resnet50_v2", "--norm", "frozen"],
+            "--weights-backbone and --norm are for",
+        ),
+        (
+            ["--data-path", "d", "--test-split", "test-dev", "--evaluate-every", "5"],
+            "no ground truth",
+        ),
+    ],
+)
+def test_what_would_end_a_training_is_refused_before_it(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_finetuned_folder_is_scored_by_its_own_weights(quick_run, two_classes, tmp_path):
+    base = str(quick_run[0] / "mask_r_cnn.pth")
+    arguments = [*FINETUNE, "--data-path", str(two_classes), "--base", base]
+    arguments += ["--output-dir", str(tmp_path / "out")]
+    trained = main(arguments)
+    tested = main([*arguments, "--test-only"])
+    assert tested == trained
+
+
+def test_settings_and_alignment_take_effect_on_trained_rows(quick_run, monkeypatch):
+    models = []
+    monkeypatch.setattr(Experiment, "evaluate", lambda self, model, name: models.append(model))
+    arguments = ["--quick", "--device", "cpu", "--output-dir", str(quick_run[0]), "--test-only"]
+    main([*arguments, "--refine", "recommended", "--mask-alignment", "torchvision"])
+    assert len(models) == 3
+    assert {model.transform.mask_alignment for model in models} == {"torchvision"}
+    assert {model.roi_heads.config.refine_nms_thresh for model in models[1:]} == {0.8}
+
+
+def test_the_picture_names_the_models_that_it_shows(quick_run, monkeypatch):
+    titles = []
+    monkeypatch.setattr(
+        train_mrrcnn, "compare", lambda data, chosen, models, path: titles.extend(models)
+    )
+    arguments = ["--quick", "--device", "cpu", "--output-dir", str(quick_run[0]), "--test-only"]
+    main([*arguments, "--rows", "mask_r_cnn", "rm_roialign"])
+    assert titles == ["mask_r_cnn", "rm_roialign"]
+
+
+def test_a_score_that_was_interrupted_is_made_again(tmp_path, monkeypatch):
+    arguments = ["--quick", "--device", "cpu", "--rows", "mask_r_cnn", "--evaluate-every", "6"]
+    arguments += ["--checkpoint-every", "6"]
+    main([*arguments, "--output-dir", str(tmp_path / "whole")])
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "_scores", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main([*arguments, "--output-dir", str(tmp_path / "parts")])
+    main([*arguments, "--output-dir", str(tmp_path / "parts"), "--resume"])
+    whole, parts = (
+        (tmp_path / name / "mask_r_cnn.best.json").read_text() for name in ("whole", "parts")
+    )
+    assert whole == parts
