@@ -78,7 +78,8 @@ def draw_instances(
     size = (round(height * scale), round(width * scale))
     canvas = torch.nn.functional.interpolate(image[None], size, mode="bilinear")[0]
     canvas = (canvas * 255).to(torch.uint8)
-    colors = [_color(label) for label in labels.tolist()]
+    one_class = len(labels.unique()) == 1  # then colours tell instances apart
+    colors = [_color(key) for key in (range(len(labels)) if one_class else labels.tolist())]
     # One by one, the surest last: torchvision blackens where the masks of one call overlap.
     for mask, color in zip(masks.flip(0), reversed(colors), strict=True):
         large = torch.nn.functional.interpolate(mask[None, None].float(), size)[0, 0] > 0.5
