@@ -309,7 +309,7 @@ def test_the_script_runs_under_torchrun(tmp_path):
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Mask R-CNN: box AP") == 1
+    assert done.stdout.count("mask_r_cnn: box AP") == 1
     record = json.loads((tmp_path / "results.json").read_text())
     assert record["processes"] == WORLD_SIZE and len(record["scores"]) == 3
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
