@@ -1,8 +1,8 @@
 // Box -> samples -> taps: the only copy of the sampling geometry, shared by host and device,
 // forward and backward.  Coordinates are those of RoIAlign: pixel j of a feature map sits at
 // coordinate j. T is the coordinate type: float or double. The order of operations is
-// torchvision's, and every operation is rounded: all call sites, and torchvision on the CPU, agree
-// on which side of a discontinuity a sample falls.
+// torchvision's, and each is rounded: all call sites on both devices, and torchvision on the CPU,
+// agree on which side of a discontinuity a sample falls.
 #pragma once
 
 #include <cmath>
@@ -74,11 +74,11 @@ SHAPE_ROI_ALIGN_HD bool is_finite(T value) {
   return value >= -kLargest && value <= kLargest;
 }
 
-// a * b, rounded before anything is added to it. Compilers fuse a * b + c at some call sites of an
-// inlined function and keep the product at others: nvcc by default, GCC and Clang where the
-// processor has a fused multiply-add. Call sites would then disagree on whether a sample on the
-// border is inside. Needed in every expression that decides which pixels or map cells a sample
-// reads.
+// a * b, rounded to T before an addition reads it. nvcc, and GCC and Clang for processors with a
+// fused multiply-add, fuse a * b + c at some call sites of an inlined function and not at others.
+// The results differ by one rounding: call sites would disagree on whether a sample on the border
+// is inside. For every expression that decides which pixels or map cells a sample reads; bounds
+// that have a margin do without.
 template <typename T>
 SHAPE_ROI_ALIGN_HD T rounded_product(T a, T b) {
 #ifdef __CUDA_ARCH__
