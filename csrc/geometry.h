@@ -1,7 +1,8 @@
 // Box -> samples -> taps: the only copy of the sampling geometry, shared by host and device,
 // forward and backward.  Coordinates are those of RoIAlign: pixel j of a feature map sits at
 // coordinate j. T is the coordinate type: float or double. The order of operations is
-// torchvision's, so that both agree on which side of a discontinuity a sample falls.
+// torchvision's, and each is rounded: all call sites on both devices, and torchvision on the CPU,
+// agree on which side of a discontinuity a sample falls.
 #pragma once
 
 #include <cmath>
@@ -73,13 +74,32 @@ SHAPE_ROI_ALIGN_HD bool is_finite(T value) {
   return value >= -kLargest && value <= kLargest;
 }
 
+// a * b, rounded to T before an addition reads it. nvcc, and GCC and Clang for processors with a
+// fused multiply-add, fuse a * b + c at some call sites of an inlined function and not at others.
+// The results differ by one rounding: call sites would disagree on whether a sample on the border
+// is inside. For every expression that decides which pixels or map cells a sample reads; bounds
+// that have a margin do without.
+template <typename T>
+SHAPE_ROI_ALIGN_HD T rounded_product(T a, T b) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return __dmul_rn(a, b);
+  } else {
+    return __fmul_rn(a, b);
+  }
+#else
+  const volatile T product = a * b;  // GCC ignores #pragma STDC FP_CONTRACT OFF
+  return product;
+#endif
+}
+
 template <typename T>
 SHAPE_ROI_ALIGN_HD Axis<T> make_axis(
     T edge1, T edge2, T scale, int32_t bins, const SamplingOptions& options) {
   const T offset = options.aligned ? T(0.5) : T(0);
   Axis<T> axis;
-  axis.start = edge1 * scale - offset;
-  axis.extent = (edge2 * scale - offset) - axis.start;
+  axis.start = rounded_product(edge1, scale) - offset;
+  axis.extent = (rounded_product(edge2, scale) - offset) - axis.start;
   axis.bins = bins;
   axis.samples = options.sampling_ratio;
   const bool is_known = is_finite(axis.start) && is_finite(axis.extent);
@@ -125,7 +145,8 @@ SHAPE_ROI_ALIGN_HD BoxGeometry<T> make_box_geometry(
 template <typename T>
 SHAPE_ROI_ALIGN_HD T sample_coordinate(const Axis<T>& axis, int32_t bin, int32_t i) {
   const T bin_size = axis.extent / T(axis.bins);
-  return axis.start + T(bin) * bin_size + (T(i) + T(0.5)) * bin_size / T(axis.samples);
+  const T in_bin = (T(i) + T(0.5)) * bin_size / T(axis.samples);
+  return axis.start + rounded_product(T(bin), bin_size) + in_bin;
 }
 
 // Place of sample i inside the box, in (0, 1): u or v.
@@ -158,7 +179,7 @@ SHAPE_ROI_ALIGN_HD Interpolation<T> interpolate(T coordinate, int32_t size) {
 // Taps on a probability map of `size` cells along this axis (paper eq. 5), clamped to its border.
 template <typename T>
 SHAPE_ROI_ALIGN_HD Interpolation<T> interpolate_map(T place, int32_t size, bool map_aligned) {
-  return interpolate<T>(place * T(size) - (map_aligned ? T(0.5) : T(0)), size);
+  return interpolate<T>(rounded_product(place, T(size)) - (map_aligned ? T(0.5) : T(0)), size);
 }
 
 // How far rounding may move a sample_coordinate, in pixels.

@@ -137,7 +137,7 @@ auto show_to_warp(unsigned mask, T value, const std::source_location& where, F f
   return f([&](int lane) {
     T shown;
     const Shown& theirs = block->shown[thread / kWarpSize * kWarpSize + lane];
-    std::memcpy(&shown, &theirs.values[turn], sizeof(T));
+    std::memcpy(static_cast<void*>(&shown), &theirs.values[turn], sizeof(T));
     return shown;
   });
 }

@@ -71,7 +71,7 @@ def folder_of_programs() -> TemporaryDirectory[str]:
 @cache
 def compile_program(source: str, flags: tuple[str, ...]) -> Path:
     """Once per process, for all test files."""
-    program = Path(folder_of_programs().name) / f"{Path(source).stem}{flags[0]}"
+    program = Path(folder_of_programs().name) / "".join([Path(source).stem, *flags])
     all_flags = [*FLAGS, *WARNINGS, *flags, f"-I{CSRC}", f"-I{HERE}"]
     command = [*COMPILER, *all_flags, str(HERE / source), "-o", str(program)]
     process = subprocess.run(command, capture_output=True, text=True)
