@@ -13,7 +13,7 @@ from PIL import Image
 import study_mrrcnn
 from mrrcnn import backbones
 from mrrcnn.weights import load_weights
-from study.huddle import HuddleConfig
+from study.datasets.huddle import HuddleConfig
 from study.report import mean_deviation, write_report
 from study_mrrcnn import MAIN_ROWS, PRESETS, ROWS, main
 
