@@ -16,7 +16,7 @@ DRAWS = 1000
 # What is scored on resampled images: subsets of the instances by IoU type.
 SERIES = [(s, t) for s in ("all", "q <= 0.05", "huddled") for t in IOU_TYPES]
 STEP = 0.02  # AP points; drawn values are kept as whole multiples
-CHUNK = 50  # draws at a time, for the sake of memory
+LARGEST = 4_000_000  # values of an array of draws, IoU thresholds and detections
 
 
 def resample(groups: Sequence[int], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
@@ -45,12 +45,12 @@ def resampled_precision(evaluation: SplitCOCOeval, split: int, weights: np.ndarr
         found = _Detections(evaluation, category, split)
         if not found.instances.any():
             continue
-        for start in range(0, len(weights), CHUNK):
-            chunk = weights[start : start + CHUNK]
-            precision = found.precision(chunk, evaluation.params.recThrs)
-            there = ~np.isnan(precision)
-            sums[start : start + CHUNK][there] += precision[there]
-            counts[start : start + CHUNK] += there
+        step = max(1, LARGEST // max(found.right.size, 1))
+        for start in range(0, len(weights), step):
+            part = slice(start, start + step)
+            precision = found.precision(weights[part], evaluation.params.recThrs)
+            sums[part] += np.nan_to_num(precision)
+            counts[part] += ~np.isnan(precision)
     with np.errstate(invalid="ignore"):
         return 100 * sums / counts
 
@@ -72,7 +72,7 @@ class _Detections:
         self.instances = np.zeros(images, dtype=int)
         for i, e in found:
             self.instances[i] = np.count_nonzero(~np.asarray(e["gtIgnore"], dtype=bool))
-        scores = np.concatenate([np.asarray(e["dtScores"], float) for _, e in found] or [[]])
+        scores = np.concatenate([[], *(np.asarray(e["dtScores"], float) for _, e in found)])
         order = np.argsort(-scores, kind="mergesort")  # as pycocotools breaks ties
         counts = [len(e["dtScores"]) for _, e in found]
         self.image = np.repeat([i for i, _ in found], counts).astype(int)[order]
@@ -97,12 +97,28 @@ class _Detections:
         precision = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
         beyond = np.zeros((*precision.shape[:-1], 1))  # recall that is not reached
         precision = np.concatenate([precision, beyond], axis=-1)
-        means = np.full(len(weights), np.nan)
-        for draw in np.flatnonzero(wanted):
-            means[draw] = np.mean(
-                [
-                    values[np.searchsorted(hits / wanted[draw], recall_thresholds)]
-                    for hits, values in zip(right[draw], precision[draw], strict=True)
-                ]
-            )
-        return means
+        at = _first_reaching(right, wanted, recall_thresholds)
+        means = np.take_along_axis(precision, at, axis=-1).mean(axis=(1, 2))
+        return np.where(wanted > 0, means, np.nan)
+
+
+def _first_reaching(hits: np.ndarray, wanted: np.ndarray, recalls: np.ndarray) -> np.ndarray:
+    """Index [N, T, R] of the first detection at which ``hits / wanted`` reaches a recall, D
+    where none does.
+
+    Args:
+        hits: [N, T, D] integers that do not fall along D.
+        wanted: [N] integers.
+        recalls: [R].
+    """
+    draws, thresholds, detections = hits.shape
+    total = np.maximum(wanted, 1)[:, None]
+    needed = np.ceil(recalls * total).astype(int)
+    # As pycocotools compares the quotients, whatever the rounding of the product above.
+    needed -= (needed > 0) & ((needed - 1) / total >= recalls)
+    needed += needed / total < recalls
+    # One sorted array of all rows: each starts above what the one before ends with.
+    rows = np.arange(draws * thresholds).reshape(draws, thresholds, 1)
+    span = max(int(needed.max()), int(hits.max(initial=0))) + 1
+    at = np.searchsorted((hits + rows * span).ravel(), needed[:, None] + rows * span)
+    return at - rows * detections

@@ -79,12 +79,12 @@ def _photographs(setting: Setting, image_size: int, base: int) -> Setting:
 PRESETS: dict[str, dict[str, Setting]] = {
     "cpu": {
         **{k: replace(SMALL, generated=_huddle(k, (4400, 1000))) for k in GENERATED},
-        "bin": _photographs(SMALL, 144, 3000),
+        "bin": _photographs(SMALL, 144, 5000),
         "mushrooms": _photographs(SMALL, 160, 1500),
     },
     "gpu": {
         **{k: replace(RESNET50, generated=_huddle(k, (17600, 2000), 256)) for k in GENERATED},
-        "bin": _photographs(RESNET50, 384, 3000),
+        "bin": _photographs(RESNET50, 384, 5000),
         "mushrooms": _photographs(RESNET50, 214, 1500),
     },
     "smoke": {

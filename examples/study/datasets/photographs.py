@@ -67,7 +67,7 @@ def deal(crowding: Mapping[int, float], folds: int, seed: int = 0) -> dict[int, 
     one at random."""
     rng = np.random.default_rng(seed)
     order = sorted(crowding, key=lambda group: (crowding[group], group))
-    dealt = {}
+    dealt: dict[int, int] = {}
     for start in range(0, len(order), folds):
         block = order[start : start + folds]
         dealt |= dict(zip(block, rng.permutation(folds).tolist(), strict=False))
@@ -106,7 +106,8 @@ def _write_part(
 ) -> None:
     folder = root / f"{part}2017"
     folder.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, photograph in enumerate(photographs, start=1):
         photograph.picture.save(folder / photograph.name, quality=QUALITY)
         width, height = photograph.picture.size
