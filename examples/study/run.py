@@ -177,7 +177,7 @@ class Run:
         schedule = self.setting.base if name == BASE else self.setting.refine
         taken: Record = {}
         if row.as_long_as:
-            taken["cost"] = self._cost([name, row.as_long_as])
+            taken["cost"] = self._kept_cost(name, row.as_long_as)
             ratio = taken["cost"][row.as_long_as] / taken["cost"][name]
             schedule = replace(schedule, iterations=round(schedule.iterations * ratio))
         # The order of the images is the same for all rows but the first.
@@ -210,6 +210,14 @@ class Run:
             workers=self.workers,
             seed=seed,
         )
+
+    def _kept_cost(self, *names: str) -> dict[str, float]:
+        """Measured once, so that a training that is resumed is as long as it was."""
+        file = self.work_dir / "cost.json"
+        if not file.exists():
+            file.write_text(json.dumps(self._cost(list(names))))
+        cost: dict[str, float] = json.loads(file.read_text())
+        return cost
 
     def _cost(self, names: list[str]) -> dict[str, float]:
         """Seconds of a training step, the median of steps taken in turn: what else the machine does
