@@ -45,11 +45,10 @@ def _backward(
     prob_maps: Tensor | None,
     options: Options,
     output_mask: Sequence[bool],
-    deterministic: bool,
 ) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
     """The backward operator, with None for the gradients not asked for."""
     grad_inputs, grad_maps, grad_rois = torch.ops.shape_roi_align._sa_roi_align_backward.default(
-        grad, inputs, rois, levels, prob_maps, *options, output_mask, deterministic
+        grad, inputs, rois, levels, prob_maps, *options, output_mask
     )
     *of_inputs, of_maps, of_rois = output_mask
     return (
@@ -100,7 +99,6 @@ def _fake_backward(
     aligned,
     map_aligned,
     output_mask,
-    deterministic,
 ):
     *of_inputs, of_maps, of_rois = output_mask
     grad_inputs = [
@@ -144,8 +142,6 @@ class _SaRoIAlign(torch.autograd.Function):
         ctx.save_for_backward(rois, levels, prob_maps, *inputs)
         ctx.options = options
         ctx.set_materialize_grads(False)
-        # Read here, not in the backward: compiled code guards the forward's global state only.
-        ctx.deterministic = torch.are_deterministic_algorithms_enabled()
         return _below_autograd(keyset, inputs, rois, levels, prob_maps, *options)
 
     @staticmethod
@@ -162,7 +158,6 @@ class _SaRoIAlign(torch.autograd.Function):
             prob_maps,
             ctx.options,
             [*of_inputs, of_maps, of_rois],
-            ctx.deterministic,
         )
         return (None, None, grad_rois, None, grad_maps, *grad_inputs)
 
@@ -193,11 +188,10 @@ def _autograd_forward(
 
 
 def _setup_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
-    grad, features, rois, levels, prob_maps, *options, output_mask, deterministic = inputs
+    grad, features, rois, levels, prob_maps, *options, output_mask = inputs
     ctx.save_for_backward(grad, rois, levels, prob_maps, *features)
     ctx.options = Options(*options)
     ctx.output_mask = output_mask
-    ctx.deterministic = deterministic
     ctx.set_materialize_grads(False)
 
 
@@ -237,19 +231,15 @@ def _autograd_backward(
             grad_grad = _forward(v, rois, levels, prob_maps, options)
         if of_maps or of_rois:
             mask = [False] * num_features + [of_maps, of_rois]
-            _, grad_maps, grad_rois = _backward(
-                grad, v, rois, levels, prob_maps, options, mask, ctx.deterministic
-            )
+            _, grad_maps, grad_rois = _backward(grad, v, rois, levels, prob_maps, options, mask)
     if gg_maps is not None and ctx.output_mask[num_features]:
         if of_grad:
             grad_grad = accumulate(grad_grad, _forward(features, rois, levels, gg_maps, options))
         if any(of_inputs) or of_rois:
             mask = [*of_inputs, False, of_rois]
-            grad_inputs, _, term = _backward(
-                grad, features, rois, levels, gg_maps, options, mask, ctx.deterministic
-            )
+            grad_inputs, _, term = _backward(grad, features, rois, levels, gg_maps, options, mask)
             grad_rois = accumulate(grad_rois, term)
-    unused = (None,) * (len(Options._fields) + 2)
+    unused = (None,) * (len(Options._fields) + 1)
     return (grad_grad, grad_inputs, grad_rois, None, grad_maps, *unused)
 
 
@@ -306,10 +296,10 @@ def _vmap_forward(info, in_dims, inputs, rois, levels, prob_maps, *options):
 
 
 def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *options):
-    *options, output_mask, deterministic = options
+    *options, output_mask = options
     tensors = _fold_arguments(info.batch_size, in_dims[1:5], inputs, rois, levels, prob_maps)
     grad_inputs, grad_maps, grad_rois = torch.ops.shape_roi_align._sa_roi_align_backward.default(
-        _fold(grad, in_dims[0], info.batch_size), *tensors, *options, output_mask, deterministic
+        _fold(grad, in_dims[0], info.batch_size), *tensors, *options, output_mask
     )
     outputs = [*grad_inputs, grad_maps, grad_rois]
     has = [*output_mask[:-2], output_mask[-2] and prob_maps is not None, output_mask[-1]]

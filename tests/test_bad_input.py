@@ -217,7 +217,7 @@ def test_the_bare_operators_check_too(change) -> None:
         call.op()
     with pytest.raises((RuntimeError, IndexError)):
         mask = [True] * (len(call.inputs) + 2)
-        torch.ops.shape_roi_align._sa_roi_align_backward(grad, *call.args(), mask, False)
+        torch.ops.shape_roi_align._sa_roi_align_backward(grad, *call.args(), mask)
 
 
 @pytest.mark.parametrize(
@@ -227,11 +227,11 @@ def test_the_bare_operators_check_too(change) -> None:
 def test_the_bare_backward_checks_gradient_and_mask(grad_shape: tuple[int, ...], mask: int) -> None:
     call = to_call(BY_NAME["pyramid"])
     backward = torch.ops.shape_roi_align._sa_roi_align_backward
-    backward(torch.zeros(8, 3, 2, 3).double(), *call.args(), [True] * 5, False)
+    backward(torch.zeros(8, 3, 2, 3).double(), *call.args(), [True] * 5)
     with pytest.raises(RuntimeError):
-        backward(torch.zeros(grad_shape).double(), *call.args(), [True] * mask, False)
+        backward(torch.zeros(grad_shape).double(), *call.args(), [True] * mask)
     with pytest.raises(RuntimeError):
-        backward(torch.zeros(8, 3, 2, 3), *call.args(), [True] * 5, False)
+        backward(torch.zeros(8, 3, 2, 3), *call.args(), [True] * 5)
 
 
 PYRAMID = {"0": torch.zeros(2, 3, 16, 16), "1": torch.zeros(2, 3, 8, 8)}

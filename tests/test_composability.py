@@ -70,11 +70,11 @@ def test_opcheck_of_the_backward(
         len(call.inputs),
         call.prob_maps is not None,
     )
-    torch.library.opcheck(backward, (grad, *call.args(), [True] * levels + [maps, False], True))
+    torch.library.opcheck(backward, (grad, *call.args(), [True] * levels + [maps, False]))
     # the gradient of the boxes has no second derivative
     tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
     for of_inputs, of_maps in ((True, maps), (False, False)):
-        args = (grad, *call.args(), [of_inputs] * levels + [of_maps, True], True)
+        args = (grad, *call.args(), [of_inputs] * levels + [of_maps, True])
         torch.library.opcheck(backward, args, test_utils=tests)
 
 

@@ -120,7 +120,7 @@ def test_only_the_gradients_asked_for_are_computed(name: str, device: torch.devi
     expected = expected_of(case)
     for mask in itertools.product((False, True), repeat=len(expected)):
         grad_inputs, *others = torch.ops.shape_roi_align._sa_roi_align_backward(
-            grad, *call.args(), list(mask), False
+            grad, *call.args(), list(mask)
         )
         for asked, got, want in zip(mask, (*grad_inputs, *others), expected, strict=True):
             if asked:
