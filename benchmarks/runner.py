@@ -18,7 +18,8 @@ import providers
 from cases import CURVES, Case, Inputs, curve, level_of_boxes, make_inputs, pixels_under_boxes
 from providers import OURS, YARDSTICK, Provider
 from report import RESULTS, Row, describe_run, format_table, write_rows
-from shape_roi_align.reference import pool_levels
+from shape_roi_align import reference
+from shape_roi_align._arguments import check_options
 from timing import (
     MODES,
     Call,
@@ -156,7 +157,7 @@ def measure_setting(setting: Setting, chosen: Sequence[Provider]) -> Iterator[Ro
             expectation = provider.uses_maps, provider.prepare
             if expectation not in expected:
                 expected[expectation] = output_and_gradients(
-                    partial(reference, case, provider.uses_maps), few
+                    partial(pool_reference, case, provider.uses_maps), few
                 )
             check(output_and_gradients(pool, few), expected[expectation], few)
             pools[provider] = pool
@@ -257,20 +258,17 @@ def output_and_gradients(pool: Pool, inputs: Inputs) -> list[Tensor]:
     return [output.detach(), *gradients]
 
 
-def reference(case: Case, uses_maps: bool, inputs: Inputs) -> Tensor:
-    """In float64, with gradients of the inputs as they are."""
+def pool_reference(case: Case, uses_maps: bool, inputs: Inputs) -> Tensor:
+    """Computes in float64; the gradients have the dtypes of ``inputs``."""
+    features = [level.double() for level in inputs.features]
     rois = inputs.rois.double()
-    return pool_levels(
-        [level.double() for level in inputs.features],
-        rois,
-        level_of_boxes(case, rois[:, 1:]),
-        inputs.prob_maps.double() if uses_maps else None,
-        [1 / stride for _, _, stride in case.levels],
-        (case.output_size, case.output_size),
-        case.sampling_ratio,
-        case.aligned,
-        case.map_aligned,
+    levels = level_of_boxes(case, rois[:, 1:])
+    prob_maps = inputs.prob_maps.double() if uses_maps else None
+    scales = [1 / stride for _, _, stride in case.levels]
+    options = check_options(
+        case.output_size, scales, case.sampling_ratio, case.aligned, case.map_aligned
     )
+    return reference.pool(features, rois, levels, prob_maps, options)
 
 
 def choose_cases(suite: Suite, arguments: argparse.Namespace) -> list[Case]:

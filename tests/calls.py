@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from cases import Case
-from shape_roi_align.reference import pool_levels
+from shape_roi_align import reference
+from shape_roi_align._arguments import Options
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -30,50 +31,30 @@ TOLERANCES = {
 
 @dataclass
 class Call:
-    """The operator's arguments, shapes as in the schema."""
+    """The arguments of ``pool``; shapes as in the schema."""
 
     inputs: list[Tensor]
     rois: Tensor
     levels: Tensor | None
     prob_maps: Tensor | None
-    spatial_scales: list[float]
-    output_size: tuple[int, int]
-    sampling_ratio: int
-    aligned: bool
-    map_aligned: bool
+    options: Options
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return self.options.pooled_height, self.options.pooled_width
 
     def args(self) -> tuple[Any, ...]:
-        return (
-            self.inputs,
-            self.rois,
-            self.levels,
-            self.prob_maps,
-            self.spatial_scales,
-            *self.output_size,
-            self.sampling_ratio,
-            self.aligned,
-            self.map_aligned,
-        )
+        """Flat, as the operator takes them."""
+        return self.inputs, self.rois, self.levels, self.prob_maps, *self.options
 
     def op(self) -> Tensor:
         return torch.ops.shape_roi_align.sa_roi_align(*self.args())
 
     def reference(self) -> Tensor:
-        return pool_levels(
-            self.inputs,
-            self.rois,
-            self.levels,
-            self.prob_maps,
-            self.spatial_scales,
-            self.output_size,
-            self.sampling_ratio,
-            self.aligned,
-            self.map_aligned,
-        )
+        return reference.pool(self.inputs, self.rois, self.levels, self.prob_maps, self.options)
 
     def leaves(self) -> list[Tensor]:
-        """What gradients exist for: the features of every level, the maps if there are any, the
-        boxes."""
+        """The differentiable tensors: the features of every level, the maps if any, the boxes."""
         return [*self.inputs, *([] if self.prob_maps is None else [self.prob_maps]), self.rois]
 
     def requires_grad(self) -> Call:
@@ -107,11 +88,13 @@ def to_call(
         rois=tensor(case.rois, box_dtype),
         levels=None if case.levels is None else tensor(case.levels, torch.int64),
         prob_maps=None if case.prob_maps is None else tensor(case.prob_maps, map_dtype or dtype),
-        spatial_scales=list(options.spatial_scales),
-        output_size=options.output_size,
-        sampling_ratio=options.sampling_ratio,
-        aligned=options.aligned,
-        map_aligned=options.map_aligned,
+        options=Options(
+            list(options.spatial_scales),
+            *options.output_size,
+            options.sampling_ratio,
+            options.aligned,
+            options.map_aligned,
+        ),
     )
 
 

@@ -75,11 +75,11 @@ class Case:
         return self.name
 
     def expected(self) -> np.ndarray:
-        return forward(self.features, self.rois, self.prob_maps, self.options, self.levels)
+        return forward(self.features, self.rois, self.levels, self.prob_maps, self.options)
 
     def expected_gradients(self) -> Gradients:
         return backward(
-            self.grad, self.features, self.rois, self.prob_maps, self.options, self.levels
+            self.grad, self.features, self.rois, self.levels, self.prob_maps, self.options
         )
 
 

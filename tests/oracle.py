@@ -149,8 +149,8 @@ def map_taps(sample: Sample, height: int, width: int, map_aligned: bool) -> list
 def _work(
     features: Sequence[np.ndarray],
     rois: np.ndarray,
-    prob_maps: np.ndarray | None,
     levels: np.ndarray | None,
+    prob_maps: np.ndarray | None,
     options: Options,
 ) -> Iterator[tuple[int, Box, Sample, list[Tap], list[Tap], float]]:
     """(k, box, sample, feature taps, map taps, p(c, d)) of every sample that reads the features."""
@@ -174,13 +174,13 @@ def _work(
 def forward(
     features: Sequence[np.ndarray],
     rois: np.ndarray,
+    levels: np.ndarray | None,
     prob_maps: np.ndarray | None,
     options: Options,
-    levels: np.ndarray | None = None,
 ) -> np.ndarray:
     """Eq. 4; channels ride along as a vector."""
     out = np.zeros((len(rois), features[0].shape[1], *options.output_size))
-    for k, box, sample, at_features, _, p in _work(features, rois, prob_maps, levels, options):
+    for k, box, sample, at_features, _, p in _work(features, rois, levels, prob_maps, options):
         image = features[box.level][box.image]
         for tap in at_features:
             out[k, :, sample.ph, sample.pw] += (
@@ -193,16 +193,16 @@ def backward(
     grad: np.ndarray,
     features: Sequence[np.ndarray],
     rois: np.ndarray,
+    levels: np.ndarray | None,
     prob_maps: np.ndarray | None,
     options: Options,
-    levels: np.ndarray | None = None,
 ) -> Gradients:
     """Gradients of sum(grad * forward(...)); sample counts and places inside the box are
     constants."""
     grad_features = [np.zeros_like(feature) for feature in features]
     grad_maps = None if prob_maps is None else np.zeros_like(prob_maps)
     grad_rois = np.zeros_like(rois)
-    for k, box, sample, at_features, at_map, p in _work(features, rois, prob_maps, levels, options):
+    for k, box, sample, at_features, at_map, p in _work(features, rois, levels, prob_maps, options):
         image = features[box.level][box.image]
         g = sample.share * grad[k, :, sample.ph, sample.pw]
         grad_p = grad_a = grad_b = 0.0
@@ -228,8 +228,8 @@ def backward(
 def distance_to_kink(
     features: Sequence[np.ndarray],
     rois: np.ndarray,
+    levels: np.ndarray | None,
     options: Options,
-    levels: np.ndarray | None = None,
 ) -> float:
     """How far, in feature pixels, the nearest sample is from where the operator is not
     differentiable in the boxes: integer coordinates, the outer border, the minimum size, a change

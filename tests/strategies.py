@@ -75,7 +75,7 @@ def is_cheap(case: Case) -> bool:
 
 def is_smooth(case: Case) -> bool:
     """Whether no sample sits so near a jump that rounding decides its side."""
-    distance = distance_to_kink(case.features, case.rois, case.options, case.levels)
+    distance = distance_to_kink(case.features, case.rois, case.levels, case.options)
     farthest = np.abs(case.rois, where=np.isfinite(case.rois), out=np.ones_like(case.rois)).max(
         initial=1.0
     )

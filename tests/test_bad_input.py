@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import shape_roi_align
-from calls import gradients, to_call
+from calls import Call, gradients, to_call
 from cases import BY_NAME, INSIDE, make
 from shape_roi_align import (
     MultiScaleRoIAlign,
@@ -177,14 +177,16 @@ def test_work_is_bounded_for_boxes_of_any_size(dtype: torch.dtype, device: torch
         assert torch.isfinite(leaf.grad).all()
 
 
+def set_options(call: Call, **changes: Any) -> None:
+    call.options = call.options._replace(**changes)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda c: c.inputs.clear(),
-        lambda c: c.spatial_scales.append(1.0),
-        lambda c: (
-            setattr(c, "inputs", c.inputs * 9) or setattr(c, "spatial_scales", c.spatial_scales * 9)
-        ),
+        lambda c: c.options.spatial_scales.append(1.0),
+        lambda c: c.inputs.extend(c.inputs * 8) or c.options.spatial_scales.extend([1.0] * 24),
         lambda c: setattr(c, "levels", None),
         lambda c: setattr(c, "levels", c.levels[:1]),
         lambda c: setattr(c, "levels", c.levels.int()),
@@ -202,10 +204,10 @@ def test_work_is_bounded_for_boxes_of_any_size(dtype: torch.dtype, device: torch
         lambda c: setattr(c, "prob_maps", c.prob_maps[:1]),
         lambda c: setattr(c, "prob_maps", c.prob_maps[:, :0]),
         lambda c: setattr(c, "prob_maps", c.prob_maps.int()),
-        lambda c: setattr(c, "output_size", (0, 2)),
-        lambda c: setattr(c, "output_size", (-1, -2)),
-        lambda c: setattr(c, "output_size", (2**31, 2)),
-        lambda c: setattr(c, "sampling_ratio", 2**40),
+        lambda c: set_options(c, pooled_height=0),
+        lambda c: set_options(c, pooled_height=-1, pooled_width=-2),
+        lambda c: set_options(c, pooled_height=2**31),
+        lambda c: set_options(c, sampling_ratio=2**40),
     ],
 )
 def test_the_bare_operators_check_too(change) -> None:

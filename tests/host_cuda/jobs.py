@@ -163,10 +163,11 @@ class Job:
         to.integers(*call.inputs[0].shape[:2], len(call.rois))
         to.integers(*map(SCALAR_TYPES.index, (variant.dtype, variant.box_dtype, variant.map_dtype)))
         to.integers(*((0, 0) if call.prob_maps is None else call.prob_maps.shape[1:]))
-        to.integers(*call.output_size, call.sampling_ratio, call.aligned, call.map_aligned)
+        spatial_scales, *others = call.options
+        to.integers(*others)
         for tensor in (call.rois, call.levels, call.prob_maps):
             to.optional(tensor)
-        for x, scale, asked in zip(call.inputs, call.spatial_scales, self.asked, strict=False):
+        for x, scale, asked in zip(call.inputs, spatial_scales, self.asked, strict=False):
             to.feature_map(x, scale)
             to.elements(x)
             to.feature_map(self.result_like(x, variant.dtype), scale)
