@@ -3,6 +3,7 @@ argument, the requirement and the value received."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,6 +39,8 @@ def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
 def check_scale(scale: float, name: str = "spatial_scale") -> float:
     if not isinstance(scale, _NUMBER):
         raise TypeError(f"{name} must be a number, got {scale!r}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {scale!r}")
     return float(scale)
 
 

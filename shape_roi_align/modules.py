@@ -18,6 +18,7 @@ from ._validation import (
     check_pyramid,
     check_rois,
     check_sampling_ratio,
+    check_scale,
     concatenate_maps,
 )
 from .ops import pool, roi_align, sa_roi_align
@@ -33,6 +34,7 @@ class _RoIAlignBase(nn.Module):
         self, output_size, spatial_scale: float, sampling_ratio: int, aligned: bool = False
     ) -> None:
         super().__init__()
+        check_scale(spatial_scale)
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
@@ -102,6 +104,7 @@ class _MultiScaleBase(nn.Module):
         self.featmap_names = list(featmap_names)
         self.output_size = check_output_size(output_size)
         self.sampling_ratio = check_sampling_ratio(sampling_ratio)
+        check_scale(canonical_scale, "canonical_scale")
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level
         self.aligned = aligned
@@ -277,4 +280,8 @@ def _infer_scales(
     if not image_shapes:
         raise ValueError("image_shapes must hold at least one (height, width)")
     height = max(shape[0] for shape in image_shapes)
+    if not 0 < height < math.inf:
+        raise ValueError(
+            f"image_shapes must have heights that are positive and finite, got {list(image_shapes)}"
+        )
     return [2.0 ** round(math.log2(max(x.shape[-2], 1) / height)) for x in features]

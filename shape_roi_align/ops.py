@@ -63,7 +63,8 @@ def sa_roi_align(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: an argument of the wrong shape, size or device.
+        ValueError: an argument of the wrong shape, size or device; a ``spatial_scale`` that is not
+            positive and finite.
         IndexError: on the CPU, a batch index outside ``[0, N)``. On CUDA such a box yields zeros.
     """
     return pool(
