@@ -92,8 +92,7 @@ def roi_align(
     """RoIAlign (Mask R-CNN, arXiv:1703.06870) with the signature and the results of
     ``torchvision.ops.roi_align``.
 
-    The same kernels as :func:`sa_roi_align`, which says what the arguments mean and what is raised,
-    without a map.
+    Same kernels, arguments and errors as :func:`sa_roi_align`, without a map.
 
     Returns:
         Tensor[K, C, output_size[0], output_size[1]]

@@ -1,4 +1,4 @@
-"""A named case as tensors, and the ways to pool it."""
+"""Named cases as tensors, and calls that pool them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from shape_roi_align._arguments import Options
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# (relative, absolute) error per dtype of a result. Inputs are exact in every dtype, so what remains
-# is:
+# Permitted (relative, absolute) error per dtype of a result. Inputs are exact in every dtype, so
+# errors come from:
 TOLERANCES = {
-    torch.float64: (1e-12, 1e-12),  # a few hundred roundings
-    # coordinates up to 300 pixels, known to 2^-24 of that, times slopes up to 4 per pixel, over a
-    # sum
+    torch.float64: (1e-12, 1e-12),  # a few hundred rounding errors
+    # coordinates up to 300 pixels, relative error 2^-24, times slopes up to 4 per pixel, summed
     torch.float32: (1e-5, 5e-5),
-    # float32 throughout, rounded once: half a unit in the last place of 11 and of 8 bits
+    # float32 arithmetic, rounded once: half a unit in the last of 11 or 8 bits
     torch.float16: (2**-11, 5e-5),
     torch.bfloat16: (2**-8, 5e-5),
 }
@@ -74,8 +73,7 @@ def to_call(
     map_dtype: torch.dtype | None = None,
     box_dtype: torch.dtype | None = None,
 ) -> Call:
-    """Maps take the features' dtype unless told otherwise; boxes float64 with float64 features,
-    else float32."""
+    """Default dtypes: maps as the features; boxes float64 with float64 features, else float32."""
     if box_dtype is None:
         box_dtype = dtype if dtype == torch.float64 else torch.float32
 
@@ -99,7 +97,7 @@ def to_call(
 
 
 def gradients(call: Call, pooled: Tensor, grad: np.ndarray) -> list[Tensor | None]:
-    """In the order of ``call.leaves()``; None where the graph does not reach."""
+    """In the order of ``call.leaves()``; None for a leaf that is not in the graph."""
     upstream = torch.tensor(grad, dtype=pooled.dtype, device=pooled.device)
     return list(torch.autograd.grad(pooled, call.leaves(), upstream, allow_unused=True))
 
@@ -112,7 +110,7 @@ def assert_matches(
     magnitude: float = 1.0,
     what: str = "",
 ) -> None:
-    """``dtype`` is that of the least precise arithmetic involved; ``magnitude`` scales its absolute
+    """``dtype`` is the least precise dtype of the computation; ``magnitude`` scales its absolute
     tolerance."""
     assert actual is not None, f"{what}: no tensor"
     relative, absolute = TOLERANCES[dtype]
