@@ -17,6 +17,7 @@ from study.huddle import HuddleConfig
 from study.report import mean_deviation, write_report
 from study_mrrcnn import MAIN_ROWS, PRESETS, ROWS, main
 
+pytestmark = pytest.mark.slow
 NAMES = ["rm_roialign", "rm_saroialign", "ceiling", "cls", "alpha=0", "control_time"]
 MADE = [
     "mask_r_cnn",
