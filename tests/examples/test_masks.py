@@ -10,7 +10,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 
 from mrrcnn import masks as masks_module
 from mrrcnn.masks import paste_masks, project_masks
-from study.huddle import HuddleConfig, write_huddle
+from study.datasets.huddle import HuddleConfig, write_huddle
 from training.data import CocoInstances, make_transforms
 
 WHOLE = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
