@@ -14,5 +14,5 @@ STABLE_TORCH_LIBRARY(shape_roi_align, m) {
       "prob_maps, "
       "float[] spatial_scales, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool "
       "aligned, bool map_aligned, "
-      "bool[] output_mask, bool deterministic) -> (Tensor[], Tensor, Tensor)");
+      "bool[] output_mask) -> (Tensor[], Tensor, Tensor)");
 }

@@ -1,4 +1,4 @@
-"""Devices and hypothesis profiles."""
+"""Devices, hypothesis profiles, and which fixtures are slow."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cuda: runs on a CUDA device")
+# Fixtures of a module that take more than a second: the tests that use them are slow.
+SLOW_FIXTURES = {"cpp_programs", "quick_run", "ranks"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 def missing_for_cuda() -> str | None:
@@ -29,9 +36,9 @@ def missing_for_cuda() -> str | None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device. CUDA may be missing, unless SHAPE_ROI_ALIGN_REQUIRE_CUDA=1."""
+    """CPU and CUDA. Without CUDA a test skips, or fails if SHAPE_ROI_ALIGN_REQUIRE_CUDA=1."""
     if request.param == "cuda" and (missing := missing_for_cuda()):
         if os.environ.get("SHAPE_ROI_ALIGN_REQUIRE_CUDA") == "1":
-            pytest.fail(f"SHAPE_ROI_ALIGN_REQUIRE_CUDA=1, but there is not {missing}")
+            pytest.fail(f"SHAPE_ROI_ALIGN_REQUIRE_CUDA=1, but {missing} is missing")
         pytest.skip(f"needs {missing}")
     return torch.device(request.param)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from calls import Call, assert_matches, gradients, to_call
+from calls import Call, assert_matches, deterministic_algorithms, gradients, to_call
 from cases import BY_NAME, CASES, INSIDE, PYRAMID, Case, make
 from oracle import distance_to_kink
 
@@ -39,11 +39,8 @@ def test_operator_gradients_equal_the_oracle(
     case: Case, dtype: torch.dtype, deterministic: bool, device: torch.device
 ) -> None:
     call = to_call(case, device, dtype).requires_grad()
-    torch.use_deterministic_algorithms(deterministic)
-    try:
+    with deterministic_algorithms(deterministic):
         assert_gradients_match(case, call, call.op(), dtype)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
@@ -83,7 +80,7 @@ def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", GRADCHECK_CASES, ids=repr)
 def test_gradcheck(case: Case, device: torch.device) -> None:
-    assert distance_to_kink(case.features, case.rois, case.options) > 1e-4
+    assert distance_to_kink(case.features, case.rois, case.levels, case.options) > 1e-4
     call = to_call(case, device).with_inputs(lambda x: lay_out(x, case.name.split("-")[0]))
     call = call.requires_grad()
 
@@ -101,7 +98,7 @@ def test_gradcheck_over_levels_without_maps(device: torch.device) -> None:
     case = make(
         "levels", INSIDE, **PYRAMID, levels=[2, 0, 1], map_size=None, channels=1, output_size=(1, 2)
     )
-    assert distance_to_kink(case.features, case.rois, case.options, case.levels) > 1e-4
+    assert distance_to_kink(case.features, case.rois, case.levels, case.options) > 1e-4
     call = to_call(case, device).requires_grad()
     images, corners = call.rois.detach().split([1, 4], 1)
 
@@ -120,7 +117,7 @@ def test_only_the_gradients_asked_for_are_computed(name: str, device: torch.devi
     expected = expected_of(case)
     for mask in itertools.product((False, True), repeat=len(expected)):
         grad_inputs, *others = torch.ops.shape_roi_align._sa_roi_align_backward(
-            grad, *call.args(), list(mask), False
+            grad, *call.args(), list(mask)
         )
         for asked, got, want in zip(mask, (*grad_inputs, *others), expected, strict=True):
             if asked:
@@ -187,4 +184,4 @@ def test_feature_gradient_keeps_the_features_memory_format(device: torch.device)
 def test_cases_stay_clear_of_kinks_that_float32_could_cross(case: Case) -> None:
     """Rounding a coordinate to float32 must not move a sample over a jump, or the oracle would not
     apply."""
-    assert distance_to_kink(case.features, case.rois, case.options, case.levels) > 1e-4
+    assert distance_to_kink(case.features, case.rois, case.levels, case.options) > 1e-4

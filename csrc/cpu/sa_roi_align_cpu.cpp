@@ -50,8 +50,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
     const Tensor& grad, const std::vector<Tensor>& inputs, const Tensor& rois,
     const std::optional<Tensor>& levels, const std::optional<Tensor>& prob_maps,
     const std::vector<double>& spatial_scales, int64_t pooled_height, int64_t pooled_width,
-    int64_t sampling_ratio, bool aligned, bool map_aligned, const std::vector<bool>& output_mask,
-    bool /*deterministic: always*/) {
+    int64_t sampling_ratio, bool aligned, bool map_aligned, const std::vector<bool>& output_mask) {
   const Call call = check_call(
       inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
       aligned, map_aligned);

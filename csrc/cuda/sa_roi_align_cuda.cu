@@ -121,8 +121,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cuda(
     const std::vector<double>& spatial_scales,  // L
     int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
     bool map_aligned,
-    const std::vector<bool>& output_mask,  // L + 2: each map of inputs, prob_maps, rois
-    bool /*deterministic: always*/) {
+    const std::vector<bool>& output_mask) {  // L + 2: each map of inputs, prob_maps, rois
   const Call call = check_call(
       inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
       aligned, map_aligned);
