@@ -140,12 +140,12 @@ def operator_library(name: str, sources: list[str], **link: list[str]) -> Extens
 extensions = [
     operator_library(
         "libshape_roi_align",
-        ["csrc/sa_roi_align.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+        ["csrc/schema.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))],
         libraries=["torch_cpu"],
     ),
     Extension(
         "shape_roi_align._C",
-        ["csrc/python_module.cpp", "csrc/cpu/capabilities.cpp"],
+        ["csrc/introspection.cpp", "csrc/cpu/simd/instruction_set.cpp"],
         language="c++",
         include_dirs=[CSRC, pybind11.get_include()],
         define_macros=[

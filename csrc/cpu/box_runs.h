@@ -6,10 +6,10 @@
 #include <limits>
 #include <vector>
 
-#include "boxes.h"
-#include "lookups.h"
-#include "packed_rows.h"
-#include "run_plan.h"
+#include "cpu/boxes.h"
+#include "cpu/lookups.h"
+#include "cpu/packed_rows.h"
+#include "cpu/run_plan.h"
 
 namespace shape_roi_align::cpu {
 

@@ -12,9 +12,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "../sa_roi_align.h"
-#include "kernels.h"
-#include "taps.h"
+#include "cpu/simd/kernels.h"
+#include "cpu/taps.h"
+#include "params.h"
 
 namespace shape_roi_align::cpu {
 

@@ -1,9 +1,9 @@
 // Forward: the taps of a box are built once; then channels stream through registers.
 #include <cstring>
 
-#include "box_runs.h"
-#include "operators.h"
-#include "streaming.h"
+#include "cpu/box_runs.h"
+#include "cpu/jobs.h"
+#include "cpu/simd/streaming.h"
 
 namespace shape_roi_align::cpu {
 namespace {

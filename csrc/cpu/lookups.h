@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "boxes.h"
+#include "cpu/boxes.h"
 
 namespace shape_roi_align::cpu {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "planes.h"
+#include "cpu/planes.h"
 
 namespace shape_roi_align::cpu {
 

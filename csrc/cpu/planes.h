@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "../sa_roi_align.h"
-#include "kernels.h"
+#include "cpu/simd/kernels.h"
+#include "params.h"
 
 namespace shape_roi_align::cpu {
 

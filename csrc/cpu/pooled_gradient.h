@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "planes.h"
+#include "cpu/planes.h"
 
 namespace shape_roi_align::cpu {
 

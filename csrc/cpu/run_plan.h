@@ -17,9 +17,9 @@
 #include <numeric>
 #include <vector>
 
-#include "boxes.h"
-#include "lookups.h"
-#include "planes.h"
+#include "cpu/boxes.h"
+#include "cpu/lookups.h"
+#include "cpu/planes.h"
 
 namespace shape_roi_align::cpu {
 

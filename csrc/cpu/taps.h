@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../geometry.h"
+#include "geometry.h"
 
 namespace shape_roi_align::cpu {
 

@@ -4,7 +4,7 @@
 // neighbouring channels; elsewhere they serve neighbouring pixels and each runs through channels.
 #pragma once
 
-#include "sampling.cuh"
+#include "cuda/sampling.cuh"
 
 namespace shape_roi_align::cuda {
 

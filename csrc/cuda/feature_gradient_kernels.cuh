@@ -2,8 +2,8 @@
 // Same bits in every run, no atomics, every element is written.
 #pragma once
 
-#include "patch.cuh"
-#include "tiles.cuh"
+#include "cuda/patch.cuh"
+#include "cuda/tiles.cuh"
 
 namespace shape_roi_align::cuda {
 

@@ -1,5 +1,5 @@
-#include "on_stream.h"
-#include "stream_launcher.h"
+#include "cuda/on_stream.h"
+#include "cuda/stream_launcher.h"
 
 namespace shape_roi_align::cuda {
 

@@ -1,7 +1,7 @@
 // Forward: bins as sums of taps, for features with channels innermost and for any other layout.
 #pragma once
 
-#include "patch.cuh"
+#include "cuda/patch.cuh"
 
 namespace shape_roi_align::cuda {
 

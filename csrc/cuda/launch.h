@@ -9,9 +9,9 @@
 #include <limits>
 #include <type_traits>
 
-#include "feature_gradient_kernels.cuh"
-#include "forward_kernels.cuh"
-#include "map_and_box_kernel.cuh"
+#include "cuda/feature_gradient_kernels.cuh"
+#include "cuda/forward_kernels.cuh"
+#include "cuda/map_and_box_kernel.cuh"
 
 namespace shape_roi_align::cuda {
 

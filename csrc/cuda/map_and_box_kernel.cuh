@@ -7,7 +7,7 @@
 // collects the samples that read it. All sums have a fixed order.
 #pragma once
 
-#include "patch.cuh"
+#include "cuda/patch.cuh"
 
 namespace shape_roi_align::cuda {
 

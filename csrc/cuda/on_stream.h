@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace shape_roi_align::cuda {
 

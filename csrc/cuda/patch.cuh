@@ -5,7 +5,7 @@
 // map values are computed once per patch, by all threads, and serve all channels.
 #pragma once
 
-#include "block.cuh"
+#include "cuda/block.cuh"
 
 namespace shape_roi_align::cuda {
 

@@ -4,8 +4,8 @@
 
 #include <tuple>
 
-#include "../checks.h"
-#include "on_stream.h"
+#include "cuda/on_stream.h"
+#include "tensor_arguments.h"
 
 namespace shape_roi_align {
 namespace {

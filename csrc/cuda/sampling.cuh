@@ -1,8 +1,8 @@
 // A box as the kernels see it, and which of its bins and samples read a pixel.
 #pragma once
 
-#include "../sa_roi_align.h"
-#include "scalar.cuh"
+#include "cuda/scalar.cuh"
+#include "params.h"
 
 namespace shape_roi_align::cuda {
 

@@ -1,7 +1,7 @@
 // Which boxes read which tile of the feature maps: a bit per box and tile.
 #pragma once
 
-#include "block.cuh"
+#include "cuda/block.cuh"
 
 namespace shape_roi_align::cuda {
 

@@ -3,7 +3,7 @@
 // ACCUMULATORS are set by the includer. Every function is internal: nothing compiled for a newer
 // processor may be picked by the linker for an older one.
 
-#include "vectors.inl"
+#include "cpu/simd/vectors.inl"
 
 // Calls body(first channel, vectors) for blocks of at most ACCUMULATORS vectors, then tail(first
 // channel, channels left).

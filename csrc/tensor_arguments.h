@@ -13,7 +13,7 @@
 #include <optional>
 #include <vector>
 
-#include "sa_roi_align.h"
+#include "params.h"
 
 namespace shape_roi_align {
 

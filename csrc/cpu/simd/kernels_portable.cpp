@@ -2,13 +2,13 @@
 #include <algorithm>
 #include <utility>
 
-#include "capabilities.h"
+#include "cpu/simd/kernels.h"
 
 namespace shape_roi_align::cpu {
 namespace portable {
 #define VECTOR_BYTES 16
 #define ACCUMULATORS 8
-#include "kernels.inl"
+#include "cpu/simd/kernels.inl"
 }  // namespace portable
 
 template <typename T>

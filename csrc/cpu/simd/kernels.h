@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "scalar.h"
+#include "cpu/simd/scalar.h"
 
 namespace shape_roi_align::cpu {
 
@@ -87,9 +87,16 @@ struct Kernels {
   void (*unpack)(const acc_t* tile, int64_t stride, const Planes<T>& planes);
 };
 
-// The table of the best instruction set of this processor, or of the one named by
-// SHAPE_ROI_ALIGN_CPU_CAPABILITY.
+// The table of instruction_set().
 template <typename T>
 const Kernels<T>& kernels();
+
+// One table per instruction set; kernels_<name>.cpp defines it.
+template <typename T>
+const Kernels<T>& portable_kernels();
+template <typename T>
+const Kernels<T>& avx2_kernels();
+template <typename T>
+const Kernels<T>& avx512_kernels();
 
 }  // namespace shape_roi_align::cpu

@@ -1,18 +1,18 @@
-#include "kernels.h"
+#include "cpu/simd/kernels.h"
 
-#include "capabilities.h"
+#include "cpu/simd/instruction_set.h"
 
 namespace shape_roi_align::cpu {
 
 template <typename T>
 const Kernels<T>& kernels() {
 #if defined(__x86_64__)
-  switch (capability()) {
-    case Capability::kAvx512:
+  switch (instruction_set()) {
+    case InstructionSet::kAvx512:
       return avx512_kernels<T>();
-    case Capability::kAvx2:
+    case InstructionSet::kAvx2:
       return avx2_kernels<T>();
-    case Capability::kPortable:
+    case InstructionSet::kPortable:
       break;
   }
 #endif

@@ -5,10 +5,10 @@
 #include <cstring>
 #include <limits>
 
-#include "boxes.h"
-#include "operators.h"
-#include "pooled_gradient.h"
-#include "streaming.h"
+#include "cpu/boxes.h"
+#include "cpu/jobs.h"
+#include "cpu/pooled_gradient.h"
+#include "cpu/simd/streaming.h"
 
 namespace shape_roi_align::cpu {
 namespace {
@@ -351,7 +351,7 @@ class BandGradient {
 
 }  // namespace
 
-void backward_features(const Params& params, const PooledMap& grad, const FeatureMap* gradients) {
+void feature_gradient(const Params& params, const PooledMap& grad, const FeatureMap* gradients) {
   dispatch(params, [&](auto feature, auto roi) {
     using T = decltype(feature);
     using coord_t = coordinate_t<T, decltype(roi)>;

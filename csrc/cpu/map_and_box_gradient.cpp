@@ -1,9 +1,9 @@
 // Gradients of the probability maps and of the boxes. Both are sums over channels, and both follow
 // from the same dot products <features of a pixel, gradient of a bin>, one per tap: the channels
 // are read once, the rest is scalar work. One thread owns a box.
-#include "box_runs.h"
-#include "operators.h"
-#include "pooled_gradient.h"
+#include "cpu/box_runs.h"
+#include "cpu/jobs.h"
+#include "cpu/pooled_gradient.h"
 
 namespace shape_roi_align::cpu {
 namespace {
@@ -219,7 +219,7 @@ class MapAndBoxGradient {
 
 }  // namespace
 
-void backward_maps_and_boxes(
+void map_and_box_gradient(
     const Params& params, const PooledMap& grad, void* grad_maps, void* grad_rois) {
   dispatch(params, [&](auto feature, auto roi) {
     using T = decltype(feature);

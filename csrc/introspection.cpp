@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/capabilities.h"
+#include "cpu/simd/instruction_set.h"
 #include "cpu/taps.h"
 #include "geometry.h"
 
@@ -146,7 +146,7 @@ PYBIND11_MODULE(_C, m) {
       "What was built: version, torch headers, CUDA compiler and architectures (empty without "
       "CUDA), C++ compiler.");
   m.def(
-      "cpu_capability", &cpu::capability_name,
+      "cpu_capability", &cpu::instruction_set_name,
       "Instruction set of the CPU kernels in this process: portable, avx2 or avx512.");
   m.def(
       "sampling_points", &sampling_points, "box"_a, py::kw_only(), "height"_a, "width"_a,

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "capabilities.h"
+#include "cpu/simd/kernels.h"
 
 // After the includes: only what this file defines may use the instruction set.
 // clang-format off
@@ -21,7 +21,7 @@ namespace shape_roi_align::cpu {
 namespace avx2 {
 #define VECTOR_BYTES 32
 #define ACCUMULATORS 8
-#include "kernels.inl"
+#include "cpu/simd/kernels.inl"
 }  // namespace avx2
 }  // namespace shape_roi_align::cpu
 

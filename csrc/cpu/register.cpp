@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <tuple>
 
-#include "../checks.h"
-#include "operators.h"
-#include "streaming.h"
+#include "cpu/jobs.h"
+#include "cpu/simd/streaming.h"
+#include "tensor_arguments.h"
 
 namespace shape_roi_align {
 namespace {
@@ -74,7 +74,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
     maps[l] = to_feature_map(grad_inputs.back(), spatial_scales[l]);
   }
   if (any) {
-    cpu::backward_features(params, pooled, maps.data());
+    cpu::feature_gradient(params, pooled, maps.data());
   }
 
   const bool wants_maps = output_mask[num_levels] && prob_maps.has_value();
@@ -84,7 +84,7 @@ std::tuple<std::vector<Tensor>, Tensor, Tensor> sa_roi_align_backward_cpu(
                                 : empty({0}, roi_type, rois);
   Tensor grad_rois = wants_rois ? zeros(size_of(rois), roi_type, rois) : empty({0}, roi_type, rois);
   if (wants_maps || wants_rois) {
-    cpu::backward_maps_and_boxes(
+    cpu::map_and_box_gradient(
         params, pooled, wants_maps ? grad_maps.data_ptr() : nullptr,
         wants_rois ? grad_rois.data_ptr() : nullptr);
   }
