@@ -1,5 +1,5 @@
-// shape_roi_align._C: what was built, what runs, and the kernels' own sampling geometry as NumPy
-// arrays. No tensor operator, no torch include.
+// shape_roi_align._C: build facts, the instruction set in use, and the kernels' own sampling
+// geometry as NumPy arrays. It has no tensor operator and includes no torch header.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "cpu/simd/instruction_set.h"
-#include "cpu/taps.h"
+#include "cpu/taps/box_taps.h"
 #include "geometry.h"
 
 #ifndef SHAPE_ROI_ALIGN_VERSION
@@ -36,7 +36,7 @@ namespace shape_roi_align {
 namespace {
 
 using Box = std::array<double, 4>;
-using Map = py::array_t<double, py::array::c_style | py::array::forcecast>;
+using ProbMap = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
 template <typename T>
 py::array_t<T> to_array(const std::vector<T>& values) {
@@ -68,22 +68,22 @@ SamplingOptions check_options(
 py::dict axis_samples(const Axis<double>& axis, int32_t size) {
   std::vector<int32_t> bins;
   std::vector<double> coordinates;
-  std::vector<double> places;
+  std::vector<double> uv;
   std::vector<bool> inside;
   for (int32_t bin = 0; bin < axis.bins; ++bin) {
     const Range<int32_t> visible = visible_samples(axis, bin, size);
     for (int32_t i = visible.begin; i < visible.end; ++i) {
       bins.push_back(bin);
       coordinates.push_back(sample_coordinate(axis, bin, i));
-      places.push_back(sample_place(axis, bin, i));
+      uv.push_back(sample_uv(axis, bin, i));
       inside.push_back(is_inside(coordinates.back(), size));
     }
   }
   py::array_t<bool> reads(static_cast<py::ssize_t>(inside.size()));
   std::copy(inside.begin(), inside.end(), reads.mutable_data());
   return py::dict(
-      "bin"_a = to_array(bins), "coordinate"_a = to_array(coordinates),
-      "place"_a = to_array(places), "inside"_a = reads, "samples_per_bin"_a = axis.samples);
+      "bin"_a = to_array(bins), "coordinate"_a = to_array(coordinates), "uv"_a = to_array(uv),
+      "inside"_a = reads, "samples_per_bin"_a = axis.samples);
 }
 
 py::dict sampling_points(
@@ -101,7 +101,7 @@ py::dict sampling_points(
 
 py::dict box_taps(
     const Box& box, int32_t height, int32_t width, std::pair<int32_t, int32_t> output_size,
-    double spatial_scale, int32_t sampling_ratio, bool aligned, std::optional<Map> prob_map,
+    double spatial_scale, int32_t sampling_ratio, bool aligned, std::optional<ProbMap> prob_map,
     std::optional<bool> map_aligned) {
   const SamplingOptions options = check_options(
       output_size, height, width, sampling_ratio, aligned, map_aligned.value_or(aligned));
@@ -109,23 +109,26 @@ py::dict box_taps(
     throw py::value_error("prob_map must have shape [Mh, Mw] with at least one cell");
   }
   const BoxGeometry<double> geometry = geometry_of(box, spatial_scale, options);
-  cpu::BoxTaps<double, double> taps;
-  std::vector<int32_t> rows;
-  std::vector<int32_t> columns;
+  cpu::BoxTaps<double> taps;
   if (geometry.valid) {
-    const int32_t map_height = prob_map ? static_cast<int32_t>(prob_map->shape(0)) : 0;
-    const int32_t map_width = prob_map ? static_cast<int32_t>(prob_map->shape(1)) : 0;
-    taps.build_axes(geometry, height, width, map_height, map_width, options.map_aligned);
+    const int32_t prob_map_height = prob_map ? static_cast<int32_t>(prob_map->shape(0)) : 0;
+    const int32_t prob_map_width = prob_map ? static_cast<int32_t>(prob_map->shape(1)) : 0;
+    cpu::BoxAxes<double> axes;
+    axes.assign(geometry, height, width, prob_map_height, prob_map_width, options.map_aligned);
     std::vector<int64_t> row_offset;
-    for (const int32_t row : taps.y.cells) {
+    for (const int32_t row : axes.y.touched) {
       row_offset.push_back(int64_t(row) * width);
     }
-    const std::vector<int64_t> column_offset(taps.x.cells.begin(), taps.x.cells.end());
-    taps.build_taps(
-        prob_map ? prob_map->data() : nullptr, map_width, row_offset.data(), column_offset.data());
+    const std::vector<int64_t> column_offset(axes.x.touched.begin(), axes.x.touched.end());
+    cpu::BinWeights<double>::Memory memory;
+    cpu::BinWeights<double> weights(
+        axes, prob_map ? prob_map->data() : nullptr, prob_map_width, memory);
+    taps.assign(axes, weights, row_offset.data(), column_offset.data());
   } else {
     taps.bin_begin.assign(size_t(options.pooled_height) * options.pooled_width + 1, 0);
   }
+  std::vector<int32_t> rows;
+  std::vector<int32_t> columns;
   for (const int64_t offset : taps.offset) {
     rows.push_back(static_cast<int32_t>(offset / width));
     columns.push_back(static_cast<int32_t>(offset % width));
@@ -153,7 +156,8 @@ PYBIND11_MODULE(_C, m) {
       "output_size"_a, "spatial_scale"_a = 1.0, "sampling_ratio"_a = -1, "aligned"_a = false,
       "Samples of a box (x1, y1, x2, y2) on a map of height x width: for 'y' and 'x' a dict of "
       "arrays with one entry per sample: "
-      "'bin', 'coordinate' in feature pixels, 'place' inside the box in (0, 1), 'inside' whether "
+      "'bin', 'coordinate' in feature pixels, 'uv' (v along y, u along x) in (0, 1), 'inside' "
+      "whether "
       "it reads the map; and the number "
       "'samples_per_bin'. Of boxes far larger than the map, samples beyond its border may be left "
       "out.");

@@ -1,20 +1,26 @@
-// The CPU operators on plain pointers.
+// The three jobs of the CPU operators, on plain pointers.
 #pragma once
 
+#include "cpu/boxes.h"
 #include "params.h"
 
 namespace shape_roi_align::cpu {
 
-// output: [K, C, PH, PW] of params.feature_type, each box dense in memory.
-void forward(const Params& params, const PooledMap& output);
+// boxes: those of params, in each job.
 
-// gradients[l]: [N, C, H_l, W_l] of params.feature_type, all of it written; data is null where not
-// asked for.
-void feature_gradient(const Params& params, const PooledMap& grad, const FeatureMap* gradients);
+// output: [K, C, PH, PW] of params.feature_type, each box dense in memory. All of it is written.
+void forward(const Params& params, SortedBoxes boxes, const PooledTensor& output);
 
-// grad_maps: [K, Mh, Mw] of params.map_type or null. grad_rois: [K, 5] of params.roi_type or null.
-// Both contiguous and zeroed.
+// gradients.levels[l]: [N, C, H_l, W_l] of params.feature_type, all of it written. data is null for
+// a level whose gradient is not asked for.
+void feature_gradient(
+    const Params& params, const SortedBoxes& boxes, const PooledTensor& grad,
+    const FeatureGradients& gradients);
+
+// grad_prob_maps: [K, Mh, Mw] of params.prob_map_type, or null. grad_rois: [K, 5] of
+// params.roi_type, or null. Both contiguous and zeroed.
 void map_and_box_gradient(
-    const Params& params, const PooledMap& grad, void* grad_maps, void* grad_rois);
+    const Params& params, SortedBoxes boxes, const PooledTensor& grad, void* grad_prob_maps,
+    void* grad_rois);
 
 }  // namespace shape_roi_align::cpu

@@ -4,7 +4,7 @@
 namespace shape_roi_align::cuda {
 
 void feature_gradient_on(
-    cudaStream_t stream, const Params& params, const PooledMap& grad,
+    cudaStream_t stream, const Params& params, const PooledTensor& grad,
     const FeatureGradients& gradients, void* boxes, void* images, void* bits) {
   feature_gradient(
       params, grad, gradients, boxes, images, bits, LaunchOptions{}, StreamLauncher{stream});

@@ -7,11 +7,6 @@
 
 namespace shape_roi_align::cuda {
 
-// The gradients of all levels, of the features' type; data is null where not asked for.
-struct FeatureGradients {
-  FeatureMap levels[kMaxLevels];
-};
-
 constexpr int32_t kBatch = 8;  // boxes in hand at a time
 constexpr int32_t kTapsPerPixel = kMaxTaps / kMaxTilePixels;
 
@@ -53,7 +48,7 @@ __device__ T pixel_weight(
     }
     Interpolation<T> map_row{};
     if (has_map) {
-      map_row = interpolate_map(sample_place(y, ph, i), params.map_height, aligned);
+      map_row = interpolate_prob_map(sample_uv(y, ph, i), params.prob_map_height, aligned);
     }
     T along_row = T(0);
 #pragma unroll 1
@@ -62,7 +57,7 @@ __device__ T pixel_weight(
       if (has_map && of_column != T(0)) {
         of_column *= sample_map(
             params, box.index, map_row,
-            interpolate_map(sample_place(x, pw, j), params.map_width, aligned));
+            interpolate_prob_map(sample_uv(x, pw, j), params.prob_map_width, aligned));
       }
       along_row += of_column;
     }
@@ -145,8 +140,9 @@ struct BoxBatch {
 // more. totals: [kMaxTilePixels], the pixels' number of taps.
 template <typename coord_t, typename acc_t>
 __device__ bool fill_pixel_taps(
-    const Params& params, const PooledMap& grad, const Tile& tile, const BoxBatch<coord_t>& batch,
-    int32_t boxes, int32_t first, Tap<acc_t>* taps, int32_t* totals) {
+    const Params& params, const PooledTensor& grad, const Tile& tile,
+    const BoxBatch<coord_t>& batch, int32_t boxes, int32_t first, Tap<acc_t>* taps,
+    int32_t* totals) {
   bool has_more = false;
 #pragma unroll 1
   for (int32_t item = threadIdx.x; item < tile.pixels() * kBatch; item += blockDim.x) {
@@ -272,7 +268,7 @@ __device__ void write_by_pixels(
 template <typename feature_t, typename coord_t, int32_t width>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
     gather_feature_gradient_kernel(
-        const __grid_constant__ Params params, const __grid_constant__ PooledMap grad,
+        const __grid_constant__ Params params, const __grid_constant__ PooledTensor grad,
         const __grid_constant__ FeatureGradients gradients, const __grid_constant__ TileGrid tiles,
         const Box<coord_t>* boxes, const uint32_t* bits, const BoxesOfImage* images,
         const int64_t size) {

@@ -3,7 +3,7 @@
 
 namespace shape_roi_align::cuda {
 
-void forward_on(cudaStream_t stream, const Params& params, const PooledMap& output) {
+void forward_on(cudaStream_t stream, const Params& params, const PooledTensor& output) {
   forward(params, output, LaunchOptions{}, StreamLauncher{stream});
 }
 

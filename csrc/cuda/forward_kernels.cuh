@@ -58,7 +58,7 @@ __device__ void add_warps(acc_t* sums, acc_t* sum) {
 template <typename feature_t, typename coord_t, int32_t width>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
     forward_channels_kernel(
-        const __grid_constant__ Params params, const __grid_constant__ PooledMap output,
+        const __grid_constant__ Params params, const __grid_constant__ PooledTensor output,
         const __grid_constant__ BoxGrid grid) {
   using acc_t = accumulate_t<feature_t>;
   __shared__ Box<coord_t> box;
@@ -151,7 +151,7 @@ struct PixelsPatch {
   // `channels` channels, at most kChannelsPerLane. to: likewise of the box's output.
   __device__ void pool(
       const feature_t* from, int64_t from_stride, int32_t channels, acc_t* sum,
-      StagedBins<acc_t>& staged, const PooledMap& output, feature_t* to) const {
+      StagedBins<acc_t>& staged, const PooledTensor& output, feature_t* to) const {
     // Enough lanes for all taps of most bins.
     const int32_t lanes = taps_per_bin > kWarp ? kWarp : kChannelsPerLane;
     const int32_t teams = kWarp / lanes;
@@ -189,7 +189,7 @@ struct PixelsPatch {
  private:
   __device__ void write(
       const StagedBins<acc_t>& staged, int32_t first, int32_t bins, int32_t channels,
-      const PooledMap& output, feature_t* to) const {
+      const PooledTensor& output, feature_t* to) const {
     __syncwarp();
 #pragma unroll 1
     for (int32_t bin = lane_index(); bin < bins; bin += kWarp) {
@@ -209,7 +209,7 @@ struct PixelsPatch {
 template <typename feature_t, typename coord_t>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
     forward_pixels_kernel(
-        const __grid_constant__ Params params, const __grid_constant__ PooledMap output,
+        const __grid_constant__ Params params, const __grid_constant__ PooledTensor output,
         const __grid_constant__ BoxGrid grid) {
   using acc_t = accumulate_t<feature_t>;
   __shared__ Box<coord_t> box;

@@ -86,7 +86,7 @@ bool is_aligned(const map_t& map, std::initializer_list<int64_t> strides, int32_
 inline bool allows_vectors(const FeatureMap& map, int32_t width) {
   return is_aligned(map, {map.image_stride, map.row_stride, map.column_stride}, width);
 }
-inline bool allows_vectors(const PooledMap& map, int32_t width) {
+inline bool allows_vectors(const PooledTensor& map, int32_t width) {
   return is_aligned(map, {map.box_stride, map.row_stride, map.column_stride}, width);
 }
 inline bool allow_vectors(const FeatureMap* maps, int32_t count, int32_t width) {
@@ -108,7 +108,7 @@ void dispatch_width(bool vectors, F f) {
 }
 
 template <typename feature_t>
-bool is_vectorizable(const Params& params, const PooledMap& pooled) {
+bool is_vectorizable(const Params& params, const PooledTensor& pooled) {
   constexpr int32_t kWidth = kVectorWidth<feature_t>;
   return params.channels % kWidth == 0 && pooled.channel_stride == 1 &&
          allows_vectors(pooled, kWidth) && allow_vectors(params.levels, params.num_levels, kWidth);
@@ -150,7 +150,8 @@ int64_t channels_per_slab(const Params& params, const LaunchOptions& options) {
 // output: [K, C, PH, PW] of params.feature_type, every element is written.
 template <typename Launcher>
 void forward(
-    const Params& params, const PooledMap& output, const LaunchOptions& options, Launcher launch) {
+    const Params& params, const PooledTensor& output, const LaunchOptions& options,
+    Launcher launch) {
   if (params.num_rois == 0 || params.channels == 0) {
     return;
   }
@@ -223,7 +224,7 @@ struct FeatureGradientScratch {
 // grad: channels are innermost. gradients: of params.feature_type, every element is written.
 template <typename Launcher>
 void feature_gradient(
-    const Params& params, const PooledMap& grad, const FeatureGradients& gradients, void* boxes,
+    const Params& params, const PooledTensor& grad, const FeatureGradients& gradients, void* boxes,
     void* images, void* bits, const LaunchOptions& options, Launcher launch) {
   const TileGrid tiles = make_tiles(params, gradients, options);
   const int64_t size =
@@ -268,7 +269,7 @@ inline int32_t map_and_box_shares(const Params& params, const LaunchOptions& opt
 // null. Both of coordinate_type(params).
 template <typename Launcher>
 void map_and_box_gradient(
-    const Params& params, const PooledMap& grad, void* grad_maps, void* grad_rois,
+    const Params& params, const PooledTensor& grad, void* grad_maps, void* grad_rois,
     const LaunchOptions& options, Launcher launch) {
   if (params.num_rois == 0) {
     return;

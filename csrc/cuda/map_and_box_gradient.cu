@@ -4,7 +4,7 @@
 namespace shape_roi_align::cuda {
 
 void map_and_box_gradient_on(
-    cudaStream_t stream, const Params& params, const PooledMap& grad, void* grad_maps,
+    cudaStream_t stream, const Params& params, const PooledTensor& grad, void* grad_maps,
     void* grad_rois) {
   map_and_box_gradient(params, grad, grad_maps, grad_rois, LaunchOptions{}, StreamLauncher{stream});
 }

@@ -17,7 +17,7 @@ namespace shape_roi_align::cuda {
 template <int32_t width, typename feature_t, typename acc_t, typename coord_t>
 __device__ void multiply_channels(
     const Patch& patch, const PatchPlan& plan, const PatchTables<coord_t>& tables,
-    const int64_t* offsets, int64_t num_channels, const feature_t* image, const PooledMap& grad,
+    const int64_t* offsets, int64_t num_channels, const feature_t* image, const PooledTensor& grad,
     const feature_t* of_box, acc_t* products) {
   constexpr int32_t kAtOnce = kChannelsPerLane;  // taps, for sum_over_lanes
   constexpr int32_t kInFlight = kLoadsInFlight<feature_t, kFewBlocks>;
@@ -70,7 +70,7 @@ template <typename feature_t, typename acc_t, typename coord_t>
 __device__ void multiply_pixels(
     const FeatureMap& map, const Patch& patch, const PatchPlan& plan,
     const PatchTables<coord_t>& tables, const int64_t* offsets, int64_t num_channels,
-    const feature_t* image, const PooledMap& grad, const feature_t* of_box, acc_t* products) {
+    const feature_t* image, const PooledTensor& grad, const feature_t* of_box, acc_t* products) {
   const auto multiply = [&](int32_t slot, int32_t, int32_t, int32_t, int32_t) {
     const feature_t* pixel = image + offsets[slot];
     const feature_t* of_bin = of_box + bin_offset(grad, patch, slot / plan.taps_per_bin());
@@ -165,9 +165,9 @@ __device__ void differentiate_samples(
                            (y.low_weight * (product[0][1] - product[0][0]) +
                             y.high_weight * (product[1][1] - product[1][0]));
       box_gradient.y += of_y;
-      box_gradient.y_by_place += of_y * sample_place(geometry.y, patch.y.bin(i), patch.y.sample(i));
+      box_gradient.y_by_place += of_y * sample_uv(geometry.y, patch.y.bin(i), patch.y.sample(i));
       box_gradient.x += of_x;
-      box_gradient.x_by_place += of_x * sample_place(geometry.x, patch.x.bin(j), patch.x.sample(j));
+      box_gradient.x_by_place += of_x * sample_uv(geometry.x, patch.x.bin(j), patch.x.sample(j));
     }
     values[s] = value;
   }
@@ -222,7 +222,7 @@ __device__ void add_to_map(
 template <typename feature_t, typename coord_t, int32_t width>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
     map_and_box_gradient_kernel(
-        const __grid_constant__ Params params, const __grid_constant__ PooledMap grad,
+        const __grid_constant__ Params params, const __grid_constant__ PooledTensor grad,
         const __grid_constant__ BoxGrid grid, coord_t* grad_maps, coord_t* grad_rois) {
   using acc_t = accumulate_t<feature_t>;
   __shared__ Box<coord_t> box;
@@ -267,8 +267,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
         if (grad_maps != nullptr) {
           __syncthreads();
           add_to_map(
-              patch, tables, params.map_width, values,
-              grad_maps + to * params.map_height * params.map_width);
+              patch, tables, params.prob_map_width, values,
+              grad_maps + to * params.prob_map_height * params.prob_map_width);
         }
       });
     }

@@ -8,14 +8,14 @@
 namespace shape_roi_align::cuda {
 
 // Contracts: launch.h.
-void forward_on(cudaStream_t stream, const Params& params, const PooledMap& output);
+void forward_on(cudaStream_t stream, const Params& params, const PooledTensor& output);
 
 void feature_gradient_on(
-    cudaStream_t stream, const Params& params, const PooledMap& grad,
+    cudaStream_t stream, const Params& params, const PooledTensor& grad,
     const FeatureGradients& gradients, void* boxes, void* images, void* bits);
 
 void map_and_box_gradient_on(
-    cudaStream_t stream, const Params& params, const PooledMap& grad, void* grad_maps,
+    cudaStream_t stream, const Params& params, const PooledTensor& grad, void* grad_maps,
     void* grad_rois);
 
 }  // namespace shape_roi_align::cuda

@@ -264,8 +264,8 @@ __device__ void fill_samples(
     }
     table.features[i] = features;
     if (params.prob_maps != nullptr) {
-      const Interpolation<T> map = interpolate_map(
-          sample_place(axis, part.bin(i), part.sample(i)), map_size, params.options.map_aligned);
+      const Interpolation<T> map = interpolate_prob_map(
+          sample_uv(axis, part.bin(i), part.sample(i)), map_size, params.options.map_aligned);
       table.map[i] = map;
     }
   }
@@ -352,8 +352,8 @@ __device__ void fill_tables(
   const int32_t for_y = threadIdx.x;
   const int32_t for_x = threads - 1 - for_y;  // others than those busy with y
   __syncthreads();
-  fill_samples(params, y, patch.y, map.height, params.map_height, for_y, threads, tables.y);
-  fill_samples(params, x, patch.x, map.width, params.map_width, for_x, threads, tables.x);
+  fill_samples(params, y, patch.y, map.height, params.prob_map_height, for_y, threads, tables.y);
+  fill_samples(params, x, patch.x, map.width, params.prob_map_width, for_x, threads, tables.x);
   __syncthreads();
   fill_cells(patch.y, for_y, threads, tables.y);
   fill_cells(patch.x, for_x, threads, tables.x);
@@ -425,7 +425,7 @@ __device__ void fill_taps(
 }
 
 // Offset of bin i of a patch in the pooled tensor of its box.
-__device__ inline int64_t bin_offset(const PooledMap& pooled, const Patch& patch, int32_t i) {
+__device__ inline int64_t bin_offset(const PooledTensor& pooled, const Patch& patch, int32_t i) {
   return (patch.y.first_bin + i / patch.x.bins) * pooled.row_stride +
          (patch.x.first_bin + i % patch.x.bins) * pooled.column_stride;
 }

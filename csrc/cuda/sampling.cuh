@@ -94,7 +94,7 @@ __device__ T weight_at(const Interpolation<T>& at, int32_t cell) {
 
 template <typename T>
 __device__ T load_map(const Params& params, int64_t i) {
-  switch (params.map_type) {
+  switch (params.prob_map_type) {
     case ScalarType::kDouble:
       return T(static_cast<const double*>(params.prob_maps)[i]);
     case ScalarType::kFloat:
@@ -110,8 +110,8 @@ __device__ T load_map(const Params& params, int64_t i) {
 template <typename T>
 __device__ T
 sample_map(const Params& params, int64_t k, const Interpolation<T>& y, const Interpolation<T>& x) {
-  const int64_t low = (k * params.map_height + y.low) * params.map_width;
-  const int64_t high = (k * params.map_height + y.high) * params.map_width;
+  const int64_t low = (k * params.prob_map_height + y.low) * params.prob_map_width;
+  const int64_t high = (k * params.prob_map_height + y.high) * params.prob_map_width;
   const T at_low = x.low_weight * load_map<T>(params, low + x.low) +
                    x.high_weight * load_map<T>(params, low + x.high);
   const T at_high = x.low_weight * load_map<T>(params, high + x.low) +

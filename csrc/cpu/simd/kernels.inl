@@ -1,7 +1,7 @@
-// The one source of the arithmetic. Included by kernels_<capability>.cpp inside a namespace of its
-// own and, on x86-64, inside a region compiled for that instruction set; VECTOR_BYTES and
-// ACCUMULATORS are set by the includer. Every function is internal: nothing compiled for a newer
-// processor may be picked by the linker for an older one.
+// The kernels of one instruction set. kernels_<name>.cpp includes this file in a namespace of its
+// own and, on x86-64, in a region compiled for that instruction set, and defines VECTOR_BYTES and
+// ACCUMULATORS (vectors that stay in registers). Every function has internal linkage: the linker
+// must not pick one compiled for a newer processor on an older one.
 
 #include "cpu/simd/vectors.inl"
 
@@ -37,8 +37,8 @@ INLINE void for_channel_blocks(int32_t channels, Body body, Tail tail) {
 
 template <typename T, typename out_t, bool Streamed>
 static void gather(
-    const T* source, const int32_t* row_begin, const int64_t* offset, const accumulate_t<T>* weight,
-    int32_t rows, int32_t channels, out_t* out, int64_t row_stride) {
+    TapMatrix<accumulate_t<T>> taps, const T* source, int32_t channels, out_t* out,
+    int64_t row_stride) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
   if constexpr (Streamed) {
@@ -46,18 +46,18 @@ static void gather(
     const bool is_aligned = reinterpret_cast<uintptr_t>(out) % kVectorBytes == 0 &&
                             row_stride * int64_t(sizeof(out_t)) % kVectorBytes == 0;
     if (!is_aligned) {
-      gather<T, out_t, false>(source, row_begin, offset, weight, rows, channels, out, row_stride);
+      gather<T, out_t, false>(taps, source, channels, out, row_stride);
       return;
     }
   }
   for_channel_blocks<acc_t>(
       channels,
       [&](int32_t c, auto vectors) ALWAYS_INLINE {
-        for (int32_t r = 0; r < rows; ++r) {
+        for (int32_t r = 0; r < taps.rows; ++r) {
           vector_t<acc_t> sum[vectors] = {};
-          for (int32_t t = row_begin[r]; t < row_begin[r + 1]; ++t) {
-            const T* from = source + offset[t] + c;
-            const acc_t w = weight[t];
+          for (int32_t t = taps.begin[r]; t < taps.begin[r + 1]; ++t) {
+            const T* from = source + taps.offset[t] + c;
+            const acc_t w = taps.weight[t];
             repeat<vectors>([&](int32_t v)
                                 ALWAYS_INLINE { sum[v] += w * load_vector(from + v * lanes); });
           }
@@ -72,29 +72,29 @@ static void gather(
         }
       },
       [&](int32_t c, int32_t n) ALWAYS_INLINE {
-        for (int32_t r = 0; r < rows; ++r) {
+        for (int32_t r = 0; r < taps.rows; ++r) {
           vector_t<acc_t> sum = {};
-          for (int32_t t = row_begin[r]; t < row_begin[r + 1]; ++t) {
-            sum += weight[t] * load_partial(source + offset[t] + c, n);
+          for (int32_t t = taps.begin[r]; t < taps.begin[r + 1]; ++t) {
+            sum += taps.weight[t] * load_partial(source + taps.offset[t] + c, n);
           }
           store_partial(out + r * row_stride + c, sum, n);
         }
       });
 }
 
-// Products of many taps are summed over their lanes together.
+// Sums the lanes of one vector per tap, for `lanes` taps in one transpose.
 template <typename acc_t>
 struct DotProducts {
   static constexpr int32_t lanes = kLanes<acc_t>;
-  acc_t* dot;  // of the first tap held
+  acc_t* to;  // sum of the first tap held
   int32_t held = 0;
   vector_t<acc_t> of_tap[lanes];
 
   INLINE_MEMBER void add(vector_t<acc_t> products) {
     of_tap[held++] = products;
     if (held == lanes) {
-      store_vector(dot, load_vector(dot) + sum_of_each<lanes>(of_tap));
-      dot += lanes;
+      store_vector(to, load_vector(to) + sum_of_each<lanes>(of_tap));
+      to += lanes;
       held = 0;
     }
   }
@@ -103,28 +103,28 @@ struct DotProducts {
       for (int32_t i = held; i < lanes; ++i) {
         of_tap[i] = vector_t<acc_t>{};
       }
-      store_partial(dot, load_partial(dot, held) + sum_of_each<lanes>(of_tap), held);
+      store_partial(to, load_partial(to, held) + sum_of_each<lanes>(of_tap), held);
     }
   }
 };
 
 template <typename T>
-static void dot_taps(
-    const T* features, const int32_t* bin_begin, const int64_t* offset, int32_t bins,
-    int32_t channels, const accumulate_t<T>* tile, int64_t bin_stride, accumulate_t<T>* dot) {
+static void dot(
+    TapMatrix<accumulate_t<T>> taps, const T* features, int32_t channels,
+    const accumulate_t<T>* bins, int64_t bin_stride, accumulate_t<T>* products) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
   for_channel_blocks<acc_t>(
       channels,
       [&](int32_t c, auto vectors) ALWAYS_INLINE {
-        DotProducts<acc_t> products{dot};
-        for (int32_t b = 0; b < bins; ++b) {
+        DotProducts<acc_t> sums{products};
+        for (int32_t b = 0; b < taps.rows; ++b) {
           vector_t<acc_t> of_bin[vectors];
           repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
-            of_bin[v] = load_vector(tile + b * bin_stride + c + v * lanes);
+            of_bin[v] = load_vector(bins + b * bin_stride + c + v * lanes);
           });
-          for (int32_t t = bin_begin[b]; t < bin_begin[b + 1]; ++t) {
-            const T* from = features + offset[t] + c;
+          for (int32_t t = taps.begin[b]; t < taps.begin[b + 1]; ++t) {
+            const T* from = features + taps.offset[t] + c;
             constexpr int32_t chains = vectors < 4 ? vectors : 4;
             vector_t<acc_t> sum[chains] = {};
             repeat<vectors>([&](int32_t v) ALWAYS_INLINE {
@@ -133,38 +133,58 @@ static void dot_taps(
             for (int32_t v = 1; v < chains; ++v) {
               sum[0] += sum[v];
             }
-            products.add(sum[0]);
+            sums.add(sum[0]);
           }
         }
-        products.finish();
+        sums.finish();
       },
       [&](int32_t c, int32_t n) ALWAYS_INLINE {
-        DotProducts<acc_t> products{dot};
-        for (int32_t b = 0; b < bins; ++b) {
-          const vector_t<acc_t> of_bin = load_partial(tile + b * bin_stride + c, n);
-          for (int32_t t = bin_begin[b]; t < bin_begin[b + 1]; ++t) {
-            products.add(of_bin * load_partial(features + offset[t] + c, n));
+        DotProducts<acc_t> sums{products};
+        for (int32_t b = 0; b < taps.rows; ++b) {
+          const vector_t<acc_t> of_bin = load_partial(bins + b * bin_stride + c, n);
+          for (int32_t t = taps.begin[b]; t < taps.begin[b + 1]; ++t) {
+            sums.add(of_bin * load_partial(features + taps.offset[t] + c, n));
           }
         }
-        products.finish();
+        sums.finish();
       });
+}
+
+template <typename T>
+static void copy_to_buffer(
+    const T* source, const int64_t* offset, int32_t rows, int32_t channels, accumulate_t<T>* buffer,
+    int64_t stride) {
+  using acc_t = accumulate_t<T>;
+  constexpr int32_t lanes = kLanes<acc_t>;
+  for (int32_t r = 0; r < rows; ++r) {
+    const T* from = source + offset[r];
+    acc_t* to = buffer + r * stride;
+    int32_t c = 0;
+    for (; c + lanes <= channels; c += lanes) {
+      store_vector(to + c, load_vector(from + c));
+    }
+    for (; c < channels; ++c) {
+      to[c] = load(from[c]);
+    }
+  }
 }
 
 // Whole vectors of channels go through register transposes, the rest element by element.
 template <typename T>
 static void pack(
-    const Planes<const T>& planes, accumulate_t<T>* tile, int64_t tile_columns, int64_t stride) {
+    const Planes<const T>& planes, accumulate_t<T>* buffer, int64_t buffer_columns,
+    int64_t stride) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
   int32_t c = 0;
   for (; planes.unit_columns && c + lanes <= planes.channels; c += lanes) {
-    acc_t* to = tile + c;
+    acc_t* to = buffer + c;
     for (int32_t row = 0; row < planes.num_rows; ++row) {
       const T* from = planes.data + c * planes.channel_stride + planes.row_offset[row] +
                       planes.column_offset[0];
       for (int32_t column = 0; column < planes.num_columns; column += lanes) {
         const int32_t n = std::min(lanes, planes.num_columns - column);
-        if (n <= lanes / 4) {  // not worth a transpose
+        if (n <= lanes / 4) {  // a transpose costs more
           for (int32_t j = column; j < column + n; ++j) {
             for (int32_t i = 0; i < lanes; ++i) {
               to[j * stride + i] = load(from[i * planes.channel_stride + j]);
@@ -186,12 +206,12 @@ static void pack(
         repeat<lanes>([&](int32_t i)
                           ALWAYS_INLINE { store_vector(to + (column + i) * stride, m[i]); });
       }
-      to += tile_columns * stride;
+      to += buffer_columns * stride;
     }
   }
   for (; c < planes.channels; ++c) {
-    acc_t* to = tile + c;
-    for (int32_t row = 0; row < planes.num_rows; ++row, to += tile_columns * stride) {
+    acc_t* to = buffer + c;
+    for (int32_t row = 0; row < planes.num_rows; ++row, to += buffer_columns * stride) {
       const T* from = planes.data + c * planes.channel_stride + planes.row_offset[row];
       for (int32_t column = 0; column < planes.num_columns; ++column) {
         to[column * stride] = load(from[planes.column_offset[column]]);
@@ -201,18 +221,18 @@ static void pack(
 }
 
 template <typename T>
-static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>& planes) {
+static void unpack(const accumulate_t<T>* buffer, int64_t stride, const Planes<T>& planes) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
   int32_t c = 0;
   for (; planes.unit_columns && c + lanes <= planes.channels; c += lanes) {
-    const acc_t* from = tile + c;
+    const acc_t* from = buffer + c;
     for (int32_t row = 0; row < planes.num_rows; ++row) {
       T* to = planes.data + c * planes.channel_stride + planes.row_offset[row] +
               planes.column_offset[0];
       for (int32_t column = 0; column < planes.num_columns; column += lanes) {
         const int32_t n = std::min(lanes, planes.num_columns - column);
-        if (n <= lanes / 4) {  // not worth a transpose
+        if (n <= lanes / 4) {  // a transpose costs more
           for (int32_t j = column; j < column + n; ++j) {
             for (int32_t i = 0; i < lanes; ++i) {
               store(from[j * stride + i], to + i * planes.channel_stride + j);
@@ -222,7 +242,7 @@ static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>&
         }
         vector_t<acc_t> m[lanes];
         repeat<lanes>([&](int32_t i) ALWAYS_INLINE {
-          m[i] = load_vector(from + (column + i) * stride);  // past the last column: read, not used
+          m[i] = load_vector(from + (column + i) * stride);  // may read past the last column
         });
         transpose<lanes / 2>(m);
         T* first = to + column;
@@ -240,7 +260,7 @@ static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>&
     }
   }
   for (; c < planes.channels; ++c) {
-    const acc_t* from = tile + c;
+    const acc_t* from = buffer + c;
     for (int32_t row = 0; row < planes.num_rows; ++row) {
       T* to = planes.data + c * planes.channel_stride + planes.row_offset[row];
       for (int32_t column = 0; column < planes.num_columns; ++column, from += stride) {
@@ -250,11 +270,11 @@ static void unpack(const accumulate_t<T>* tile, int64_t stride, const Planes<T>&
   }
 }
 
-// As many planes at a time as registers hold: they share the lookups' weights and indices.
+// Planes per group: as many as registers hold. A group loads weights and indices once.
 template <int32_t Vectors>
 constexpr int32_t kPlanes = ACCUMULATORS / (Vectors < 4 ? 4 : Vectors);
 
-// f(first channel, planes, vectors), in groups of kPlanes, then one by one.
+// f(first channel, planes, vectors) for groups of kPlanes planes, then plane by plane.
 template <typename acc_t, typename F>
 INLINE void for_plane_groups(int32_t vectors, int32_t channels, F f) {
   const auto groups = [&](auto of_row) ALWAYS_INLINE {
@@ -277,7 +297,7 @@ INLINE void for_plane_groups(int32_t vectors, int32_t channels, F f) {
 }
 
 template <typename T>
-static void pool_planes(
+static void look_up(
     const Lookups<accumulate_t<T>>& box, const T* features, int64_t channel_stride,
     int32_t channels, T* out, int64_t out_channel_stride, int64_t out_row_stride) {
   using acc_t = accumulate_t<T>;
@@ -300,7 +320,7 @@ static void pool_planes(
             for (int32_t part = 0; part < box.parts; ++part) {
               const vector_t<acc_t> w = load_vector(weight + part * lanes);
               repeat<planes>([&](int32_t p) ALWAYS_INLINE {
-                sum[p] += w * look_up<vectors>(pixels[p], box.index + part * lanes);
+                sum[p] += w * permute<vectors>(pixels[p], box.index + part * lanes);
               });
             }
           }
@@ -315,26 +335,27 @@ static void pool_planes(
 template <typename T>
 static const Kernels<T>& table() {
   using acc_t = accumulate_t<T>;
-  const auto look_up_pixels = [] {
-    if constexpr (kHasLookups<acc_t>) {
-      return &pool_planes<T>;
+  const auto look_up_if_possible = [] {
+    if constexpr (kCanPermute<acc_t>) {
+      return &look_up<T>;
     } else {
-      return decltype(Kernels<T>::pool_planes){};
+      return decltype(Kernels<T>::look_up){};
     }
   };
   static const Kernels<T> kTable = {
-      kLanes<acc_t>,
-      4 * kLanes<acc_t>,
-      gather<T, T, false>,
-      gather<T, T, true>,
-      gather<T, acc_t, false>,
-      gather<acc_t, T, false>,
-      gather<acc_t, acc_t, false>,
-      dot_taps<T>,
-      dot_taps<acc_t>,
-      look_up_pixels(),
-      pack<T>,
-      unpack<T>,
+      .lanes = kLanes<acc_t>,
+      .planar_block = 4 * kLanes<acc_t>,
+      .gather = gather<T, T, false>,
+      .gather_streamed = gather<T, T, true>,
+      .gather_to_buffer = gather<T, acc_t, false>,
+      .gather_from_buffer = gather<acc_t, T, false>,
+      .gather_between_buffers = gather<acc_t, acc_t, false>,
+      .dot = dot<T>,
+      .dot_with_buffer = dot<acc_t>,
+      .look_up = look_up_if_possible(),
+      .copy_to_buffer = copy_to_buffer<T>,
+      .pack = pack<T>,
+      .unpack = unpack<T>,
   };
   return kTable;
 }

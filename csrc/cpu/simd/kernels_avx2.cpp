@@ -1,4 +1,4 @@
-// The loops for x86-64 processors with AVX2, FMA and F16C (2013 on).
+// The kernels for x86-64 processors with AVX2, FMA and F16C (2013 and later).
 #if defined(__x86_64__)
 #include <immintrin.h>
 
@@ -7,7 +7,7 @@
 
 #include "cpu/simd/kernels.h"
 
-// After the includes: only what this file defines may use the instruction set.
+// After the includes: only functions of this file may use the instruction set.
 // clang-format off
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

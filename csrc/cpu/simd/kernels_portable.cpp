@@ -1,4 +1,4 @@
-// The loops for any processor: what the compiler's baseline offers (SSE2 on x86-64, NEON on Arm).
+// The kernels for any processor, in the compiler's baseline (SSE2 on x86-64, NEON on Arm).
 #include <algorithm>
 #include <utility>
 

@@ -1,4 +1,4 @@
-// Storage types of the CPU kernels and their conversion to the type they are accumulated in.
+// Storage types of the CPU kernels, and their conversion to and from the accumulate type.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ template <>
 struct Accumulate<double> {
   using type = double;
 };
-// f64 accumulates in f64; f32, f16 and bf16 in f32.
+// double for f64; float for f32, f16 and bf16.
 template <typename T>
 using accumulate_t = typename Accumulate<T>::type;
 
@@ -76,8 +76,7 @@ inline void store(float value, Half* to) {
     to->bits = sign | 0x7e00;
   } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or above
     to->bits = sign | 0x7c00;
-  } else if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 aligns the last bit of a float
-                                         // with that of a half
+  } else if (magnitude < 0x38800000u) {  // subnormal: 0.5f has its last bit where a half has it
     to->bits = static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u));
   } else {
     to->bits = static_cast<uint16_t>(

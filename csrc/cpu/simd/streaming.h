@@ -1,4 +1,4 @@
-// Writing results too large for the caches without reading the memory first.
+// Stores that bypass the caches. A normal store reads the cache line before it writes.
 #pragma once
 
 #include <algorithm>
@@ -11,26 +11,27 @@
 
 namespace shape_roi_align::cpu {
 
-// Bytes from which a result is not expected back from a cache.
+// Results of at least this many bytes bypass the caches.
 constexpr int64_t kLargeResult = 16 << 20;
 
 #if defined(__SSE2__)
-// Whole lines are neither read before they are written nor displace others. Other threads see them
-// after finish_streaming(). value(i): the 16 bytes at byte i; some(begin, end): writes those bytes.
-template <typename Value, typename Some>
-void stream_lines(void* to, size_t n, Value value, Some some) {
+// Writes n bytes, whole cache lines past the caches. value(i) returns the 16 bytes at byte i;
+// write(begin, end) writes the bytes before the first and after the last whole line. Other threads
+// see the lines after finish_streaming().
+template <typename Value, typename Write>
+void stream_lines(void* to, size_t n, Value value, Write write) {
   constexpr size_t kLine = 64;
   constexpr size_t kVector = sizeof(__m128i);
   char* out = static_cast<char*>(to);
   const size_t before = std::min((kLine - reinterpret_cast<uintptr_t>(out) % kLine) % kLine, n);
-  some(size_t(0), before);
+  write(size_t(0), before);
   size_t i = before;
   for (; i + kLine <= n; i += kLine) {
     for (size_t j = i; j < i + kLine; j += kVector) {
       _mm_stream_si128(reinterpret_cast<__m128i*>(out + j), value(j));
     }
   }
-  some(i, n);
+  write(i, n);
 }
 
 // memcpy past the caches.

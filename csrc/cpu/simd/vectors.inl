@@ -23,7 +23,7 @@ constexpr int32_t kLanes = VECTOR_BYTES / sizeof(acc_t);
 #define INLINE static inline ALWAYS_INLINE
 #define INLINE_MEMBER inline ALWAYS_INLINE
 
-// body(0), ..., body(N - 1), unrolled.
+// Calls body(0), ..., body(N - 1), unrolled.
 template <typename Body, int32_t... I>
 INLINE void repeat_each(Body body, std::integer_sequence<int32_t, I...>) {
   (body(I), ...);
@@ -96,7 +96,7 @@ INLINE void store_vector(Half* to, FloatVector v) {
 }
 #endif
 
-// Stores past the caches; `to` is aligned to what is stored.
+// Stores past the caches. `to` is aligned to the bytes stored.
 INLINE void stream_vector(float* to, FloatVector v) {
 #if VECTOR_BYTES == 64
   _mm512_stream_ps(to, (__m512)v);
@@ -132,7 +132,7 @@ INLINE void stream_vector(half_t* to, FloatVector v) {
 #endif
 }
 
-// The first n lanes, the others 0.
+// The first n lanes; the others are 0.
 template <typename T>
 INLINE auto load_partial(const T* from, int32_t n) {
   T values[kLanes<accumulate_t<T>>] = {};
@@ -164,10 +164,10 @@ INLINE void store_partial(double* to, DoubleVector v, int32_t n) {
 }
 #endif
 
-// Lane i: element index[i] of the vectors laid end to end; 0 where index[i] is negative.
+// Lane i: element index[i] of the concatenated vectors; 0 where index[i] is negative.
 #if VECTOR_BYTES == 64
 template <int32_t Vectors>
-INLINE FloatVector look_up(const FloatVector (&v)[Vectors], const int32_t* index) {
+INLINE FloatVector permute(const FloatVector (&v)[Vectors], const int32_t* index) {
   const __m512i i = _mm512_loadu_si512(index);
   const __mmask16 some = static_cast<__mmask16>(~_mm512_movepi32_mask(i));
   if constexpr (Vectors == 1) {
@@ -184,7 +184,7 @@ INLINE FloatVector look_up(const FloatVector (&v)[Vectors], const int32_t* index
   }
 }
 template <int32_t Vectors>
-INLINE DoubleVector look_up(const DoubleVector (&v)[Vectors], const int32_t* index) {
+INLINE DoubleVector permute(const DoubleVector (&v)[Vectors], const int32_t* index) {
   const __m512i i = _mm512_maskz_cvtepi32_epi64(
       0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)));
   const __mmask8 some = static_cast<__mmask8>(~_mm512_movepi64_mask(i));
@@ -202,31 +202,31 @@ INLINE DoubleVector look_up(const DoubleVector (&v)[Vectors], const int32_t* ind
   }
 }
 template <typename acc_t>
-constexpr bool kHasLookups = true;
+constexpr bool kCanPermute = true;
 #elif VECTOR_BYTES == 32
 template <int32_t Vectors>
-INLINE __m256 look_up_any(const FloatVector* v, __m256i i) {
+INLINE __m256 permute_any(const FloatVector* v, __m256i i) {
   if constexpr (Vectors == 1) {
     return _mm256_permutevar8x32_ps((__m256)v[0], i);
   } else {
-    // The bit that tells the halves apart, as a sign.
+    // Shifts the bit that selects the half into the sign.
     const __m256i is_high = _mm256_slli_epi32(i, Vectors == 2 ? 28 : 27);
     return _mm256_blendv_ps(
-        look_up_any<Vectors / 2>(v, i), look_up_any<Vectors / 2>(v + Vectors / 2, i),
+        permute_any<Vectors / 2>(v, i), permute_any<Vectors / 2>(v + Vectors / 2, i),
         _mm256_castsi256_ps(is_high));
   }
 }
 template <int32_t Vectors>
-INLINE FloatVector look_up(const FloatVector (&v)[Vectors], const int32_t* index) {
+INLINE FloatVector permute(const FloatVector (&v)[Vectors], const int32_t* index) {
   const __m256i i = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
   const __m256 is_none = _mm256_castsi256_ps(_mm256_srai_epi32(i, 31));
-  return (FloatVector)_mm256_andnot_ps(is_none, look_up_any<Vectors>(v, i));
+  return (FloatVector)_mm256_andnot_ps(is_none, permute_any<Vectors>(v, i));
 }
 template <typename acc_t>
-constexpr bool kHasLookups = sizeof(acc_t) == sizeof(float);
+constexpr bool kCanPermute = sizeof(acc_t) == sizeof(float);
 #else
 template <typename acc_t>
-constexpr bool kHasLookups = false;
+constexpr bool kCanPermute = false;
 #endif
 
 // Swaps the off-diagonal Block x Block quarters of each 2 Block x 2 Block square.
@@ -251,7 +251,7 @@ INLINE void transpose(V (&m)[Lanes]) {
   }
 }
 
-// Lane i: the sum of the lanes of m[i].
+// Lane i: the sum over the lanes of m[i].
 template <int32_t Vectors, int32_t Lanes, typename V>
 INLINE V sum_of_each(V (&m)[Lanes]) {
   if constexpr (Vectors == 1) {
