@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/boxes.h"
+#include "cpu/boxes/boxes.h"
+#include "cpu/boxes/taps_bound.h"
 #include "cpu/simd/kernels.h"
-#include "cpu/taps_bound.h"
 
 namespace shape_roi_align::cpu {
 

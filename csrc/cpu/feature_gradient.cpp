@@ -6,11 +6,11 @@
 #include <limits>
 
 #include "cpu/bands.h"
-#include "cpu/box_arguments.h"
+#include "cpu/boxes/box_arguments.h"
 #include "cpu/jobs.h"
-#include "cpu/layout.h"
+#include "cpu/layout/planes.h"
+#include "cpu/layout/pooled_gradient.h"
 #include "cpu/parallel.h"
-#include "cpu/pooled_gradient.h"
 #include "cpu/simd/streaming.h"
 #include "cpu/taps/bin_weights.h"
 #include "cpu/taps/pixel_taps.h"

@@ -2,8 +2,8 @@
 #include <cstring>
 
 #include "cpu/jobs.h"
+#include "cpu/layout/pooled_writer.h"
 #include "cpu/parallel.h"
-#include "cpu/pooled_writer.h"
 #include "cpu/schedule.h"
 
 namespace shape_roi_align::cpu {

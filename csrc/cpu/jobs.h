@@ -1,7 +1,7 @@
 // The three jobs of the CPU operators, on plain pointers.
 #pragma once
 
-#include "cpu/boxes.h"
+#include "cpu/boxes/boxes.h"
 #include "params.h"
 
 namespace shape_roi_align::cpu {

@@ -2,8 +2,8 @@
 // from the same products <pixel, gradient of a bin>, one per tap. The channels are read once for
 // both; the rest is scalar work. One thread owns a box.
 #include "cpu/jobs.h"
+#include "cpu/layout/pooled_gradient.h"
 #include "cpu/parallel.h"
-#include "cpu/pooled_gradient.h"
 #include "cpu/schedule.h"
 #include "cpu/taps/prob_map_rows.h"
 

@@ -10,10 +10,10 @@
 #include <numeric>
 #include <vector>
 
-#include "cpu/boxes.h"
-#include "cpu/channel_block.h"
+#include "cpu/boxes/boxes.h"
+#include "cpu/boxes/taps_bound.h"
+#include "cpu/layout/channel_block.h"
 #include "cpu/readers/readers.h"
-#include "cpu/taps_bound.h"
 
 namespace shape_roi_align::cpu {
 

@@ -5,11 +5,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/box_arguments.h"
-#include "cpu/channel_block.h"
-#include "cpu/layout.h"
-#include "cpu/pooled_gradient.h"
-#include "cpu/pooled_writer.h"
+#include "cpu/boxes/box_arguments.h"
+#include "cpu/layout/channel_block.h"
+#include "cpu/layout/planes.h"
+#include "cpu/layout/pooled_gradient.h"
+#include "cpu/layout/pooled_writer.h"
 #include "cpu/readers/reader.h"
 
 namespace shape_roi_align::cpu {

@@ -13,14 +13,14 @@
 #include <limits>
 #include <vector>
 
-#include "cpu/box_arguments.h"
-#include "cpu/channel_block.h"
-#include "cpu/layout.h"
-#include "cpu/pooled_gradient.h"
-#include "cpu/pooled_writer.h"
+#include "cpu/boxes/box_arguments.h"
+#include "cpu/boxes/taps_bound.h"
+#include "cpu/layout/channel_block.h"
+#include "cpu/layout/planes.h"
+#include "cpu/layout/pooled_gradient.h"
+#include "cpu/layout/pooled_writer.h"
 #include "cpu/readers/packed_rows.h"
 #include "cpu/readers/reader.h"
-#include "cpu/taps_bound.h"
 
 namespace shape_roi_align::cpu {
 

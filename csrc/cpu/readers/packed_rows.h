@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/channel_block.h"
-#include "cpu/layout.h"
+#include "cpu/layout/channel_block.h"
+#include "cpu/layout/planes.h"
 #include "cpu/readers/reader.h"
 
 namespace shape_roi_align::cpu {

@@ -22,7 +22,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/boxes.h"
+#include "cpu/boxes/boxes.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/taps/box_taps.h"
 

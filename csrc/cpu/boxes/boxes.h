@@ -11,7 +11,7 @@
 #include <variant>
 #include <vector>
 
-#include "cpu/dispatch.h"
+#include "cpu/simd/dispatch.h"
 #include "params.h"
 
 namespace shape_roi_align::cpu {

@@ -8,8 +8,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/boxes.h"
-#include "cpu/dispatch.h"
+#include "cpu/boxes/boxes.h"
+#include "cpu/simd/dispatch.h"
 #include "cpu/taps/axis_taps.h"
 
 namespace shape_roi_align::cpu {

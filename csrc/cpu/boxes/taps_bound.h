@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/boxes.h"
+#include "cpu/boxes/boxes.h"
 
 namespace shape_roi_align::cpu {
 

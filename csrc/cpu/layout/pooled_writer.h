@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/channel_block.h"
-#include "cpu/layout.h"
+#include "cpu/layout/channel_block.h"
+#include "cpu/layout/planes.h"
 #include "cpu/simd/streaming.h"
 
 namespace shape_roi_align::cpu {
