@@ -1,4 +1,4 @@
-#include "cuda/on_stream.h"
+#include "cuda/jobs.h"
 #include "cuda/stream_launcher.h"
 
 namespace shape_roi_align::cuda {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "cuda/on_stream.h"
+#include "cuda/jobs.h"
 #include "operators.h"
 #include "results.h"
 
@@ -98,14 +98,16 @@ Gradients backward_cuda(const BackwardCall& call) {
   const Params& params = call.params;
   check_counts(params);
   const DeviceGuard guard(call.grad.get_device_index());
-  const bool reads_by_channels = cuda::prefers_channels_innermost(params);
-  const bool by_channels = call.wants_any_input() ||
-                           ((call.wants_prob_maps() || call.wants_rois()) && reads_by_channels);
-  const Tensor grad_by_channels =
-      by_channels ? torch::stable::contiguous(call.grad, MemoryFormat::ChannelsLast) : call.grad;
-  std::vector<Tensor> grad_inputs = feature_gradients(call, grad_by_channels);
+  const bool wants_channels_innermost = cuda::prefers_channels_innermost(params);
+  const bool needs_channels_innermost =
+      call.wants_any_input() ||
+      ((call.wants_prob_maps() || call.wants_rois()) && wants_channels_innermost);
+  const Tensor grad_channels_innermost =
+      needs_channels_innermost ? torch::stable::contiguous(call.grad, MemoryFormat::ChannelsLast)
+                               : call.grad;
+  std::vector<Tensor> grad_inputs = feature_gradients(call, grad_channels_innermost);
   auto [grad_prob_maps, grad_rois] =
-      map_and_box_gradients(call, reads_by_channels ? grad_by_channels : call.grad);
+      map_and_box_gradients(call, wants_channels_innermost ? grad_channels_innermost : call.grad);
   return {grad_inputs, grad_prob_maps, grad_rois};
 }
 

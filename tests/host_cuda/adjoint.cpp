@@ -162,7 +162,8 @@ int64_t count_unequal(const Setting& setting, const std::vector<T>& rois) {
 
   const PooledTensor of_pooled{pooled.data(), pooled_box, 1, pooled_row, kChannels};
   const cuda::BoxGrid grid = cuda::make_box_grid(params, kChannels, launch_options);
-  launch(cuda::forward_pixels_kernel<float, Coordinate>, grid.size(), params, of_pooled, grid);
+  launch(
+      cuda::forward_bins_in_lanes_kernel<float, Coordinate>, grid.size(), params, of_pooled, grid);
 
   const PooledTensor of_grad{grad.data(), pooled_box, 1, pooled_row, kChannels};
   FeatureGradients gradients{};

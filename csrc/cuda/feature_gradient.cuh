@@ -1,62 +1,63 @@
-// The gradient of the features, gathered: each pixel adds up the bins that read it, box after box.
-// Same bits in every run, no atomics, every element is written.
+// Gradient of the features, in the gather form: each pixel adds up the bins that read it, box after
+// box. Every element is written. No floating-point atomics: the result does not depend on the order
+// in which threads run.
 #pragma once
 
-#include "cuda/patch.cuh"
+#include "cuda/patch_taps.cuh"
 #include "cuda/tiles.cuh"
 
 namespace shape_roi_align::cuda {
 
-constexpr int32_t kBatch = 8;  // boxes in hand at a time
+constexpr int32_t kBatch = 8;  // boxes that a block works on at a time
 constexpr int32_t kTapsPerPixel = kMaxTaps / kMaxTilePixels;
 
-// What sample i of a bin takes from a cell along one axis.
+// What sample i of a bin takes from a row (or column). size: height (or width) of the feature map.
 template <typename T>
 __device__ T
-weight_of_sample(const Axis<T>& axis, int32_t bin, int32_t i, int32_t cell, int32_t size) {
+weight_of_sample(const Axis<T>& axis, int32_t bin, int32_t i, int32_t line, int32_t size) {
   const T at = sample_coordinate(axis, bin, i);
-  return is_inside(at, size) ? weight_at(interpolate(at, size), cell) : T(0);
+  return is_inside(at, size) ? weight_at(interpolate(at, size), line) : T(0);
 }
 
-// Samples of a bin that may read a cell.
+// A superset of the samples of a bin that read a row (or column).
 template <typename T>
-__device__ Range<int32_t> samples_reading(const Axis<T>& axis, int32_t bin, int32_t cell) {
-  constexpr int32_t kNotWorthTheSearch = 4;
-  if (axis.samples <= kNotWorthTheSearch) {
+__device__ Range<int32_t> samples_reading(const Axis<T>& axis, int32_t bin, int32_t line) {
+  constexpr int32_t kFewSamples = 4;  // a search costs more
+  if (axis.samples <= kFewSamples) {
     return {0, axis.samples};
   }
-  return samples_within(axis, bin, T(cell) - T(1), T(cell) + T(1));
+  return samples_within(axis, bin, T(line) - T(1), T(line) + T(1));
 }
 
-// What a pixel weighs in bin (ph, pw).
+// Weight of a pixel in bin (ph, pw).
 template <typename T>
 __device__ T pixel_weight(
     const Params& params, const Box<T>& box, int32_t ph, int32_t row, int32_t pw, int32_t column) {
   const Axis<T>& y = box.geometry.y;
   const Axis<T>& x = box.geometry.x;
-  const FeatureMap& map = params.levels[box.level];
-  const bool has_map = params.prob_maps != nullptr;
+  const FeatureMap& feature_map = params.levels[box.level];
+  const bool has_prob_map = params.prob_maps != nullptr;
   const bool aligned = params.options.map_aligned;
   const Range<int32_t> rows = samples_reading(y, ph, row);
   const Range<int32_t> columns = samples_reading(x, pw, column);
   T sum = T(0);
-#pragma unroll 1  // a few samples: registers matter more
+#pragma unroll 1  // few samples: registers matter more than unrolling
   for (int32_t i = rows.begin; i < rows.end; ++i) {
-    const T of_row = weight_of_sample(y, ph, i, row, map.height);
+    const T of_row = weight_of_sample(y, ph, i, row, feature_map.height);
     if (of_row == T(0)) {
       continue;
     }
-    Interpolation<T> map_row{};
-    if (has_map) {
-      map_row = interpolate_prob_map(sample_uv(y, ph, i), params.prob_map_height, aligned);
+    Interpolation<T> prob_map_row{};
+    if (has_prob_map) {
+      prob_map_row = interpolate_prob_map(sample_uv(y, ph, i), params.prob_map_height, aligned);
     }
     T along_row = T(0);
 #pragma unroll 1
     for (int32_t j = columns.begin; j < columns.end; ++j) {
-      T of_column = weight_of_sample(x, pw, j, column, map.width);
-      if (has_map && of_column != T(0)) {
-        of_column *= sample_map(
-            params, box.index, map_row,
+      T of_column = weight_of_sample(x, pw, j, column, feature_map.width);
+      if (has_prob_map && of_column != T(0)) {
+        of_column *= sample_prob_map(
+            params, box.index, prob_map_row,
             interpolate_prob_map(sample_uv(x, pw, j), params.prob_map_width, aligned));
       }
       along_row += of_column;
@@ -66,7 +67,7 @@ __device__ T pixel_weight(
   return sum * box.geometry.inverse_count;
 }
 
-// One tile of one image. Pixel i, row by row, is warp i / kPixelsPerWarp's.
+// One tile of one image. Warp i / kPixelsPerWarp serves pixel i, numbered row by row.
 struct Tile {
   int32_t level;
   int32_t row;
@@ -90,22 +91,23 @@ struct Tile {
   __device__ int32_t column_of(int32_t pixel) const {
     return pixel % width;
   }
-  __device__ bool has(const FeatureMap& map, int32_t pixel) const {
-    return row + row_of(pixel) < map.height && column + column_of(pixel) < map.width;
+  __device__ bool has(const FeatureMap& gradient, int32_t pixel) const {
+    return row + row_of(pixel) < gradient.height && column + column_of(pixel) < gradient.width;
   }
-  __device__ int64_t offset(const FeatureMap& map, int32_t pixel) const {
-    return (row + row_of(pixel)) * map.row_stride + (column + column_of(pixel)) * map.column_stride;
+  __device__ int64_t offset(const FeatureMap& gradient, int32_t pixel) const {
+    return (row + row_of(pixel)) * gradient.row_stride +
+           (column + column_of(pixel)) * gradient.column_stride;
   }
 };
 
-// The boxes in hand and the bins of theirs that read the rows and columns of a tile.
+// Some boxes, and their bins that read each row and each column of a tile.
 template <typename coord_t>
 struct BoxBatch {
   Box<coord_t> boxes[kBatch];
   Range<int32_t> rows[kBatch][kMaxTilePixels];
   Range<int32_t> columns[kBatch][kMaxTilePixels];
 
-  // Called by all threads of the block, none of which reads the batch; ends with a barrier.
+  // Called by all threads of the block, while none reads the batch; ends with a barrier.
   __device__ void fill(
       const Params& params, const Tile& tile, const Box<coord_t>* all, const int32_t* listed,
       int32_t count) {
@@ -115,19 +117,19 @@ struct BoxBatch {
       boxes[i] = box;
     }
     __syncthreads();
-    const FeatureMap& map = params.levels[tile.level];
+    const FeatureMap& feature_map = params.levels[tile.level];
     const int32_t lines = tile.height + tile.width;
 #pragma unroll 1
     for (int32_t i = threadIdx.x; i < count * lines; i += blockDim.x) {
       const BoxGeometry<coord_t>& geometry = boxes[i / lines].geometry;
       const int32_t line = i % lines;
       if (line < tile.height) {
-        const int32_t cell = tile.row + line;
-        const Range<int32_t> bins = bins_reading(geometry.y, cell, cell + 1, map.height);
+        const int32_t row = tile.row + line;
+        const Range<int32_t> bins = bins_reading(geometry.y, row, row + 1, feature_map.height);
         rows[i / lines][line] = bins;
       } else {
-        const int32_t cell = tile.column + line - tile.height;
-        const Range<int32_t> bins = bins_reading(geometry.x, cell, cell + 1, map.width);
+        const int32_t column = tile.column + line - tile.height;
+        const Range<int32_t> bins = bins_reading(geometry.x, column, column + 1, feature_map.width);
         columns[i / lines][line - tile.height] = bins;
       }
     }
@@ -135,9 +137,9 @@ struct BoxBatch {
   }
 };
 
-// taps: kTapsPerPixel of each pixel of the tile. A pixel's taps are numbered box by box; this
-// writes those numbered [first, first + kTapsPerPixel) and returns whether the thread's pixels have
-// more. totals: [kMaxTilePixels], the pixels' number of taps.
+// Writes the taps [first, first + kTapsPerPixel) of each pixel of the tile, numbered box by box, to
+// taps, kTapsPerPixel per pixel. Returns whether the thread's pixels have more. totals:
+// [kMaxTilePixels], the number of taps of each pixel.
 template <typename coord_t, typename acc_t>
 __device__ bool fill_pixel_taps(
     const Params& params, const PooledTensor& grad, const Tile& tile,
@@ -185,7 +187,7 @@ __device__ bool fill_pixel_taps(
   return has_more;
 }
 
-// Adds up the taps of a warp's pixels for the channels of a lane.
+// Adds the taps of a warp's pixels to `sum`, for the channels of a lane.
 template <int32_t width, typename feature_t, typename acc_t>
 __device__ void add_pixel_taps(
     const LaneChannels<width>& channels, const feature_t* bins, const Tap<acc_t>* taps,
@@ -223,13 +225,13 @@ __device__ void add_pixel_taps(
 }
 
 // Writes the sums of a tile where channels are not innermost: through shared memory, so that
-// neighbouring threads write neighbouring pixels. staged: as large as taps. Begins and ends with a
-// barrier.
+// neighbouring threads write neighbouring pixels. staged: as large as the taps. Begins and ends
+// with a barrier.
 template <int32_t width, typename feature_t, typename acc_t>
 __device__ void write_by_pixels(
-    const Tile& tile, const FeatureMap& map, int64_t slab, int64_t num_channels, feature_t* image,
-    const acc_t (&sum)[kPixelsPerWarp][kChannelsPerLane], acc_t* staged) {
-  constexpr int32_t kPitch = kMaxTilePixels + 1;  // rows in different banks
+    const Tile& tile, const FeatureMap& gradient, int64_t slab, int64_t num_channels,
+    feature_t* image, const acc_t (&sum)[kPixelsPerWarp][kChannelsPerLane], acc_t* staged) {
+  constexpr int32_t kPitch = kMaxTilePixels + 1;  // channels in different banks
   constexpr int32_t kAtOnce = 8 / sizeof(acc_t);  // of kChannelsPerLane
   static_assert(kAtOnce * kWarp * kPitch * sizeof(acc_t) <= kMaxTaps * sizeof(Tap<acc_t>));
 #pragma unroll
@@ -252,10 +254,10 @@ __device__ void write_by_pixels(
       const int64_t channel =
           slab * kChannelsPerWarp + c / width * kWarp * width + lane * width + c % width;
       const int32_t pixel = i % tile.pixels();
-      if (channel < num_channels && tile.has(map, pixel)) {
+      if (channel < num_channels && tile.has(gradient, pixel)) {
         store(
             staged[staged_row * kPitch + pixel],
-            image + channel * map.channel_stride + tile.offset(map, pixel));
+            image + channel * gradient.channel_stride + tile.offset(gradient, pixel));
       }
     }
   }
@@ -303,19 +305,19 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
         }
       }
     }
-    const FeatureMap& map = gradients.levels[tile.level];
-    feature_t* to = static_cast<feature_t*>(map.data) + image * map.image_stride;
-    if (map.channel_stride == 1) {
+    const FeatureMap& gradient = gradients.levels[tile.level];
+    feature_t* to = static_cast<feature_t*>(gradient.data) + image * gradient.image_stride;
+    if (gradient.channel_stride == 1) {
 #pragma unroll
       for (int32_t p = 0; p < kPixelsPerWarp; ++p) {
         const int32_t pixel = warp_index() * kPixelsPerWarp + p;
-        if (tile.has(map, pixel)) {
-          channels.store(sum[p], to + tile.offset(map, pixel) + channels.first);
+        if (tile.has(gradient, pixel)) {
+          channels.store(sum[p], to + tile.offset(gradient, pixel) + channels.first);
         }
       }
     } else {
       write_by_pixels<width>(
-          tile, map, slab, params.channels, to, sum, reinterpret_cast<acc_t*>(taps));
+          tile, gradient, slab, params.channels, to, sum, reinterpret_cast<acc_t*>(taps));
     }
   }
 }

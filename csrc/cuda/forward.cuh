@@ -1,11 +1,11 @@
-// Forward: bins as sums of taps, for features with channels innermost and for any other layout.
+// Forward: bins as sums of taps, with channels in the lanes or with bins in the lanes.
 #pragma once
 
-#include "cuda/patch.cuh"
+#include "cuda/patch_taps.cuh"
 
 namespace shape_roi_align::cuda {
 
-// Adds up taps part, part + parts, ... of `count`, for the channels of a lane.
+// Adds the taps part, part + parts, ... of `count` to `sum`, for the channels of a lane.
 template <int32_t width, typename feature_t, typename acc_t>
 __device__ void add_taps(
     const LaneChannels<width>& channels, const feature_t* from, const Tap<acc_t>* taps,
@@ -31,8 +31,8 @@ __device__ void add_taps(
   }
 }
 
-// Adds up the warps' sums in the first warp's. sums: [num_warps() * kChannelsPerWarp] in shared
-// memory. Begins and ends with a barrier.
+// Adds the sums of all warps to those of the first warp. sums: [num_warps() * kChannelsPerWarp] in
+// shared memory. Begins and ends with a barrier.
 template <typename acc_t>
 __device__ void add_warps(acc_t* sums, acc_t* sum) {
   __syncthreads();
@@ -52,12 +52,12 @@ __device__ void add_warps(acc_t* sums, acc_t* sum) {
   __syncthreads();
 }
 
-// For channels innermost in the features and the output: lanes serve channels, a warp a bin.
-// grid.slab_channels is kChannelsPerWarp. output: [K, C, PH, PW] of feature_t, every element is
-// written.
+// Channels in the lanes: for channels innermost in the features and in the output. A warp serves a
+// bin. grid.slab_channels is kChannelsPerWarp. output: [K, C, PH, PW] of feature_t, every element
+// is written.
 template <typename feature_t, typename coord_t, int32_t width>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
-    forward_channels_kernel(
+    forward_channels_in_lanes_kernel(
         const __grid_constant__ Params params, const __grid_constant__ PooledTensor output,
         const __grid_constant__ BoxGrid grid) {
   using acc_t = accumulate_t<feature_t>;
@@ -69,11 +69,11 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
 
   for (int64_t i = blockIdx.x; i < grid.size(); i += gridDim.x) {
     load_box(params, grid.box(i), grid.max_bins, box, plan);
-    const FeatureMap& map = params.levels[box.level];
+    const FeatureMap& feature_map = params.levels[box.level];
     const PatchGroups<coord_t> groups(params, box, plan);
     const LaneChannels<width> channels(grid.slab(i), params.channels);
-    const feature_t* from = static_cast<const feature_t*>(map.data) +
-                            box.geometry.batch * map.image_stride + channels.first;
+    const feature_t* from = static_cast<const feature_t*>(feature_map.data) +
+                            box.geometry.batch * feature_map.image_stride + channels.first;
     feature_t* to =
         static_cast<feature_t*>(output.data) + box.index * output.box_stride + channels.first;
     const bool is_shared = plan.has_many_taps();
@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
       acc_t sum[kChannelsPerLane] = {};
       groups.for_each_patch(group, [&](const Patch& patch, bool is_first, bool is_last) {
         fill_tables(params, box, patch, tables);
-        fill_taps(map, box.geometry.inverse_count, patch, plan.taps_per_bin(), tables, taps);
+        fill_taps(
+            feature_map, box.geometry.inverse_count, patch, plan.taps_per_bin(), tables, taps);
         for (int32_t bin = is_shared ? 0 : warp_index(); bin < patch.bins(); bin += num_warps()) {
           if (is_first) {
 #pragma unroll
@@ -107,8 +108,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
   }
 }
 
-// Adds up one bin's taps lane, lane + lanes, ...: one lane's, for kChannelsPerLane channels from
-// `from` on, of which `channels` are there.
+// Adds the taps lane, lane + lanes, ... of one bin to `sum`, for kChannelsPerLane channels from
+// `from` on, of which `channels` exist.
 template <typename feature_t, typename acc_t>
 __device__ void add_lane_taps(
     const feature_t* from, int64_t channel_stride, int32_t channels, const Tap<acc_t>* taps,
@@ -129,17 +130,17 @@ __device__ void add_lane_taps(
   }
 }
 
-// Outputs of one warp, collected so that it writes neighbouring bins together. One more bin than
-// used: a warp's writes then fall into different banks.
+// Outputs of one warp, collected to write neighbouring bins together. One unused bin per channel
+// puts a warp's stores into different banks.
 template <typename acc_t>
 struct StagedBins {
   static constexpr int32_t kBins = 128 / sizeof(acc_t);
   acc_t of_channel[kChannelsPerLane][kBins + 1];
 };
 
-// The work of forward_pixels_kernel on one patch.
+// What forward_bins_in_lanes_kernel does with one patch.
 template <typename feature_t, typename acc_t, typename coord_t>
-struct PixelsPatch {
+struct BinsInLanes {
   const Patch& patch;
   const PatchTables<coord_t>& tables;
   const Tap<acc_t>* taps;
@@ -203,12 +204,12 @@ struct PixelsPatch {
   }
 };
 
-// For any layout, best where columns are innermost: the lanes of a warp serve the taps of a few
-// bins, a warp kChannelsPerLane channels at a time. output: [K, C, PH, PW] of feature_t, every
-// element is written.
+// Bins in the lanes: for any layout, best where columns are innermost. 8 or 32 lanes serve the taps
+// of a bin; a warp takes kChannelsPerLane channels at a time. output: [K, C, PH, PW] of feature_t,
+// every element is written.
 template <typename feature_t, typename coord_t>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
-    forward_pixels_kernel(
+    forward_bins_in_lanes_kernel(
         const __grid_constant__ Params params, const __grid_constant__ PooledTensor output,
         const __grid_constant__ BoxGrid grid) {
   using acc_t = accumulate_t<feature_t>;
@@ -220,31 +221,33 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
 
   for (int64_t i = blockIdx.x; i < grid.size(); i += gridDim.x) {
     load_box(params, grid.box(i), grid.max_bins, box, plan);
-    const FeatureMap& map = params.levels[box.level];
+    const FeatureMap& feature_map = params.levels[box.level];
     const PatchGroups<coord_t> groups(params, box, plan);
     const int64_t slab = grid.slab(i) * grid.slab_channels;
     const int32_t channels =
         static_cast<int32_t>(least(grid.slab_channels, params.channels - slab));
-    const feature_t* from = static_cast<const feature_t*>(map.data) +
-                            box.geometry.batch * map.image_stride + slab * map.channel_stride;
+    const feature_t* from = static_cast<const feature_t*>(feature_map.data) +
+                            box.geometry.batch * feature_map.image_stride +
+                            slab * feature_map.channel_stride;
     feature_t* to = static_cast<feature_t*>(output.data) + box.index * output.box_stride +
                     slab * output.channel_stride;
     const int32_t step = num_warps() * kChannelsPerLane;
-    // The sums of a bin in several patches stay in registers from one to the next.
+    // A bin in several patches keeps its sums in registers, so a warp takes its channels once.
     const int32_t at_once = plan.whole_bins ? channels : step;
     for (int32_t group = grid.share(i); group < groups.count(); group += grid.shares) {
       for (int32_t first = 0; first < channels; first += at_once) {
         acc_t sum[kChannelsPerLane] = {};
         groups.for_each_patch(group, [&](const Patch& patch, bool is_first, bool is_last) {
           fill_tables(params, box, patch, tables);
-          fill_taps(map, box.geometry.inverse_count, patch, plan.taps_per_bin(), tables, taps);
-          const PixelsPatch<feature_t, acc_t, coord_t> work{
+          fill_taps(
+              feature_map, box.geometry.inverse_count, patch, plan.taps_per_bin(), tables, taps);
+          const BinsInLanes<feature_t, acc_t, coord_t> work{
               patch, tables, taps, plan.taps_per_bin(), is_first, is_last};
           const int32_t last = least(first + at_once, channels);
 #pragma unroll 1
           for (int32_t c = first + warp_index() * kChannelsPerLane; c < last; c += step) {
             work.pool(
-                from + c * map.channel_stride, map.channel_stride,
+                from + c * feature_map.channel_stride, feature_map.channel_stride,
                 least(last - c, kChannelsPerLane), sum, staged[warp_index()], output,
                 to + c * output.channel_stride);
           }

@@ -1,4 +1,5 @@
-// The kernels on a CUDA stream. Each has a source file of its own: they compile side by side.
+// The three jobs of the CUDA operators on a stream. Each has a source file of its own, so they
+// compile in parallel.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +16,7 @@ void feature_gradient_on(
     const FeatureGradients& gradients, void* boxes, void* images, void* bits);
 
 void map_and_box_gradient_on(
-    cudaStream_t stream, const Params& params, const PooledTensor& grad, void* grad_maps,
+    cudaStream_t stream, const Params& params, const PooledTensor& grad, void* grad_prob_maps,
     void* grad_rois);
 
 }  // namespace shape_roi_align::cuda
