@@ -1,12 +1,10 @@
-// The three jobs of the CPU operators, on plain pointers.
+// The three jobs of the CPU operators, on plain pointers. `boxes` are the boxes of `params`.
 #pragma once
 
 #include "cpu/boxes/boxes.h"
 #include "params.h"
 
 namespace shape_roi_align::cpu {
-
-// boxes: those of params, in each job.
 
 // output: [K, C, PH, PW] of params.feature_type, each box dense in memory. All of it is written.
 void forward(const Params& params, SortedBoxes boxes, const PooledTensor& output);

@@ -31,7 +31,7 @@ __device__ void add_taps(
   }
 }
 
-// Adds the sums of all warps to those of the first warp. sums: [num_warps() * kChannelsPerWarp] in
+// Adds the sums of the other warps to the first warp's. sums: [num_warps() * kChannelsPerWarp] in
 // shared memory. Begins and ends with a barrier.
 template <typename acc_t>
 __device__ void add_warps(acc_t* sums, acc_t* sum) {

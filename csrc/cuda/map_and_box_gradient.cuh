@@ -188,8 +188,8 @@ __device__ Range<int32_t> samples_reading_prob_map(
   return samples;
 }
 
-// Adds the values of a patch's samples to the cells of grad_prob_map, that of the box. A thread
-// owns a cell.
+// Adds the values of a patch's samples to the cells of the box's grad_prob_map. A thread owns a
+// cell.
 template <typename T>
 __device__ void add_to_prob_map(
     const Patch& patch, const PatchTables<T>& tables, int32_t prob_map_width, const T* values,

@@ -1,8 +1,8 @@
 // Bins in the lanes, read in place: for planes whose columns are innermost. Of each pixel row a few
 // vectors are loaded, and the bins of a bin row, one per lane, look their pixels up in them.
 // Nothing is transposed, but every pixel of a bin costs a lookup. That is cheaper than packing for
-// boxes that are narrow or few. The sums are those of BoxTaps bit for bit: the same products in the
-// same order.
+// boxes that are narrow or few. The sums equal the sums over BoxTaps bit for bit: the same products
+// in the same order.
 #pragma once
 
 #include <algorithm>
@@ -75,7 +75,7 @@ class BinsInLanesReader {
     return {std::clamp<int64_t>(num_boxes / (4 * parts), 1, kMostBoxes), false};
   }
 
-  // As many planes as stay in the cache, a multiple of those that the kernel takes together.
+  // As many planes as stay in the cache; a multiple of 4, for the kernel takes groups of planes.
   static int32_t channels_per_block(const Job& job, BoxSpan<coord_t> boxes) {
     constexpr int64_t kPlanesBytes = 1 << 20;
     const FeatureMap& feature_map = job.feature_map(boxes.front().level);

@@ -1,11 +1,10 @@
 // Channels in the lanes, packed: pixel rows of planes are transposed into a buffer first, some
 // channels at a time.
 //
-// Boxes that overlap, as those of a detector do, share the rows: each row under them is packed
-// once, in whole cache lines and in the order of memory, into a ring that holds the rows of the
-// tallest box. To convert the whole feature map would read every pixel from memory twice. To pack
-// box by box reads a pixel once per box, in short pieces of rows; that is done where it reads fewer
-// pixels.
+// Boxes that overlap, as a detector's do, share the rows: each row under them is packed once, in
+// whole cache lines and in the order of memory, into a ring that holds the rows of the tallest box.
+// To convert the whole feature map would read every pixel from memory twice. To pack box by box
+// reads a pixel once per box, in short pieces of rows; that is done where it reads fewer pixels.
 #pragma once
 
 #include <algorithm>
@@ -99,7 +98,7 @@ class PackedReader {
     return cost_of(job).pixel * std::min(pixels.shared, pixels.apart) + of_taps;
   }
 
-  // taps: a bound on those of the boxes. parts: work items wanted.
+  // taps: a bound for all boxes. parts: work items wanted.
   static Grouping group(const Job& job, BoxSpan<coord_t> boxes, double taps, int64_t parts) {
     constexpr double kMaxTaps = 1 << 20;  // of an item; 12 to 16 MB
     constexpr int64_t kFewestBoxes = 16;  // of an item, else rows are packed too often

@@ -25,8 +25,8 @@ class RowRing {
     std::vector<acc_t> buffer;
   };
 
-  // columns: those to pack, ascending, at least one. capacity: rows held at a time. block: channels
-  // at a time, at most. memory outlives the ring.
+  // columns: to pack, ascending, at least one. capacity: rows held at a time. block: channels at a
+  // time, at most. memory outlives the ring.
   RowRing(
       const FeatureMap& feature_map, int64_t image, const std::vector<int32_t>& columns,
       int32_t capacity, int32_t block, Memory& memory)
@@ -52,7 +52,7 @@ class RowRing {
   int64_t row_offset(int32_t row) const {
     return row % capacity_ * buffer_columns_ * block_;
   }
-  // index: of the column among those to pack.
+  // index: position of the column in `columns`.
   int64_t column_offset(int32_t column, int64_t index) const {
     return (is_dense_ ? column - first_column_ : index) * block_;
   }
@@ -85,7 +85,7 @@ class PackedRows {
     std::fill(ring_.memory_.held.begin(), ring_.memory_.held.end(), kNoRow);
   }
 
-  // Packs those of the pixel rows that the ring does not hold. They span at most `capacity` rows.
+  // Packs the pixel rows that the ring does not hold yet. `rows` span at most `capacity` rows.
   void pack(const std::vector<int32_t>& rows) {
     const FeatureMap& feature_map = ring_.feature_map_;
     for (const int32_t row : rows) {

@@ -56,8 +56,8 @@ struct WorkItem {
 // How a reader divides the boxes of an image into work items.
 struct Grouping {
   int64_t boxes;  // per item, at most
-  // The boxes of an item share the pixels that they read. All items of the image then have the same
-  // block, that of all boxes.
+  // The boxes of an item share the pixels that they read. All items of the image then have the
+  // block of all its boxes.
   bool is_shared;
 };
 

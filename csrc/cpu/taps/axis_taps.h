@@ -28,7 +28,7 @@ template <typename T>
 class AxisTaps {
  public:
   std::vector<int32_t> touched;          // rows or columns of the feature map, ascending
-  std::vector<AxisSample<T>> samples;    // of all bins, those outside the map left out
+  std::vector<AxisSample<T>> samples;    // of all bins, without samples outside
   std::vector<int32_t> sample_begin{0};  // [bins + 1]
   std::vector<Range<int32_t>> bin_span;  // [bins]: indices into `touched`
   std::vector<int32_t> entry_begin{0};   // [bins + 1]
