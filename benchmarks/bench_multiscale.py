@@ -1,4 +1,4 @@
-"""A feature pyramid: MultiScaleSaRoIAlign against plain pooling and against torchvision's parts."""
+"""A feature pyramid: MultiScaleSaRoIAlign against plain RoIAlign and a torchvision composition."""
 
 import sys
 

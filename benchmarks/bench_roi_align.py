@@ -1,4 +1,4 @@
-"""One feature map: sa_roi_align against plain RoIAlign and against torchvision's parts."""
+"""One feature map: sa_roi_align against plain RoIAlign and a torchvision composition."""
 
 import sys
 

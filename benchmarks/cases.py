@@ -1,4 +1,4 @@
-"""What is measured: named cases, each with the source of its numbers, and their tensors."""
+"""Benchmark cases, each with the source of its sizes, and their input tensors."""
 
 import math
 from dataclasses import dataclass, replace
@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# Feature maps [height, width] and pixels per feature pixel of an image of 800 x 1333 pixels, the
-# size at which Mask R-CNN is trained and tested on COCO, padded to a multiple of 32: 800 x 1344.
+# (height, width, stride) of the feature maps of an 800 x 1333 image, Mask R-CNN's size for COCO,
+# padded to multiples of 32: 800 x 1344.
 PYRAMID = ((200, 336, 4), (100, 168, 8), (50, 84, 16), (25, 42, 32))
 P2, P3, P4 = PYRAMID[:1], PYRAMID[1:2], PYRAMID[2:3]
 
@@ -22,11 +22,11 @@ class Case:
     boxes_per_image: int
     output_size: int
     sampling_ratio: int = 2
-    smallest_side: float = 16  # of a box, image pixels
+    smallest_side: float = 16  # of the boxes, image pixels
     map_size: int = 28  # side of Mask R-CNN's masks
-    aligned: bool = False  # as torchvision's models pool
-    map_aligned: bool = True  # as masks are trained
-    devices: tuple[str, ...] = ("cpu", "cuda")  # where it is measured unless asked for by name
+    aligned: bool = False  # as in torchvision's models
+    map_aligned: bool = True  # how Mask R-CNN's masks are trained
+    devices: tuple[str, ...] = ("cpu", "cuda")  # devices that run this case by default
 
     @property
     def num_rois(self) -> int:
@@ -39,7 +39,7 @@ class Case:
         return height * stride, width * stride
 
     def problem(self) -> dict[str, object]:
-        """The sizes that a time depends on."""
+        """The sizes that determine the time."""
         return {
             "levels": [f"{self.num_images}x{self.channels}x{h}x{w}" for h, w, _ in self.levels],
             "boxes": self.num_rois,
@@ -62,7 +62,7 @@ class Inputs:
         self.rois = torch.cat([torch.cat(index), torch.cat(self.boxes)], dim=1)  # [K, 5]
 
     def leaves(self) -> list[Tensor]:
-        """The tensors that gradients are asked for."""
+        """The tensors that require gradients."""
         return [*self.features, self.prob_maps]
 
     def first_boxes(self, count: int) -> "Inputs":
@@ -76,7 +76,7 @@ class Inputs:
         return Inputs(leaves[:-1], self.boxes, leaves[-1])
 
     def with_boxes_as_features(self) -> "Inputs":
-        """Boxes rounded to the features' type, for those who want both alike."""
+        """Boxes rounded to the dtype of the features, for providers that require equal dtypes."""
         boxes = [boxes.to(self.features[0].dtype) for boxes in self.boxes]
         return Inputs(self.features, boxes, self.prob_maps)
 
@@ -94,14 +94,14 @@ BOX_HEAD = Case(
 
 SINGLE_LEVEL = [
     BOX_HEAD,
-    replace(BOX_HEAD, name="p2_7x7", source="the same boxes on P2", levels=P2),
+    replace(BOX_HEAD, name="p2_7x7", source="p3_7x7 on P2", levels=P2),
     replace(
-        BOX_HEAD, name="p3_14x14", source="as p3_7x7 with the mask head's bins", output_size=14
+        BOX_HEAD, name="p3_14x14", source="p3_7x7 with the bins of the mask head", output_size=14
     ),
     replace(
         BOX_HEAD,
         name="p2_14x14",
-        source="as p2_7x7 with the mask head's bins",
+        source="p2_7x7 with the bins of the mask head",
         levels=P2,
         output_size=14,
     ),
@@ -117,7 +117,7 @@ SINGLE_LEVEL = [
     ),
     Case(
         "large_boxes",
-        "512 channels at stride 16, VGG-16's last, adaptive sampling of boxes from 256 pixels on",
+        "512 channels at stride 16 (VGG-16's last), adaptive sampling, box sides >= 256 pixels",
         levels=P4,
         channels=512,
         num_images=1,
@@ -142,7 +142,7 @@ SINGLE_LEVEL = [
     ),
     Case(
         "six_boxes",
-        "six large boxes with adaptive sampling on 160 x 160: many samples, few bins to share them",
+        "six large boxes on 160 x 160, adaptive sampling: many samples, few bins",
         levels=((160, 160, 4),),
         channels=256,
         num_images=1,
@@ -151,17 +151,17 @@ SINGLE_LEVEL = [
         sampling_ratio=-1,
         smallest_side=256,
     ),
-    replace(BOX_HEAD, name="channels_3", source="p3_7x7 of an RGB image", channels=3),
-    replace(BOX_HEAD, name="channels_96", source="p3_7x7 of Swin-T's first stage", channels=96),
+    replace(BOX_HEAD, name="channels_3", source="p3_7x7 on an RGB image", channels=3),
+    replace(BOX_HEAD, name="channels_96", source="p3_7x7 on Swin-T's first stage", channels=96),
     replace(
         BOX_HEAD,
         name="channels_130",
-        source="p3_7x7 with channels that fill no whole number of vectors",
+        source="p3_7x7 with a channel count that is not a multiple of the vector width",
         channels=130,
     ),
     Case(
         "tiny",
-        "one sample of one channel: the overhead of a call",
+        "one sample of one channel: call overhead",
         levels=((8, 8, 4),),
         channels=1,
         num_images=1,
@@ -206,11 +206,11 @@ MULTI_SCALE = [
     ),
 ]
 
-# Seconds instead of minutes; for the test that benchmarks run at all.
+# Runs in seconds; for the test that the benchmarks run.
 SMOKE = replace(BOX_HEAD, name="smoke", channels=8, num_images=1, boxes_per_image=16)
 SMOKE_MULTI_SCALE = replace(MULTI_SCALE[0], name="smoke", channels=8, boxes_per_image=16)
 
-# One size of a case over its range; the names are those of Case.problem().
+# Values of one size of a case. Keys as in Case.problem().
 CURVES = {
     "boxes": (8, 16, 32, 64, 128, 256, 512, 1024, 2048),
     "channels": (16, 32, 64, 128, 256, 512, 1024),
@@ -219,7 +219,7 @@ CURVES = {
 
 
 def curve(base: Case, name: str) -> list[Case]:
-    """`base` with one of its sizes over CURVES[name]."""
+    """`base` with each of the sizes in CURVES[name]."""
     return [
         with_size(replace(base, name=f"{base.name}, {n} {name}"), name, n) for n in CURVES[name]
     ]
@@ -234,10 +234,10 @@ def with_size(case: Case, name: str, size: int) -> Case:
 def make_inputs(
     case: Case, *, dtype: torch.dtype, device: torch.device, memory_format: torch.memory_format
 ) -> Inputs:
-    """The case's tensors, the same in every run; gradients are asked for features and maps.
+    """The tensors of a case, equal in every run. Features and maps require gradients.
 
-    Box sides are log-uniform between the smallest and 80 % of the image, independently, which
-    spreads the boxes over all levels of the pyramid; centres are uniform.
+    Box widths and heights are independent and log-uniform from `smallest_side` to 80 % of the
+    image, which covers all levels of the pyramid. Positions are uniform.
     """
     generator = torch.Generator().manual_seed(0)
     image_height, image_width = case.image_size
@@ -261,7 +261,7 @@ def make_inputs(
 
 
 def level_of_boxes(case: Case, boxes: Tensor) -> Tensor:
-    """Index into `case.levels` of each of `boxes` [K, 4]: Feature Pyramid Networks, eq. 1."""
+    """Index into `case.levels` for each of `boxes` [K, 4] (Feature Pyramid Networks, eq. 1)."""
     sides = torch.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
     finest = math.log2(case.levels[0][2])
     level = torch.floor(4 + torch.log2(sides / 224) + 1e-6) - finest
@@ -269,7 +269,7 @@ def level_of_boxes(case: Case, boxes: Tensor) -> Tensor:
 
 
 def pixels_under_boxes(case: Case, inputs: Inputs) -> int:
-    """Feature pixels, over all images and levels, between the outermost corners of some box."""
+    """Number of feature pixels, over all images and levels, that at least one box covers."""
     count = 0
     for boxes in inputs.boxes:
         level_of_box = level_of_boxes(case, boxes)

@@ -1,8 +1,8 @@
-"""Has this library lost speed against its peers?
+"""Checks whether this library has become slower than its peers.
 
-Measures again what is recorded in benchmarks/results/ for this kind of device, number of threads
-and CPU capability, and compares the ratios of medians, ours over the peer's. A ratio of one run
-says more than a time: another machine, or a busy one, changes both sides.
+Repeats the measurements recorded in benchmarks/results/ for this kind of device, number of threads
+and CPU capability, and compares ratios of medians: ours / the peer's. Ratios within one run are
+more robust than times: a different or busy machine changes both medians.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from runner import MULTI_SCALE, ROI_ALIGN, run
 
 
 class Pair(NamedTuple):
-    """A provider of ours and a peer, where ratios of two runs are comparable."""
+    """Identifies a ratio. Ratios of two runs are comparable if their pairs are equal."""
 
     device_kind: object
     capability: object  # of the CPU kernels; "" on CUDA
@@ -32,7 +32,7 @@ class Pair(NamedTuple):
 
 
 def ratios(rows: Iterable[Row]) -> dict[Pair, float | None]:
-    """Our median over the peer's, of the last run that has both; None where ours failed."""
+    """Our median / the peer's median, from the last run that has both. None: ours failed."""
     runs: dict[tuple[object, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: str(row.identity["time"])):
         runs.setdefault((row.identity["time"], *row.setting()), []).append(row)
@@ -71,7 +71,7 @@ def pair_of(ours: Row, peer: Row) -> Pair:
 def compare(
     recorded: dict[Pair, float | None], fresh: dict[Pair, float | None], tolerance: float
 ) -> tuple[str, int, int]:
-    """A table, the number of ratios compared, and the number of those that got worse."""
+    """A table, the number of compared ratios, and the number of worse ratios."""
     lines = [["setting", "ours", "peer", "recorded", "now", "change", ""]]
     worse = 0
     for pair, now in fresh.items():
@@ -88,7 +88,7 @@ def compare(
 
 
 def measure_again(recorded: Sequence[Row], device: str, options: Sequence[str]) -> list[Row]:
-    """The named cases that were recorded for this kind of device, compiled peers excepted."""
+    """Measures the recorded cases of this kind of device, without compiled peers."""
     rows: list[Row] = []
     kind = torch.device(device).type
     with tempfile.TemporaryDirectory() as folder:
@@ -114,13 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=__doc__,
-        epilog="exit status: 0; 1 when a ratio got worse; 2 when there was nothing to compare",
+        epilog="exit status: 0; 1: a ratio is worse; 2: nothing to compare",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         default=0.25,
-        help="a ratio may grow by this part of itself; default: %(default)s",
+        help="permitted relative growth of a ratio; default: %(default)s",
     )
     parser.add_argument(
         "--recorded",
@@ -129,9 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=sorted(RESULTS.glob("recorded-*.jsonl")),
         help="default: benchmarks/results/recorded-*.jsonl",
     )
-    parser.add_argument("--fresh", type=Path, nargs="+", help="rows to use in place of a run")
+    parser.add_argument(
+        "--fresh", type=Path, nargs="+", help="compare these rows instead of measuring"
+    )
     parser.add_argument("--case", nargs="+", metavar="NAME", help="default: all recorded")
-    parser.add_argument("--rounds", type=int, help="of the run")
+    parser.add_argument("--rounds", type=int, help="rounds per measurement")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
 

@@ -1,8 +1,8 @@
-"""Draws benchmark rows.
+"""Plots benchmark rows.
 
-Named cases: a panel per case and mode, a bar per provider and layout with its share of the limit.
-Curves: a panel per curve, layout and mode, a line per provider over the size that varies. The limit
-is the time of the least traffic at copy bandwidth.
+Named cases: a panel per case and mode, a bar per provider and layout, labelled with its share of
+the limit. Curves: a panel per curve, layout and mode, a line per provider. The limit is the time of
+the least traffic at copy bandwidth.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def limit(row: Row) -> float:
 
 
 def draw_bars(panel: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None:
-    # Of the whole work, which is that of the first provider.
+    # The limit of the first provider, which computes with maps.
     names = ["limit", *(f"{row.provider}\n{row.layout}" for row in rows)]
     times = [limit(rows[0]), *((row.median_seconds or 0) * 1e3 for row in rows)]
     shares = [
@@ -62,7 +62,7 @@ def draw_lines(panel: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Rows of one machine, all of curves or none."""
+    """`rows` are from one machine; all of them belong to curves, or none."""
     colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row.provider for row in rows))}
 
     def line_of(row: Row) -> str:
@@ -92,7 +92,7 @@ def draw(rows: Sequence[Row]) -> Figure:
 def main(rows_path: Path, picture: Path) -> None:
     rows = read_rows(rows_path)
     if not rows:
-        sys.exit(f"{rows_path} has no rows of today's form")
+        sys.exit(f"{rows_path} has no rows with the current fields")
     draw(rows).savefig(picture, dpi=150)
     print(picture)
 
@@ -107,7 +107,7 @@ if __name__ == "__main__":
         type=Path,
         nargs="?",
         metavar="PICTURE.png",
-        help="default: beside the rows, under their name",
+        help="default: ROWS.png",
     )
     arguments = parser.parse_args()
     main(arguments.rows, arguments.picture or arguments.rows.with_suffix(".png"))

@@ -1,7 +1,7 @@
-"""Who is measured. Every provider is a function of a case's inputs that returns [K, C, PH, PW].
+"""Providers: the implementations to measure. Each maps the inputs of a case to [K, C, PH, PW].
 
-Those with `uses_maps` do the whole work of shape-aware RoIAlign; the others are plain RoIAlign,
-which is less work, as a yardstick. Each is compared with the reference before it is timed.
+Providers with `uses_maps` compute shape-aware RoIAlign. The others are yardsticks: plain RoIAlign,
+without map weighting. A provider is timed only if it agrees with the reference.
 """
 
 import importlib
@@ -19,8 +19,6 @@ from timing import Pool
 
 OURS = "shape_roi_align"
 YARDSTICK = "torchvision, no maps"
-
-
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -28,11 +26,11 @@ class Provider(NamedTuple):
     name: str
     uses_maps: bool
     build: Callable[[Case], Pool]
-    prepare: Callable[[Inputs], Inputs] = lambda inputs: inputs  # before the clock starts
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, *HALVES)  # of the case's features
+    prepare: Callable[[Inputs], Inputs] = lambda inputs: inputs  # not timed
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, *HALVES)  # of the features
     fixed_sampling_only: bool = False
     compiles: bool = False
-    synchronises: bool = False  # and so cannot be captured in a CUDA graph
+    synchronises: bool = False  # cannot be captured in a CUDA graph
 
     @property
     def is_ours(self) -> bool:
@@ -70,13 +68,13 @@ def plain(module: type[torch.nn.Module]) -> Callable[[Case], Pool]:
 
 
 def weighted_mean(samples: Tensor, prob_maps: Tensor, per_bin: int) -> Tensor:
-    """Bins of per_bin x per_bin samples [K, C, PH * S, PW * S], each times its map's value."""
+    """Averages `samples` [K, C, PH * S, PW * S], weighted by the resized maps; S is per_bin."""
     weights = F.interpolate(prob_maps[:, None], samples.shape[-2:], mode="bilinear")
     return F.avg_pool2d(samples * weights, per_bin)
 
 
 def composition(case: Case) -> Pool:
-    """The same from torchvision's parts: one RoIAlign bin per sample, times the resized map."""
+    """From torchvision operators: RoIAlign with one bin per sample, times the resized map."""
     size = case.output_size * case.sampling_ratio
     pool = torchvision.ops.RoIAlign(size, scale_of(case), 1, case.aligned)
 
@@ -127,7 +125,7 @@ def composition_multi_scale(case: Case) -> Pool:
 
 def compiled(build: Callable[[Case], Pool]) -> Callable[[Case], Pool]:
     torch._functorch.config.donated_buffer = False  # the backward pass is timed on a retained graph
-    torch._dynamo.config.recompile_limit = 64  # every case, level and mode gets code of its own
+    torch._dynamo.config.recompile_limit = 64  # each case, level and mode is compiled separately
     return lambda case: torch.compile(build(case), dynamic=False)
 
 
@@ -136,7 +134,7 @@ def mmcv(case: Case) -> Pool:
     pool = importlib.import_module("mmcv.ops").RoIAlign(
         case.output_size, scale_of(case), adaptive, "avg", case.aligned
     )
-    # It reads features as contiguous without asking.
+    # mmcv assumes contiguous features and does not check.
     return lambda inputs: pool(inputs.features[0].contiguous(), inputs.rois)
 
 
@@ -157,7 +155,7 @@ def is_importable(module: str) -> bool:
 
 
 def single_level() -> list[Provider]:
-    """All that work here. A name that begins with OURS is this library."""
+    """The providers available here. Names of this library's begin with OURS."""
     others = {"mmcv": ("mmcv.ops", mmcv), "detectron2": ("detectron2.layers", detectron2)}
     return [
         Provider(OURS, True, ours),

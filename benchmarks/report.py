@@ -1,4 +1,4 @@
-"""Where results go: JSON rows that say who, what, where and when, and a table for people."""
+"""Results: JSON rows that identify provider, case, machine and time, and a table."""
 
 import json
 import os
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).with_name("results")
 @dataclass
 class Row:
     case: str
-    curve: str  # which size of the case varies; "" if none
+    curve: str  # the size that varies, or ""
     provider: str
     mode: str  # forward, backward, forward+backward
     dtype: str
@@ -30,25 +30,25 @@ class Row:
     threads: int
     deterministic: bool  # under torch.use_deterministic_algorithms
     problem: dict[str, Any]  # Case.problem()
-    failure: str  # why there is no time; "" if there is
+    failure: str  # why the time is missing, or ""
     median_seconds: float | None
     fastest_seconds: float | None
-    graph_seconds: float | None  # median of a CUDA graph's replays
+    graph_seconds: float | None  # median over CUDA graph replays
     graph_failure: str
     rounds: int
     peak_extra_bytes: int | None
     least_traffic_bytes: int
-    fraction_of_limit: float | None  # time of the traffic at copy bandwidth, over the median
-    speedup_over_torchvision: float | None  # plain RoIAlign's median over this one
+    fraction_of_limit: float | None  # time of the traffic at copy bandwidth / median
+    speedup_over_torchvision: float | None  # plain RoIAlign's median / median
     identity: dict[str, object] = field(repr=False)
 
     def setting(self) -> tuple[object, ...]:
-        """What rows must share to be compared, within one run."""
+        """Rows of one run are comparable if these are equal."""
         return (self.case, self.mode, self.dtype, self.layout, self.threads, self.deterministic)
 
 
 def describe_run(device: torch.device, bandwidth: float) -> dict[str, object]:
-    """What every row of a run has in common. `bandwidth` is in bytes per second."""
+    """Fields that all rows of a run share. `bandwidth` is in bytes per second."""
     version, dirty = commit()
     return {
         "device_kind": device.type,
@@ -78,8 +78,8 @@ def cpu_model() -> str:
 
 
 def commit() -> tuple[str, bool]:
-    """The commit measured, and whether files differ from it. BENCHMARK_COMMIT names it where the
-    sources are a copy without their repository; a "+" at its end says that they differ."""
+    """The measured commit, and whether files differ from it. Set BENCHMARK_COMMIT for sources
+    outside a git repository; a trailing "+" means that files differ."""
     name = os.environ.get("BENCHMARK_COMMIT", "")
     if not name:
         command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
@@ -100,7 +100,7 @@ def write_rows(rows: Iterable[Row], path: Path, *, append: bool = False) -> None
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Those of today's fields; rows of other fields are of an older form and not comparable."""
+    """Rows with the current fields. Rows of older versions differ and are left out."""
     parsed = map(json.loads, path.read_text().splitlines())
     return [Row(**row) for row in parsed if row.keys() == Row.__dataclass_fields__.keys()]
 
@@ -114,9 +114,9 @@ def align(lines: Sequence[Sequence[str]]) -> str:
 
 
 def format_table(rows: list[Row]) -> str:
-    """One line per provider of a case: milliseconds, (share of the limit), peak memory.
+    """One line per case and provider: milliseconds (fraction of the limit) and peak memory.
 
-    A median of CUDA graph replays stands behind a slash.
+    The median over CUDA graph replays follows a slash.
     """
     modes = list(dict.fromkeys(row.mode for row in rows))
     titles = [f"{mode} ms (of limit)" for mode in modes]

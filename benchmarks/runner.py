@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: gate every provider, time those that pass, report."""
+"""Command line of the benchmarks: checks every provider, times the correct ones, reports."""
 
 import argparse
 import sys
@@ -18,7 +18,8 @@ import providers
 from cases import CURVES, Case, Inputs, curve, level_of_boxes, make_inputs, pixels_under_boxes
 from providers import OURS, YARDSTICK, Provider
 from report import RESULTS, Row, describe_run, format_table, write_rows
-from shape_roi_align.reference import pool_levels
+from shape_roi_align import reference
+from shape_roi_align._arguments import check_options
 from timing import (
     MODES,
     Call,
@@ -35,7 +36,7 @@ from timing import (
 
 try:
     from tqdm import tqdm
-except ImportError:  # a machine with a GPU and no network: no bar, but all rows
+except ImportError:  # optional: no progress bar
 
     def tqdm(items, **_):  # type: ignore[no-untyped-def]
         return items
@@ -44,10 +45,10 @@ except ImportError:  # a machine with a GPU and no network: no bar, but all rows
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
-# Largest error allowed, relative to the largest value: a provider may sum in the features' own
-# type, over up to a few hundred terms.
+# Permitted error, relative to the largest value. A provider may sum a few hundred terms in the
+# dtype of the features.
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-# Coordinates in float16 have steps of a quarter of a pixel at 336.
+# Permitted error with float16 boxes: coordinates around 336 have steps of a quarter of a pixel.
 HALF_COORDINATES = 0.5
 
 
@@ -63,7 +64,7 @@ MULTI_SCALE = Suite("multiscale", cases.MULTI_SCALE, cases.SMOKE_MULTI_SCALE, pr
 
 
 class Setting(NamedTuple):
-    """What the rows of one measurement share."""
+    """Fields that the rows of one measurement share."""
 
     case: Case
     curve: str
@@ -76,7 +77,7 @@ class Setting(NamedTuple):
 
 
 class Wrong(Exception):
-    """A provider that computes something else."""
+    """The provider disagrees with the reference."""
 
 
 def run(suite: Suite, argv: Sequence[str] | None = None) -> int:
@@ -109,7 +110,7 @@ def run(suite: Suite, argv: Sequence[str] | None = None) -> int:
             )
             with deterministic_algorithms(deterministic):
                 news = list(measure_setting(setting, chosen))
-            write_rows(news, arguments.json, append=True)  # at once: a long run may be cut short
+            write_rows(news, arguments.json, append=True)  # now: a long run may be interrupted
             rows += news
     if rows:
         print(format_table(rows))
@@ -121,7 +122,7 @@ def run(suite: Suite, argv: Sequence[str] | None = None) -> int:
 
 
 def find_mistakes(rows: Sequence[Row]) -> list[str]:
-    """What no benchmark may pass over: other providers may fail, but not disagree."""
+    """Errors that fail a run: any failure of this library, any provider that is Wrong."""
     texts = [
         f"{row.case}, {row.dtype}, {row.layout}: {row.provider}: {row.failure}"
         for row in rows
@@ -156,11 +157,11 @@ def measure_setting(setting: Setting, chosen: Sequence[Provider]) -> Iterator[Ro
             expectation = provider.uses_maps, provider.prepare
             if expectation not in expected:
                 expected[expectation] = output_and_gradients(
-                    partial(reference, case, provider.uses_maps), few
+                    partial(pool_reference, case, provider.uses_maps), few
                 )
             check(output_and_gradients(pool, few), expected[expectation], few)
             pools[provider] = pool
-        except Exception as error:  # of any provider, its compiler's too
+        except Exception as error:  # any error of a provider or of its compiler
             failures[provider] = describe(error)
     for mode in MODES:
         calls: dict[tuple[str, str], Callable[[], Call]] = {}
@@ -222,7 +223,7 @@ def make_row(
 
 
 def with_autocast(pool: Pool, inputs: Inputs) -> Pool:
-    """Half types run under autocast, as in training: some refuse half features and float boxes."""
+    """Autocast for half features, as in training: some providers reject float boxes otherwise."""
     features = inputs.features[0]
     if features.dtype == inputs.rois.dtype:
         return pool
@@ -230,7 +231,7 @@ def with_autocast(pool: Pool, inputs: Inputs) -> Pool:
 
 
 def check(got: list[Tensor], expected: list[Tensor], inputs: Inputs) -> None:
-    """Raises Wrong where an output or a gradient, made of `inputs`, is not the reference's."""
+    """Raises Wrong if the output or a gradient differs. `inputs` determine the tolerance."""
     half_coordinates = inputs.rois.dtype == torch.float16
     tolerance = HALF_COORDINATES if half_coordinates else TOLERANCES[inputs.features[0].dtype]
     names = ["output", *(f"gradient of level {i}" for i in range(len(inputs.features)))]
@@ -257,20 +258,17 @@ def output_and_gradients(pool: Pool, inputs: Inputs) -> list[Tensor]:
     return [output.detach(), *gradients]
 
 
-def reference(case: Case, uses_maps: bool, inputs: Inputs) -> Tensor:
-    """In float64, with gradients of the inputs as they are."""
+def pool_reference(case: Case, uses_maps: bool, inputs: Inputs) -> Tensor:
+    """Computes in float64; the gradients have the dtypes of ``inputs``."""
+    features = [level.double() for level in inputs.features]
     rois = inputs.rois.double()
-    return pool_levels(
-        [level.double() for level in inputs.features],
-        rois,
-        level_of_boxes(case, rois[:, 1:]),
-        inputs.prob_maps.double() if uses_maps else None,
-        [1 / stride for _, _, stride in case.levels],
-        (case.output_size, case.output_size),
-        case.sampling_ratio,
-        case.aligned,
-        case.map_aligned,
+    levels = level_of_boxes(case, rois[:, 1:])
+    prob_maps = inputs.prob_maps.double() if uses_maps else None
+    scales = [1 / stride for _, _, stride in case.levels]
+    options = check_options(
+        case.output_size, scales, case.sampling_ratio, case.aligned, case.map_aligned
     )
+    return reference.pool(features, rois, levels, prob_maps, options)
 
 
 def choose_cases(suite: Suite, arguments: argparse.Namespace) -> list[Case]:
@@ -309,22 +307,22 @@ def parse(suite: Suite, argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"""Times {suite.name}, forward, backward and both, against its peers.
 
-Every provider must first agree with the float64 reference. Times are medians over rounds in which
-the providers take turns; "of limit" is the time of the least traffic at this machine's copy
-bandwidth over the time measured. On CUDA a time behind a slash is that of a CUDA graph's replay.
+Every provider must first agree with the float64 reference. Times are medians over rounds; each
+round times every provider once. "of limit" is the time of the least traffic at copy bandwidth,
+divided by the measured time. On CUDA, the time after a slash is the replay of a CUDA graph.
 SHAPE_ROI_ALIGN_CPU_CAPABILITY=portable|avx2|avx512 chooses the CPU kernels.""",
-        epilog=f"""cases, the first of which is that of --quick and of the curves:
+        epilog=f"""cases (--quick and --curve use the first):
 {listing}
 
 examples:
-  --quick                            a minute: the first case
+  --quick                            the first case, in a minute
   --threads 1 2 --case p3_7x7        one case, by number of threads
   --curve boxes --no-compile         {CURVES["boxes"][0]} to {CURVES["boxes"][-1]} boxes
   --dtype float16 bfloat16           half types; float32 alone is the default
-  --deterministic off on             on CUDA: what reproducible gradients cost
+  --deterministic off on             the cost of deterministic gradients on CUDA
 
-exit status: 1 when a provider disagrees with the reference, this library fails or nothing ran;
-a peer that cannot run a case is a row that says why.""",
+exit status: 1 when a provider disagrees with the reference, this library fails or nothing ran.
+A peer that cannot run a case gets a row with the reason.""",
     )
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -333,7 +331,7 @@ a peer that cannot run a case is a row that says why.""",
         nargs="+",
         metavar="NAME",
         choices=[case.name for case in suite.cases],
-        help="default: all that are meant for the device",
+        help="default: all cases of the device",
     )
     parser.add_argument("--curve", choices=CURVES, default="", help="vary one size of a case")
     parser.add_argument("--provider", nargs="+", metavar="NAME", help="default: all")
@@ -351,18 +349,22 @@ a peer that cannot run a case is a row that says why.""",
     parser.add_argument(
         "--keep-memory",
         action="store_true",
-        help="let glibc keep freed memory, so that large results are not cleared page by page",
+        help="let glibc keep freed memory; without this, large results are page-faulted and zeroed",
     )
-    parser.add_argument("--rounds", type=int, help="default: 7, on CUDA 30; what is slow has fewer")
+    parser.add_argument(
+        "--rounds", type=int, help="default: 7, on CUDA 30; slow providers run fewer"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="one case, at most 5 rounds, nothing to compile"
     )
-    parser.add_argument("--smoke", action="store_true", help="one tiny case: does it run at all?")
+    parser.add_argument(
+        "--smoke", action="store_true", help="one tiny case, to check that everything runs"
+    )
     parser.add_argument(
         "--json",
         type=Path,
         default=RESULTS / f"{suite.name}-{stamp}.jsonl",
-        help="where the rows go; default: %(default)s",
+        help="output file; default: %(default)s",
     )
     arguments = parser.parse_args(argv)
     arguments.threads = arguments.threads or [torch.get_num_threads()]

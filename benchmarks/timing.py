@@ -1,7 +1,7 @@
-"""How it is measured: times, peak memory, copy bandwidth and the least traffic a case needs.
+"""Measurements: time, peak memory, copy bandwidth and the least memory traffic of a case.
 
-The providers of a case take turns, once each per round, so that a machine that slows down or speeds
-up does so for all of them. Reported is the median over rounds.
+In each round every provider of a case is timed once, so a change in machine speed affects all of
+them. The result is the median over rounds.
 """
 
 import ctypes
@@ -21,9 +21,9 @@ from cases import Case, Inputs
 
 MODES = ("forward", "backward", "forward+backward")
 
-SHORTEST_SPAN = 2e-3  # seconds on the wall clock; what is quicker is called several times in one
-LONGEST_TOTAL = 5.0  # seconds; what takes longer leaves the rounds, but not before
-FEWEST_ROUNDS = 3
+SHORTEST_SPAN = 2e-3  # seconds; on a CPU, quicker calls are timed several at a time
+LONGEST_TOTAL = 5.0  # seconds; a provider that has taken longer leaves the rounds
+FEWEST_ROUNDS = 3  # of every provider
 
 Call = Callable[[], object]
 Pool = Callable[[Inputs], Tensor]
@@ -33,8 +33,8 @@ Key = TypeVar("Key", bound=Hashable)
 @dataclass
 class Measurement:
     seconds: list[float] = field(default_factory=list)  # per call, one for each round
-    peak_extra_bytes: int | None = None  # above what was in use before; None where unknown
-    failure: str = ""  # why there are no seconds
+    peak_extra_bytes: int | None = None  # above the memory in use before; None: unknown
+    failure: str = ""  # why `seconds` is empty
 
     @property
     def median(self) -> float:
@@ -42,7 +42,7 @@ class Measurement:
 
 
 def make_call(pool: Pool, inputs: Inputs, mode: str) -> Call:
-    """One call of `pool` in `mode`; gradients are those of all leaves the output depends on."""
+    """One call of `pool` in `mode`, with gradients of all leaves that the output depends on."""
     if mode == "forward":
 
         def forward() -> Tensor:
@@ -62,10 +62,10 @@ def make_call(pool: Pool, inputs: Inputs, mode: str) -> Call:
 
 
 def make_replay(pool: Pool, inputs: Inputs, mode: str, device: torch.device) -> Call:
-    """The same as a CUDA graph: the device's time without the processor's."""
+    """The call as a CUDA graph: device time without CPU time."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
-    # A backward pass runs on the stream of its forward pass: both on the one that is captured.
+    # Backward runs on the stream of its forward, so forward must run on the captured stream too.
     with torch.cuda.stream(stream):
         call = make_call(pool, inputs, mode)
         for _ in range(3):
@@ -81,7 +81,7 @@ def make_replay(pool: Pool, inputs: Inputs, mode: str, device: torch.device) -> 
 def measure(
     calls: dict[Key, Callable[[], Call]], device: torch.device, *, rounds: int
 ) -> dict[Key, Measurement]:
-    """Makes each call and times it; one that raises is left out and its reason kept."""
+    """Makes and times each call. A call that raises has no times, but a failure."""
     results = {key: Measurement() for key in calls}
     ready: dict[Key, tuple[Call, int]] = {}
     for key, make in calls.items():
@@ -89,7 +89,7 @@ def measure(
             call = make()
             results[key].peak_extra_bytes = peak_extra_bytes(call, device)
             ready[key] = call, 1 if device.type == "cuda" else repeats_of(call)
-        except Exception as error:  # of any provider, its compiler's too
+        except Exception as error:  # any error of a provider or of its compiler
             results[key].failure = describe(error)
     for _ in range(rounds):
         for key, (call, repeats) in ready.items():
@@ -100,12 +100,12 @@ def measure(
 
 
 def keep_freed_memory() -> None:
-    """From now on the C allocator keeps what is freed, as others do by themselves.
+    """Makes glibc keep freed memory, as other allocators do by default.
 
-    glibc gives large tensors back to the system, and the next ones are cleared page by page.
+    Memory that glibc returns to the OS is page-faulted and zeroed when reused.
 
     Raises:
-        OSError: not with this C library.
+        OSError: the C library does not support this.
     """
     m_trim_threshold, m_mmap_threshold, most = -1, -3, 2**31 - 1
     try:
@@ -117,21 +117,21 @@ def keep_freed_memory() -> None:
 
 
 def repeats_of(call: Call) -> int:
-    """How many calls take SHORTEST_SPAN on a CPU."""
+    """Number of calls that take SHORTEST_SPAN on a CPU."""
     return min(max(math.ceil(SHORTEST_SPAN / time_calls(call, 1, torch.device("cpu"))), 1), 1000)
 
 
 def describe(error: Exception) -> str:
-    """In one line."""
+    """The error in one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def time_calls(call: Call, repeats: int, device: torch.device) -> float:
-    """Seconds per call: on CUDA between two events on its stream, else on the wall clock."""
+    """Seconds per call. On CUDA between two events on the current stream, else wall clock."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # What the last call left in the cache goes; meanwhile the processor runs ahead.
+        # Overwrites the L2 cache; meanwhile the CPU enqueues the calls.
         larger_than_the_cache(device).zero_()
         start.record()
         for _ in range(repeats):
@@ -139,7 +139,7 @@ def time_calls(call: Call, repeats: int, device: torch.device) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / repeats
-    call()  # a loop's steady state: caches and free memory are as a call of its own left them
+    call()  # warm-up: the steady state of a loop, in the caches and the allocator
     start_time = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -153,10 +153,10 @@ def larger_than_the_cache(device: torch.device) -> Tensor:
 
 
 def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
-    """Peak memory of one call, its result included, above that before it. Calls once before.
+    """Peak memory of one call, result included, minus the memory in use before. Warms up first.
 
-    On CUDA the allocator's; on a CPU the process's resident memory, which counts whatever a library
-    takes from the system, by tensor or not, but only the pages that it touches.
+    On CUDA the peak of the caching allocator. On a CPU the peak resident memory of the process: all
+    touched pages, whether a tensor owns them or not.
     """
     call()
     if device.type == "cuda":
@@ -166,8 +166,8 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
         call()
         return torch.cuda.max_memory_allocated(device) - before
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # give freed memory back, so that its reuse shows
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: proc(5)
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # unmap freed memory, so that its reuse is counted
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
     except OSError:
         return None
     before = resident_bytes("VmRSS")
@@ -183,9 +183,9 @@ def resident_bytes(field: str) -> int:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read plus written, of torch copying far more than the caches hold."""
+    """Bytes per second, read plus written, of a torch copy far larger than the caches."""
     size = 2**30 if device.type == "cuda" else 2**28
-    # Written to: a page of zeros that was never touched would be read from the cache.
+    # Random: all untouched pages are one page of zeros, which stays in the cache.
     source = torch.empty(size // 8, dtype=torch.int64, device=device).random_()
     target = torch.empty_like(source)
     result = measure({"copy": lambda: lambda: target.copy_(source)}, device, rounds=7)
@@ -193,10 +193,11 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def least_traffic(case: Case, inputs: Inputs, pixels: int, mode: str, *, uses_maps: bool) -> int:
-    """Bytes that must move in `mode`: `pixels` under the boxes once, maps, boxes and output.
+    """Bytes that every implementation must move in `mode`. `pixels` are under the boxes.
 
-    The backward pass reads the gradient of the output, the maps and the boxes and writes the
-    gradients of the pixels under the boxes; that of the maps also needs the features again.
+    Forward reads these pixels, the maps and the boxes once and writes the output. Backward reads
+    the output gradient, the maps and the boxes and writes the gradients of these pixels and of the
+    maps; the gradient of the maps also needs the features.
     """
     features = pixels * case.channels * inputs.features[0].itemsize
     maps = inputs.prob_maps.numel() * inputs.prob_maps.itemsize if uses_maps else 0

@@ -1,7 +1,7 @@
-"""Checks an installed shape-roi-align: that its kernels load, agree with the reference and compose.
+"""Checks an installed shape-roi-align: the kernels load, agree with the reference and compile.
 
-Needs only torch and the package; run it outside the source tree, to find the installed one.
-Uses the GPU as well where torch has one and the CUDA kernels were built.
+Needs only torch and the package. Run it outside the source tree, so that Python imports the
+installed package. Also checks CUDA if there is a GPU and the CUDA kernels were built.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""The counts of benchmarks/cuda_prediction.md, from the boxes of the benchmark cases.
+"""Prints the counts in benchmarks/cuda_prediction.md, from the boxes of the benchmark cases.
 
     python scripts/count_taps.py [--case NAME...]
 
-Taps are (bin, pixel) pairs, each once, where torchvision reads 4 * samples pixels per bin; pixels
-the different ones that a box reads; sectors the 32 bytes of float32 that hold them where columns
-are innermost.
+Taps: distinct (bin, pixel) pairs; torchvision reads 4 * samples pixels per bin.
+Pixels: distinct pixels that a box reads.
+Sectors: 32-byte sectors that hold these pixels as float32, with columns innermost.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ PREDICTED = (
 )
 
 
-def cells_of_bins(start: float, end: float, case: Case, size: int) -> tuple[list[set[int]], int]:
-    """Cells that each bin of a box reads along one axis, and samples per bin. Feature pixels."""
+def touched_by_bins(start: float, end: float, case: Case, size: int) -> tuple[list[set[int]], int]:
+    """Rows or columns that each bin of a box reads, and samples per bin. In feature pixels."""
     offset = 0.5 if case.aligned else 0.0
     extent = end - start if case.aligned else max(end - start, 1.0)
     bin_size = extent / case.output_size
     samples = case.sampling_ratio if case.sampling_ratio > 0 else math.ceil(bin_size)
     bins = []
     for b in range(case.output_size):
-        cells = set()
+        touched = set()
         for i in range(samples):
             at = start - offset + (b + (i + 0.5) / samples) * bin_size
             if -1 <= at <= size:
                 at = min(max(at, 0.0), size - 1.0)
-                cells |= {math.floor(at), math.ceil(at)}
-        bins.append(cells)
+                touched |= {math.floor(at), math.ceil(at)}
+        bins.append(touched)
     return bins, samples
 
 
@@ -69,8 +69,8 @@ def count(case: Case) -> str:
         boxes.tolist(), level_of_boxes(case, boxes).tolist(), strict=True
     ):
         height, width, stride = case.levels[level]
-        ys, samples_y = cells_of_bins(y1 / stride, y2 / stride, case, height)
-        xs, samples_x = cells_of_bins(x1 / stride, x2 / stride, case, width)
+        ys, samples_y = touched_by_bins(y1 / stride, y2 / stride, case, height)
+        xs, samples_x = touched_by_bins(x1 / stride, x2 / stride, case, width)
         taps += sum(map(len, ys)) * sum(map(len, xs))
         reads += 4 * samples_y * samples_x * case.output_size**2
         rows, columns = set().union(*ys), set().union(*xs)

@@ -6,23 +6,23 @@
 #   FOLDER/*.jsonl      benchmark rows, of every setting that was finished
 #
 # The exit status is the number of steps that failed, ran out of time or were not reached. A step
-# that may fail (ncu needs leave to read hardware counters) is told in the report, but not counted.
+# that may fail (ncu needs permission to read hardware counters) is reported, but not counted.
 #
 # STEPS          some of the steps below, in quotes; default: all but model and ratios
 # STEP_SECONDS   limit of a step; default: 600
-# TOTAL_SECONDS  limit of all together, so that the report is complete when it ends; default: none
+# TOTAL_SECONDS  limit for all steps, so that the report is always complete; default: none
 # RECORD=1       also keep the rows as benchmarks/results/recorded-*-cuda.jsonl
 # WHEELS         folder of wheels to use beside PYTHON's packages; default: wheels, if there is one
 # PYTHON, FOLDER in place of the arguments; defaults: python3, gpu-check
 #
-# PYTHON needs torch with CUDA, numpy, setuptools, ninja and pybind11; nothing is installed into it,
-# nor fetched. A step whose modules are missing fails and says which: tests and sanitizers need
+# PYTHON needs torch with CUDA, numpy, setuptools, ninja and pybind11. Nothing is installed or
+# downloaded. A step whose modules are missing fails and says which: tests and sanitizers need
 # pytest, hypothesis and torchvision; benchmarks, kernels and ncu torchvision; model also tqdm,
-# pycocotools and PIL. What a machine without network lacks can be carried there; with network:
+# pycocotools and PIL. For a machine without network, download missing packages elsewhere:
 #
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels tqdm pycocotools
 #
-# Where a command may take ten minutes, these fit into one each, with TOTAL_SECONDS=580:
+# Where a command may take ten minutes, run these one by one with TOTAL_SECONDS=580:
 #
 #   STEPS="machine build ptxas tests"
 #   STEPS="build gradcheck memcheck racecheck"
@@ -49,9 +49,9 @@ for name in $steps; do
   echo "gpu_check.sh: no step $name; there are: $usual model ratios" >&2
   exit 64
 done
-# Where ninja is when PYTHON is called by its path.
+# For ninja, when PYTHON is called by its path.
 PATH+=:$("$python" -c 'import sysconfig; print(sysconfig.get_path("scripts"))')
-build_log=build/gpu_check.log # of the last build that compiled something
+build_log=build/gpu_check.log # of the last build that compiled kernels
 summary=()
 failures=0
 

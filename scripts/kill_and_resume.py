@@ -1,13 +1,12 @@
-"""Kills a training at random moments, resumes it, and compares its end with an undisturbed one's.
+"""Kills a training at random moments, resumes it, and compares the result with an undisturbed run.
 
     python scripts/kill_and_resume.py [--kills 100] [--seed 0] [--record FILE]
 
 The training is `train_mrrcnn.py --quick` on the CPU, with a checkpoint every second iteration: its
-data, three models, their scores and the picture. Each attempt is a process of its own, a fork of
-this one, which has imported torch and computed nothing. SIGKILL ends it after a random time; in
-half of the attempts a random moment after a file begins to be written. An attempt that ends by
-itself ends a run. Weights and detections are compared byte by byte, metrics and scores
-value by value.
+data, three models, their scores and the picture. Each attempt is a fork of this process, which has
+imported torch and computed nothing. SIGKILL ends an attempt after a random time; in half of the
+attempts, at a random time after a file begins to be written. An attempt that is not killed ends a
+run. Weights and detections are compared byte by byte, metrics and scores value by value.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ from training.presets import ROWS
 
 RECORD = Path(train_mrrcnn.__file__).parent / "results/survival/kill_and_resume.json"
 OPTIONS = ["--quick", "--device", "cpu", "--checkpoint-every", "2", "--save-detections"]
-WRITING = 0.03  # seconds: about as long as a checkpoint takes to write
+WRITING = 0.03  # seconds; about the time that writing a checkpoint takes
 POLL = 0.0005  # seconds
 
 
 def start(folder: Path) -> int:
-    """Start or resume the training in a new process; returns its id."""
+    """Starts or resumes the training in a new process. Returns the process id."""
     process = os.fork()
     if process:
         return process
@@ -74,7 +73,7 @@ def has_ended(process: int, folder: Path) -> bool:
 
 
 def ends_before(process: int, folder: Path, ready: Callable[[], bool]) -> bool:
-    """Wait until the process has ended or ``ready``; returns which."""
+    """Waits until the process has ended or ``ready()``. Returns whether it has ended."""
     while not ready():
         if has_ended(process, folder):
             return True
@@ -95,11 +94,11 @@ def run_whole(folder: Path) -> float:
 
 
 def kill_once(folder: Path, delay: float, in_writing: float | None) -> dict[str, Any] | None:
-    """Start an attempt and kill it; None if it ends before.
+    """Starts an attempt and kills it. Returns None if it ends before.
 
     Args:
-        delay: seconds to the kill, or to the look-out for a file that is being written.
-        in_writing: seconds from the sight of one to the kill; None kills after ``delay``.
+        delay: seconds before the kill, or before waiting for a file that is being written.
+        in_writing: seconds from that file to the kill; None kills after ``delay``.
     """
     process = start(folder)
     begin = time.perf_counter()
@@ -118,7 +117,7 @@ def kill_once(folder: Path, delay: float, in_writing: float | None) -> dict[str,
 
 
 def describe(folder: Path) -> str:
-    """The file that a killed process was writing, or else the first that its run lacks."""
+    """The file that the killed process was writing, or else the first missing file."""
     parts = sorted(x.name.removesuffix(".part") for x in folder.glob("*.part"))
     if parts:
         return f"writing {' and '.join(parts)}"
@@ -128,7 +127,7 @@ def describe(folder: Path) -> str:
 
 
 def outcome(folder: Path) -> dict[str, str]:
-    """Digests of what must not depend on interruptions: all but times and checkpoints."""
+    """Digests of the results, without times and checkpoints, which depend on interruptions."""
     records = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = [{k: v for k, v in x.items() if k != "seconds"} for x in records]
     scores = json.loads((folder / "results.json").read_text())["scores"]
@@ -145,11 +144,11 @@ def outcome(folder: Path) -> dict[str, str]:
 def run_killed(
     folder: Path, kills: int, longest: float, rng: random.Random
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """One run to its end, killed up to ``kills`` times; the kills and the outcome."""
+    """Completes one run with up to ``kills`` kills. Returns the kills and the outcome."""
     killed: list[dict[str, Any]] = []
     while len(killed) < kills:
         in_writing = rng.uniform(0, WRITING) if rng.random() < 0.5 else None
-        # A resumed training is shorter: early moments more often.
+        # Early moments are more likely, because a resumed training is shorter.
         kill = kill_once(folder, longest * rng.random() ** 2, in_writing)
         if kill is None:
             return killed, outcome(folder)
@@ -159,7 +158,7 @@ def run_killed(
 
 
 def experiment(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """The record of ``kills`` kills, in as many runs as they take."""
+    """Repeats runs until there are ``kills`` kills. Returns the record."""
     rng = random.Random(seed)
     begin = time.perf_counter()
     (folder / "whole").mkdir()

@@ -1,4 +1,4 @@
-"""One forward and one backward pass of a benchmark case, for a profiler to look at.
+"""Runs one forward and one backward pass of a benchmark case for a profiler.
 
 python scripts/profile_kernels.py p2_7x7 --times
 ncu --profile-from-start off python scripts/profile_kernels.py p2_7x7 --dtype float16
@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
-        "--times", action="store_true", help="torch's profiler: times of kernels; not inside ncu"
+        "--times",
+        action="store_true",
+        help="print kernel times from torch.profiler; not inside ncu",
     )
     arguments = parser.parse_args()
     case = next(case for case in SINGLE_LEVEL if case.name == arguments.case)

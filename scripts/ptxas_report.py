@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Registers, spills and shared memory of every CUDA kernel, from what `nvcc -Xptxas -v` prints.
+"""Registers, spills and shared memory of every CUDA kernel, from the output of `nvcc -Xptxas -v`.
 
     nvcc -Xptxas -v ... 2>&1 | python scripts/ptxas_report.py [--update]
 
-Exits with 1 when a kernel spills registers, or takes more registers, stack or shared memory than
-ptxas_baseline.tsv says (registers: by more than a granule of 8, for compilers differ). --update
-writes that file instead.
+Exit status 1: a kernel spills registers, or takes more registers, stack or shared memory than in
+ptxas_baseline.tsv. Registers may grow by a granule of 8, because compilers differ. --update writes
+the baseline first.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main() -> int:
     options = parser.parse_args()
     kernels = list(parse(sys.stdin))
     if not kernels:
-        sys.exit("no kernels: is the input that of nvcc -Xptxas -v?")
+        sys.exit("no kernels: is the input the output of nvcc -Xptxas -v?")
     names = demangle([kernel.name for kernel in kernels])
     kernels = [kernel._replace(name=name) for kernel, name in zip(kernels, names, strict=True)]
     print(f"{'registers':>9} {'spills':>6} {'stack':>6} {'shared':>6}  kernel")

@@ -1,10 +1,10 @@
-"""Tries one wheel under several torch releases, each in a virtual environment of its own.
+"""Tests one wheel under several torch releases, each in its own virtual environment.
 
     python scripts/test_wheel.py dist/shape_roi_align-0.1.0-cp311-cp311-linux_x86_64.whl \
         --torch 2.10.0 2.11.0 2.13.0+cpu 2.15.0
 
-The wheel is installed without its dependencies, so that each torch stays the one asked for.
-Prints a table; the exit status is the number of torch releases under which the wheel failed.
+The wheel is installed without its dependencies, so that pip does not replace torch.
+Prints a table. The exit status is the number of torch releases under which the wheel failed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ class Trial(NamedTuple):
 
 
 def try_torch(wheel: Path, torch: str, folder: Path) -> Trial:
-    """Installs and checks in `folder`/torch-VERSION; the log stays there, the environment goes."""
+    """Installs and checks in `folder`/torch-VERSION. Keeps the log, deletes the environment."""
     environment = folder / f"torch-{torch}"
     log = folder / f"torch-{torch}.log"
     python = environment / "bin" / "python"

@@ -1,4 +1,4 @@
-"""Boxes as the operator takes them, and their pyramid levels."""
+"""Converts boxes to the format of the operator and assigns them to pyramid levels."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def to_rois(boxes: Tensor | Sequence[Tensor], num_images: int, device: torch.dev
 
 
 def concatenate_boxes(boxes: Sequence[Tensor], device: torch.device) -> Tensor:
-    """One ``Tensor[L, 4]`` per image -> ``rois[K, 5]`` with the image's place in the list as batch
-    index."""
+    """One ``Tensor[L, 4]`` per image -> ``rois[K, 5]``. The batch index is the index in the
+    list."""
     if not boxes:
         return torch.zeros((0, 5), device=device)
     coordinates = torch.cat(

@@ -1,4 +1,4 @@
-"""Loads the compiled operators, or fails with the cause and the command that mends it."""
+"""Loads the compiled operators, or raises ImportError with the cause and the fix."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _load(library: Path) -> None:
 
 
 def load() -> None:
-    """Loads the CPU operators, and the CUDA ones where torch has CUDA and they were built."""
+    """Loads the CPU operators, and the CUDA operators if torch has CUDA and they were built."""
     if _torch_version() < _MINIMUM_TORCH:
         raise ImportError(
             f"shape_roi_align needs torch >= {'.'.join(map(str, _MINIMUM_TORCH))}, "

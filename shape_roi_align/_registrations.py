@@ -1,61 +1,22 @@
-"""Every torch.library rule of the operators: fake tensors, autograd, vmap. The C++ side knows
-schemas and arithmetic only."""
+"""Every torch.library rule of the operators: fake tensors, autograd, vmap. C++ has the schemas and
+the arithmetic only. PyTorch calls rules with the flat arguments of the schema; each rule packs the
+options first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ._arguments import Options
+from ._operators import backward, forward, forward_below_autograd
 from ._validation import is_batch_index
 from .reference import output_memory_format
 
 FORWARD = "shape_roi_align::sa_roi_align"
 BACKWARD = "shape_roi_align::_sa_roi_align_backward"
-
-
-class Options(NamedTuple):
-    """The operators' arguments that are not tensors, in the schema's order."""
-
-    spatial_scales: Sequence[float]
-    pooled_height: int
-    pooled_width: int
-    sampling_ratio: int
-    aligned: bool
-    map_aligned: bool
-
-
-def _forward(
-    inputs: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    prob_maps: Tensor | None,
-    options: Options,
-):
-    return torch.ops.shape_roi_align.sa_roi_align.default(inputs, rois, levels, prob_maps, *options)
-
-
-def _backward(
-    grad: Tensor,
-    inputs: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    prob_maps: Tensor | None,
-    options: Options,
-    output_mask: Sequence[bool],
-) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
-    """The backward operator, with None for the gradients not asked for."""
-    grad_inputs, grad_maps, grad_rois = torch.ops.shape_roi_align._sa_roi_align_backward.default(
-        grad, inputs, rois, levels, prob_maps, *options, output_mask
-    )
-    *of_inputs, of_maps, of_rois = output_mask
-    return (
-        [g if wanted else None for g, wanted in zip(grad_inputs, of_inputs, strict=True)],
-        grad_maps if of_maps else None,
-        grad_rois if of_rois else None,
-    )
 
 
 def _as_list(flags: bool | list[bool] | tuple[bool, ...]) -> list[bool]:
@@ -65,19 +26,9 @@ def _as_list(flags: bool | list[bool] | tuple[bool, ...]) -> list[bool]:
 # ---- fake tensors --------------------------------------------------------------------------------
 
 
-def _fake_forward(
-    inputs,
-    rois,
-    levels,
-    prob_maps,
-    scales,
-    pooled_height,
-    pooled_width,
-    sampling_ratio,
-    aligned,
-    map_aligned,
-):
-    size = (rois.shape[0], inputs[0].shape[1], pooled_height, pooled_width)
+def _fake_forward(inputs, rois, levels, prob_maps, *options):
+    options = Options(*options)
+    size = (rois.shape[0], inputs[0].shape[1], options.pooled_height, options.pooled_width)
     return torch.empty(
         size,
         dtype=inputs[0].dtype,
@@ -86,20 +37,8 @@ def _fake_forward(
     )
 
 
-def _fake_backward(
-    grad,
-    inputs,
-    rois,
-    levels,
-    prob_maps,
-    scales,
-    ph,
-    pw,
-    ratio,
-    aligned,
-    map_aligned,
-    output_mask,
-):
+def _fake_backward(grad, inputs, rois, levels, prob_maps, *options):
+    *_, output_mask = options
     *of_inputs, of_maps, of_rois = output_mask
     grad_inputs = [
         torch.empty(
@@ -125,9 +64,30 @@ def _fake_backward(
 # ---- autograd ------------------------------------------------------------------------------------
 
 
+def _wanted_gradients(
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    prob_maps: Tensor | None,
+    options: Options,
+    output_mask: Sequence[bool],
+) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
+    """The backward operator, with None for gradients that are not wanted."""
+    grad_inputs, grad_maps, grad_rois = backward(
+        grad, inputs, rois, levels, prob_maps, options, output_mask
+    )
+    *of_inputs, of_maps, of_rois = output_mask
+    return (
+        [g if wanted else None for g, wanted in zip(grad_inputs, of_inputs, strict=True)],
+        grad_maps if of_maps else None,
+        grad_rois if of_rois else None,
+    )
+
+
 class _SaRoIAlign(torch.autograd.Function):
-    """Derivative of the forward operator. Written out because ``torch.library.register_autograd``
-    flattens and rebuilds every list of tensors, which costs more than a small call."""
+    """Derivative of the forward operator. Not ``torch.library.register_autograd``, which flattens
+    and rebuilds every list of tensors; that costs more than a small call."""
 
     @staticmethod
     def forward(
@@ -142,7 +102,7 @@ class _SaRoIAlign(torch.autograd.Function):
         ctx.save_for_backward(rois, levels, prob_maps, *inputs)
         ctx.options = options
         ctx.set_materialize_grads(False)
-        return _below_autograd(keyset, inputs, rois, levels, prob_maps, *options)
+        return forward_below_autograd(keyset, inputs, rois, levels, prob_maps, options)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple:  # type: ignore[override]
@@ -150,23 +110,11 @@ class _SaRoIAlign(torch.autograd.Function):
         _, _, of_rois, _, of_maps, *of_inputs = ctx.needs_input_grad
         if grad is None:
             return (None,) * (5 + len(inputs))
-        grad_inputs, grad_maps, grad_rois = _backward(
-            grad,
-            inputs,
-            rois,
-            levels,
-            prob_maps,
-            ctx.options,
-            [*of_inputs, of_maps, of_rois],
+        output_mask = [*of_inputs, of_maps, of_rois]
+        grad_inputs, grad_maps, grad_rois = _wanted_gradients(
+            grad, inputs, rois, levels, prob_maps, ctx.options, output_mask
         )
         return (None, None, grad_rois, None, grad_maps, *grad_inputs)
-
-
-def _below_autograd(keyset: torch._C.DispatchKeySet, *arguments: Any) -> Tensor:
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.shape_roi_align.sa_roi_align.default.redispatch(
-            keyset & torch._C._after_autograd_keyset, *arguments
-        )
 
 
 def _autograd_forward(
@@ -175,16 +123,17 @@ def _autograd_forward(
     rois: Tensor,
     levels: Tensor | None,
     prob_maps: Tensor | None,
-    *options: Any,
+    *flat_options: Any,
 ) -> Tensor:
+    options = Options(*flat_options)
     needs_grad = torch.is_grad_enabled() and (
         rois.requires_grad
         or (prob_maps is not None and prob_maps.requires_grad)
         or any(x.requires_grad for x in inputs)
     )
     if not needs_grad:
-        return _below_autograd(keyset, inputs, rois, levels, prob_maps, *options)
-    return _SaRoIAlign.apply(keyset, Options(*options), rois, levels, prob_maps, *inputs)
+        return forward_below_autograd(keyset, inputs, rois, levels, prob_maps, options)
+    return _SaRoIAlign.apply(keyset, options, rois, levels, prob_maps, *inputs)
 
 
 def _setup_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -198,9 +147,9 @@ def _setup_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _autograd_backward(
     ctx: Any, gg_inputs: Sequence[Tensor | None], gg_maps: Tensor | None, gg_rois: Tensor | None
 ) -> tuple:
-    """Double backward. The operator is bilinear in features and maps, so this is the operator
-    family again: with V the features' and Q the maps' incoming gradients, the scalar differentiated
-    is <grad, op(V, P) + op(F, Q)>."""
+    """Double backward. The operator is bilinear in features F and maps P, so this calls the
+    operators again. V and Q are the incoming gradients of F and P; the scalar that is
+    differentiated is <grad, op(V, P) + op(F, Q)>."""
     grad, rois, levels, prob_maps, *features = ctx.saved_tensors
     options = ctx.options
     if gg_rois is not None and ctx.output_mask[-1]:
@@ -228,16 +177,20 @@ def _autograd_backward(
             for g, x in zip(gg_inputs, features, strict=True)
         ]
         if of_grad:
-            grad_grad = _forward(v, rois, levels, prob_maps, options)
+            grad_grad = forward(v, rois, levels, prob_maps, options)
         if of_maps or of_rois:
             mask = [False] * num_features + [of_maps, of_rois]
-            _, grad_maps, grad_rois = _backward(grad, v, rois, levels, prob_maps, options, mask)
+            _, grad_maps, grad_rois = _wanted_gradients(
+                grad, v, rois, levels, prob_maps, options, mask
+            )
     if gg_maps is not None and ctx.output_mask[num_features]:
         if of_grad:
-            grad_grad = accumulate(grad_grad, _forward(features, rois, levels, gg_maps, options))
+            grad_grad = accumulate(grad_grad, forward(features, rois, levels, gg_maps, options))
         if any(of_inputs) or of_rois:
             mask = [*of_inputs, False, of_rois]
-            grad_inputs, _, term = _backward(grad, features, rois, levels, gg_maps, options, mask)
+            grad_inputs, _, term = _wanted_gradients(
+                grad, features, rois, levels, gg_maps, options, mask
+            )
             grad_rois = accumulate(grad_rois, term)
     unused = (None,) * (len(Options._fields) + 1)
     return (grad_grad, grad_inputs, grad_rois, None, grad_maps, *unused)
@@ -247,8 +200,7 @@ def _autograd_backward(
 
 
 def _fold(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:
-    """``[..., B at dim, ...]`` or, where ``dim`` is None, an unbatched tensor -> ``[B * size(0),
-    ...]``."""
+    """``[..., B at dim, ...]``, or without B where ``dim`` is None -> ``[B * size(0), ...]``."""
     batched = (
         tensor.unsqueeze(0).expand(batch_size, *tensor.shape)
         if dim is None
@@ -261,7 +213,7 @@ def _unfold(tensor: Tensor, batch_size: int) -> Tensor:
     return tensor.unflatten(0, (batch_size, tensor.shape[0] // batch_size))
 
 
-def _fold_arguments(
+def _fold_tensors(
     batch_size: int,
     in_dims: Sequence,
     inputs: Sequence[Tensor],
@@ -269,7 +221,7 @@ def _fold_arguments(
     levels: Tensor | None,
     prob_maps: Tensor | None,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
-    """One call over ``B * N`` images and ``B * K`` boxes in place of ``B`` calls."""
+    """Tensors of one call on ``B * N`` images and ``B * K`` boxes that replaces ``B`` calls."""
     input_dims, rois_dim, levels_dim, maps_dim = in_dims
     input_dims = [None] * len(inputs) if input_dims is None else input_dims
     folded = [_fold(x, dim, batch_size) for x, dim in zip(inputs, input_dims, strict=True)]
@@ -291,16 +243,15 @@ def _fold_arguments(
 
 
 def _vmap_forward(info, in_dims, inputs, rois, levels, prob_maps, *options):
-    tensors = _fold_arguments(info.batch_size, in_dims[:4], inputs, rois, levels, prob_maps)
-    return _unfold(_forward(*tensors, Options(*options)), info.batch_size), 0
+    tensors = _fold_tensors(info.batch_size, in_dims[:4], inputs, rois, levels, prob_maps)
+    return _unfold(forward(*tensors, Options(*options)), info.batch_size), 0
 
 
 def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *options):
     *options, output_mask = options
-    tensors = _fold_arguments(info.batch_size, in_dims[1:5], inputs, rois, levels, prob_maps)
-    grad_inputs, grad_maps, grad_rois = torch.ops.shape_roi_align._sa_roi_align_backward.default(
-        _fold(grad, in_dims[0], info.batch_size), *tensors, *options, output_mask
-    )
+    tensors = _fold_tensors(info.batch_size, in_dims[1:5], inputs, rois, levels, prob_maps)
+    grad = _fold(grad, in_dims[0], info.batch_size)
+    grad_inputs, grad_maps, grad_rois = backward(grad, *tensors, Options(*options), output_mask)
     outputs = [*grad_inputs, grad_maps, grad_rois]
     has = [*output_mask[:-2], output_mask[-2] and prob_maps is not None, output_mask[-1]]
     values = [_unfold(g, info.batch_size) if h else g for g, h in zip(outputs, has, strict=True)]
@@ -308,11 +259,11 @@ def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *option
     return (values[:-2], values[-2], values[-1]), (dims[:-2], dims[-2], dims[-1])
 
 
-_library = torch.library.Library("shape_roi_align", "FRAGMENT")  # keeps what is registered on it
+_library = torch.library.Library("shape_roi_align", "FRAGMENT")  # its destructor deregisters
 
 
 def register() -> None:
-    """Called once, after the libraries are loaded."""
+    """Call once, after loading the libraries."""
     torch.library.register_fake(FORWARD, _fake_forward)
     torch.library.register_fake(BACKWARD, _fake_backward)
     _library.impl("sa_roi_align", _autograd_forward, "Autograd", with_keyset=True)

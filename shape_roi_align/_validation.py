@@ -1,8 +1,9 @@
-"""Checks of the caller's arguments: each raises TypeError or ValueError naming the argument, the
-requirement, and what came."""
+"""Checks of the caller's arguments. Each raises TypeError or ValueError with the name of the
+argument, the requirement and the value received."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,10 +36,12 @@ def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def check_spatial_scale(spatial_scale: float) -> float:
-    if not isinstance(spatial_scale, _NUMBER):
-        raise TypeError(f"spatial_scale must be a number, got {spatial_scale!r}")
-    return float(spatial_scale)
+def check_scale(scale: float, name: str = "spatial_scale") -> float:
+    if not isinstance(scale, _NUMBER):
+        raise TypeError(f"{name} must be a number, got {scale!r}")
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {scale!r}")
+    return float(scale)
 
 
 def check_sampling_ratio(sampling_ratio: int) -> int:
@@ -59,7 +62,7 @@ def check_features(input: Tensor, name: str = "input") -> None:
 
 
 def check_pyramid(features: Sequence[Tensor]) -> None:
-    """Feature maps of one pyramid: as many images and channels, one dtype, one device."""
+    """Feature maps of one pyramid share batch size, channels, dtype and device."""
     if len(features) > MAX_LEVELS:
         raise ValueError(f"x must hold at most {MAX_LEVELS} feature maps, got {len(features)}")
     for level, feature in enumerate(features):
@@ -137,8 +140,8 @@ def check_prob_maps(prob_maps: Tensor, num_rois: int, device: torch.device) -> T
 
 
 def concatenate_maps(prob_maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-    """One ``Tensor[L, Mh, Mw]`` or ``Tensor[L, 1, Mh, Mw]`` per image, as many maps as the image
-    has boxes, all of one size -> ``Tensor[K, Mh, Mw]`` or ``Tensor[K, 1, Mh, Mw]``."""
+    """One ``Tensor[L, Mh, Mw]`` or ``Tensor[L, 1, Mh, Mw]`` per image, with one map per box and one
+    map size -> ``Tensor[K, Mh, Mw]`` or ``Tensor[K, 1, Mh, Mw]``."""
     if len(prob_maps) != len(boxes):
         raise ValueError(
             f"prob_maps must hold one Tensor[L, Mh, Mw] per image, {len(boxes)}, "
@@ -159,13 +162,13 @@ def concatenate_maps(prob_maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Te
 
 
 def is_batch_index(index: Tensor, num_images: int) -> Tensor:
-    """Which batch indices are within ``[0, num_images)`` once truncated to integers, as torchvision
-    does. False for NaN."""
+    """Whether a batch index, truncated to an integer as torchvision does, is in ``[0,
+    num_images)``. False for NaN."""
     return (index > -1) & (index < num_images)
 
 
 def batch_index_error(rois: Tensor, num_images: int) -> IndexError | None:
-    """The error for the first batch index out of range. Reads the data, so for CPU tensors only."""
+    """The error for the first batch index out of range. Reads data, so only for CPU tensors."""
     index = rois[:, 0]
     bad = ~is_batch_index(index, num_images)
     if not bool(bad.any()):

@@ -1,13 +1,15 @@
-"""Modules: thin holders of the functions' options."""
+"""Modules that hold the options of the functions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ._arguments import check_options
 from ._boxes import assign_levels, concatenate_boxes
 from ._validation import (
     check_box_list,
@@ -16,11 +18,12 @@ from ._validation import (
     check_pyramid,
     check_rois,
     check_sampling_ratio,
+    check_scale,
     concatenate_maps,
 )
 from .ops import pool, roi_align, sa_roi_align
 
-# To torch.fx these are one node each: they look at the data they are given.
+# Makes these torch.fx leaf nodes; they contain data-dependent control flow.
 torch.fx.wrap("roi_align")
 torch.fx.wrap("sa_roi_align")
 torch.fx.wrap("_pool_pyramid")
@@ -31,6 +34,7 @@ class _RoIAlignBase(nn.Module):
         self, output_size, spatial_scale: float, sampling_ratio: int, aligned: bool = False
     ) -> None:
         super().__init__()
+        check_scale(spatial_scale)
         self.output_size = output_size
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
@@ -100,6 +104,7 @@ class _MultiScaleBase(nn.Module):
         self.featmap_names = list(featmap_names)
         self.output_size = check_output_size(output_size)
         self.sampling_ratio = check_sampling_ratio(sampling_ratio)
+        check_scale(canonical_scale, "canonical_scale")
         self.canonical_scale = canonical_scale
         self.canonical_level = canonical_level
         self.aligned = aligned
@@ -119,16 +124,28 @@ class _MultiScaleBase(nn.Module):
         image_shapes: Sequence[tuple[int, int]],
         map_aligned: bool,
     ) -> Tensor:
-        return _pool_pyramid(
-            x,
-            boxes,
-            prob_maps,
-            image_shapes,
+        pyramid = _PyramidOptions(
             self.featmap_names,
             self.canonical_scale,
             self.canonical_level,
-            (self.output_size, self.sampling_ratio, self.aligned, map_aligned),
+            self.output_size,
+            self.sampling_ratio,
+            self.aligned,
+            map_aligned,
         )
+        return _pool_pyramid(x, boxes, prob_maps, image_shapes, pyramid)
+
+
+class _PyramidOptions(NamedTuple):
+    """What a multi-scale module holds. Its ``forward`` infers the scales from the images."""
+
+    featmap_names: list[str]
+    canonical_scale: float
+    canonical_level: float
+    output_size: tuple[int, int]
+    sampling_ratio: int
+    aligned: bool
+    map_aligned: bool
 
 
 def _pool_pyramid(
@@ -136,14 +153,12 @@ def _pool_pyramid(
     boxes: list[Tensor],
     prob_maps: Tensor | Sequence[Tensor] | None,
     image_shapes: Sequence[tuple[int, int]],
-    featmap_names: Sequence[str],
-    canonical_scale: float,
-    canonical_level: float,
-    sampling: tuple[tuple[int, int], int, bool, bool],
+    pyramid: _PyramidOptions,
 ) -> Tensor:
-    features = [v for k, v in x.items() if k in featmap_names]
+    names = pyramid.featmap_names
+    features = [v for k, v in x.items() if k in names]
     if not features:
-        raise ValueError(f"x must hold at least one of the maps {featmap_names}, got {list(x)}")
+        raise ValueError(f"x must hold at least one of the maps {names}, got {list(x)}")
     check_pyramid(features)
     device = features[0].device
     check_box_list(boxes, features[0].shape[0], device)
@@ -157,11 +172,16 @@ def _pool_pyramid(
     levels = None
     if len(features) > 1:
         finest, coarsest = -math.log2(scales[0]), -math.log2(scales[-1])
-        # Where the maps skip an octave, torchvision counts it and leaves the boxes beyond its last
-        # map at zero; here they are pooled from that map.
+        # torchvision also counts octaves without a feature map, and returns zeros for boxes of
+        # levels beyond the last map. This pools them from the last map.
         num_levels = min(int(coarsest - finest) + 1, len(features))
-        levels = assign_levels(rois, num_levels, int(finest), canonical_scale, canonical_level)
-    return pool(features, rois, levels, prob_maps, scales, *sampling)
+        levels = assign_levels(
+            rois, num_levels, int(finest), pyramid.canonical_scale, pyramid.canonical_level
+        )
+    options = check_options(
+        pyramid.output_size, scales, pyramid.sampling_ratio, pyramid.aligned, pyramid.map_aligned
+    )
+    return pool(features, rois, levels, prob_maps, options)
 
 
 class MultiScaleRoIAlign(_MultiScaleBase):
@@ -255,9 +275,13 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
 def _infer_scales(
     features: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
 ) -> list[float]:
-    """Feature pixels per image pixel of each map, rounded to a power of two; from the heights, as
-    torchvision does, since the axes of a coarse map of a small image may round differently."""
+    """Feature pixels per image pixel of each map, rounded to a power of two. Uses the heights, as
+    torchvision does: the two axes of a coarse map of a small image may round differently."""
     if not image_shapes:
         raise ValueError("image_shapes must hold at least one (height, width)")
     height = max(shape[0] for shape in image_shapes)
+    if not 0 < height < math.inf:
+        raise ValueError(
+            f"image_shapes must have heights that are positive and finite, got {list(image_shapes)}"
+        )
     return [2.0 ** round(math.log2(max(x.shape[-2], 1) / height)) for x in features]

@@ -1,10 +1,9 @@
-"""Translation of the operator to standard ONNX operators, for ``torch.onnx.export(...,
-dynamo=True)``.
+"""Translates the operator to standard ONNX operators, for ``torch.onnx.export(..., dynamo=True)``.
 
-With a fixed ``sampling_ratio`` r, RoiAlign at ``output_size * r`` with one sample per cell returns
-the samples themselves; times the interpolated probability map, averaged r x r, they are the
-operator, up to rounding (ONNX RoiAlign-16 has its border rule). It holds r * r times the output,
-runs in any ONNX runtime, and needs onnxscript, which ``torch.onnx.export`` needs too::
+With a fixed ``sampling_ratio`` r, ONNX RoiAlign at ``output_size * r`` with one sample per bin
+returns the samples. Times the interpolated probability map, averaged over r x r, they equal the
+operator up to rounding; RoiAlign-16 has the same border rule. The samples take r * r times the
+memory of the output. Runs in any ONNX runtime; needs onnxscript, as ``torch.onnx.export`` does::
 
     torch.onnx.export(model, args, "model.onnx", dynamo=True,
     custom_translation_table=shape_roi_align.onnx.translation_table())
@@ -25,8 +24,8 @@ def translation_table() -> dict[Callable, Callable]:
 
 
 def interpolation_matrix(samples: int, cells: int, map_aligned: bool) -> np.ndarray:
-    """``float32[samples, cells]``: what each of ``samples`` equally spaced points takes from each
-    map cell (SPEC of :func:`shape_roi_align.sa_roi_align`, paper eq. 5), clamped to the border."""
+    """``float32[samples, cells]``: weight of each map cell at each of ``samples`` equally spaced
+    points, clamped to the border (Mask Refining R-CNN, arXiv:1911.11263, eq. 5)."""
     coordinate = (np.arange(samples) + 0.5) / samples * cells - (0.5 if map_aligned else 0.0)
     return np.maximum(
         0, 1 - np.abs(coordinate.clip(0, cells - 1)[:, None] - np.arange(cells))
@@ -47,7 +46,7 @@ def _translate(
 ) -> Any:
     import onnxscript
 
-    op: Any = onnxscript.opset18  # its stubs do not know that literals become constants
+    op: Any = onnxscript.opset18  # Any: its stubs reject literals, which become constants
 
     if sampling_ratio <= 0:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The functions. Their docstrings are the contract."""
+"""The public functions. Their docstrings are the contract."""
 
 from __future__ import annotations
 
@@ -7,17 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._boxes import to_rois
+from . import reference
+from ._arguments import Options, check_arguments
 from ._library import has_cuda_operators
-from ._validation import (
-    batch_index_error,
-    check_features,
-    check_output_size,
-    check_prob_maps,
-    check_sampling_ratio,
-    check_spatial_scale,
-)
-from .reference import pool_levels
+from ._operators import forward
+from ._validation import batch_index_error
 
 _KERNEL_DEVICES = ("cpu", "cuda", "meta")
 
@@ -69,24 +63,21 @@ def sa_roi_align(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: an argument of the wrong shape, size or device.
+        ValueError: an argument of the wrong shape, size or device; a ``spatial_scale`` that is not
+            positive and finite.
         IndexError: on the CPU, a batch index outside ``[0, N)``. On CUDA such a box yields zeros.
     """
-    check_features(input)
-    output_size = check_output_size(output_size)
-    rois = to_rois(boxes, input.shape[0], input.device)
-    if prob_maps is not None:
-        prob_maps = check_prob_maps(prob_maps, rois.shape[0], input.device)
     return pool(
-        [input],
-        rois,
-        None,
-        prob_maps,
-        [check_spatial_scale(spatial_scale)],
-        output_size,
-        check_sampling_ratio(sampling_ratio),
-        aligned,
-        aligned if map_aligned is None else map_aligned,
+        *check_arguments(
+            input,
+            boxes,
+            prob_maps,
+            output_size,
+            spatial_scale,
+            sampling_ratio,
+            aligned,
+            map_aligned,
+        )
     )
 
 
@@ -101,8 +92,7 @@ def roi_align(
     """RoIAlign (Mask R-CNN, arXiv:1703.06870) with the signature and the results of
     ``torchvision.ops.roi_align``.
 
-    The same kernels as :func:`sa_roi_align`, which says what the arguments mean and what is raised,
-    without a map.
+    Same kernels, arguments and errors as :func:`sa_roi_align`, without a map.
 
     Returns:
         Tensor[K, C, output_size[0], output_size[1]]
@@ -115,47 +105,21 @@ def pool(
     rois: Tensor,
     levels: Tensor | None,
     prob_maps: Tensor | None,
-    spatial_scales: list[float],
-    output_size: tuple[int, int],
-    sampling_ratio: int,
-    aligned: bool,
-    map_aligned: bool,
+    options: Options,
 ) -> Tensor:
     """The fused operator on checked arguments: box k is pooled from ``inputs[levels[k]]``.
     ``Tensor[K, C, PH, PW]``."""
     device = inputs[0].device.type
     if device not in _KERNEL_DEVICES:
-        return pool_levels(
-            inputs,
-            rois,
-            levels,
-            prob_maps,
-            spatial_scales,
-            output_size,
-            sampling_ratio,
-            aligned,
-            map_aligned,
-        )
-    arguments = (
-        inputs,
-        rois,
-        levels,
-        prob_maps,
-        spatial_scales,
-        *output_size,
-        sampling_ratio,
-        aligned,
-        map_aligned,
-    )
-    operator = torch.ops.shape_roi_align.sa_roi_align.default
+        return reference.pool(inputs, rois, levels, prob_maps, options)
     try:
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return operator(*arguments)
-        # The autograd rule, being Python, would cost half as much as a small call.
+            return forward(inputs, rois, levels, prob_maps, options)
+        # Skips the autograd rule: it is Python and takes half as long as a small call.
         with torch._C._AutoDispatchBelowAutograd():
-            return operator(*arguments)
+            return forward(inputs, rois, levels, prob_maps, options)
     except RuntimeError:
-        # C++ can raise RuntimeError only, and before torch 2.13 without its text.
+        # The stable ABI raises only RuntimeError, before torch 2.13 without the message.
         error = _explain_failure(device, rois, inputs[0].shape[0])
         if error is not None:
             raise error from None
@@ -172,5 +136,5 @@ def _explain_failure(device: str, rois: Tensor, num_images: int) -> Exception | 
         return None
     try:
         return batch_index_error(rois, num_images)
-    except RuntimeError:  # inside a transform that cannot read data
+    except RuntimeError:  # a transform such as vmap does not let data be read
         return None

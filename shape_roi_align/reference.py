@@ -1,5 +1,5 @@
-"""The operator in plain PyTorch: the readable definition, for any device, and the fallback where no
-kernel exists."""
+"""The operator in plain PyTorch: the readable definition, and the fallback on devices without
+kernels."""
 
 from __future__ import annotations
 
@@ -9,26 +9,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._boxes import to_rois
-from ._validation import (
-    batch_index_error,
-    check_features,
-    check_output_size,
-    check_prob_maps,
-    check_sampling_ratio,
-    check_spatial_scale,
-    is_batch_index,
-)
+from ._arguments import Options, check_arguments
+from ._validation import batch_index_error, is_batch_index
 
 MAX_ADAPTIVE_SAMPLES = 2**30
 
 
 class _Samples(NamedTuple):
-    """Samples of every box along one axis, padded to a common number of slots per bin."""
+    """Samples of every box along one axis, padded to S samples per bin."""
 
-    coordinate: Tensor  # [K, bins * slots], feature pixels
-    place: Tensor  # [K, bins * slots], inside the box, in (0, 1)
-    weight: Tensor  # [K, bins * slots]: 1 / S for a sample that reads the map, 0 for the others
+    coordinate: Tensor  # [K, bins * S], feature pixels
+    in_box: Tensor  # [K, bins * S], u or v: the position inside the box, in (0, 1)
+    weight: Tensor  # [K, bins * S], 1 / count for a sample that reads the feature map, else 0
 
 
 def sa_roi_align_reference(
@@ -47,64 +39,49 @@ def sa_roi_align_reference(
     Arguments, result and errors are those of :func:`shape_roi_align.sa_roi_align`. Differentiable
     any number of times by autograd. Holds all samples of all boxes at once, ``O(K * C * PH * Sy *
     PW * Sx)`` elements."""
-    check_features(input)
-    size = check_output_size(output_size)
-    rois = to_rois(boxes, input.shape[0], input.device)
-    if prob_maps is not None:
-        prob_maps = check_prob_maps(prob_maps, rois.shape[0], input.device)
-    error = batch_index_error(rois, input.shape[0]) if input.device.type == "cpu" else None
-    if error is not None:
-        raise error
-    map_aligned = aligned if map_aligned is None else map_aligned
-    return pool(
+    inputs, rois, levels, prob_maps, options = check_arguments(
         input,
-        rois,
+        boxes,
         prob_maps,
-        size,
-        check_spatial_scale(spatial_scale),
-        check_sampling_ratio(sampling_ratio),
+        output_size,
+        spatial_scale,
+        sampling_ratio,
         aligned,
         map_aligned,
     )
+    error = batch_index_error(rois, input.shape[0]) if input.device.type == "cpu" else None
+    if error is not None:
+        raise error
+    return pool(inputs, rois, levels, prob_maps, options)
 
 
-def pool_levels(
+def pool(
     inputs: Sequence[Tensor],
     rois: Tensor,
     levels: Tensor | None,
     prob_maps: Tensor | None,
-    spatial_scales: Sequence[float],
-    output_size: tuple[int, int],
-    sampling_ratio: int,
-    aligned: bool,
-    map_aligned: bool,
+    options: Options,
 ) -> Tensor:
-    """The fused operator's definition: ``inputs[levels[k]]`` pools box k."""
-    flags = (output_size, sampling_ratio, aligned, map_aligned)
-    if levels is None:
-        return pool(inputs[0], rois, prob_maps, flags[0], spatial_scales[0], *flags[1:])
+    """The definition of the fused operator: box k is pooled from ``inputs[levels[k]]``.
+    ``Tensor[K, C, PH, PW]``."""
     pooled = [
-        pool(x, rois, prob_maps, flags[0], scale, *flags[1:])
-        for x, scale in zip(inputs, spatial_scales, strict=True)
+        _pool_one_map(x, scale, rois, prob_maps, options)
+        for x, scale in zip(inputs, options.spatial_scales, strict=True)
     ]
+    if levels is None:
+        return pooled[0]
     out = torch.zeros_like(pooled[0])
     for level, values in enumerate(pooled):
         out = torch.where((levels == level)[:, None, None, None], values, out)
     return out
 
 
-def pool(
-    input: Tensor,
-    rois: Tensor,
-    prob_maps: Tensor | None,
-    output_size: tuple[int, int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
-    map_aligned: bool,
+def _pool_one_map(
+    input: Tensor, spatial_scale: float, rois: Tensor, prob_maps: Tensor | None, options: Options
 ) -> Tensor:
+    _, pooled_height, pooled_width, sampling_ratio, aligned, map_aligned = options
     num_images, channels, height, width = input.shape
-    num_rois, (pooled_height, pooled_width) = rois.shape[0], output_size
+    num_rois = rois.shape[0]
     memory_format = output_memory_format([input])
     if input.numel() == 0 or num_rois == 0:
         connected = input.sum() + rois.sum() + (0 if prob_maps is None else prob_maps.sum())
@@ -147,14 +124,14 @@ def pool(
     weights = y.weight[:, :, None] * x.weight[:, None, :]
     if prob_maps is not None:
         q = 0.5 if map_aligned else 0.0
-        map_y = y.place * prob_maps.shape[1] - q
-        map_x = x.place * prob_maps.shape[2] - q
+        map_y = y.in_box * prob_maps.shape[1] - q
+        map_x = x.in_box * prob_maps.shape[2] - q
         each = torch.arange(num_rois, device=rois.device)
         weights = (
             weights * _bilinear(prob_maps[..., None], each, map_y, map_x, weights.dtype)[..., 0]
         )
     weights = torch.where(valid[:, None, None], weights, torch.zeros_like(weights))
-    # A sample outside the map contributes nothing, whatever the map holds at its border.
+    # A sample outside the feature map contributes 0, also where the border is NaN or infinite.
     terms = torch.where(_reads(y, x), values * weights[..., None].to(accumulate), 0.0)
     pooled = terms.unflatten(2, (pooled_width, -1)).unflatten(1, (pooled_height, -1)).sum((2, 4))
     pooled = torch.where(valid[:, None, None, None], pooled, torch.zeros_like(pooled))
@@ -162,7 +139,7 @@ def pool(
 
 
 def output_memory_format(inputs: Sequence[Tensor]) -> torch.memory_format:
-    """channels_last when every feature map is channels_last and not contiguous, else contiguous."""
+    """channels_last if every feature map is channels_last and not contiguous, else contiguous."""
     for x in inputs:
         if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
             return torch.contiguous_format
@@ -176,41 +153,42 @@ def _reads(y: _Samples, x: _Samples) -> Tensor:
 def _sample_axis(
     start: Tensor, extent: Tensor, count: Tensor, bins: int, size: int, adaptive: bool
 ) -> _Samples:
-    """Samples along one axis of boxes with ``start[K]``, ``extent[K]`` and ``count[K]`` samples per
-    bin."""
+    """Samples along one axis. ``start[K]`` and ``extent[K]`` are in feature pixels, ``count[K]`` is
+    samples per bin."""
     bin_size = (extent / bins)[:, None, None]
     p = torch.arange(bins, device=start.device, dtype=start.dtype)[None, :, None]
     count = count[:, None, None]
-    slots = int(count.max())
+    samples = int(count.max())  # S
     first = torch.zeros_like(bin_size)
-    # Adaptive samples are over half a pixel apart once there are several: few can read the map.
+    # Two or more adaptive samples per bin are over half a pixel apart, so at most 2 * size + 16
+    # consecutive samples include all that read the feature map.
     visible = 2 * size + 16
-    if adaptive and slots > visible:
+    if adaptive and samples > visible:
         bin_start = start.detach()[:, None, None] + p * bin_size.detach()
         spacing = bin_size.detach() / count
         first = torch.where(
             count > visible, torch.floor((-1 - bin_start) / spacing - 6).clamp(min=0), first
         )
-        slots = visible
-    index = first + torch.arange(max(slots, 0), device=start.device, dtype=start.dtype)
+        samples = visible
+    index = first + torch.arange(max(samples, 0), device=start.device, dtype=start.dtype)
     divisor = count.clamp(min=1)
     coordinate = (start[:, None, None] + p * bin_size + (index + 0.5) * bin_size / divisor).flatten(
         1
     )
-    place = ((p + (index + 0.5) / divisor) / bins).expand(start.shape[0], -1, -1).flatten(1)
+    in_box = ((p + (index + 0.5) / divisor) / bins).expand(start.shape[0], -1, -1).flatten(1)
     exists = (index < count).expand(-1, bins, -1).flatten(1)
     reads = exists & (coordinate >= -1) & (coordinate <= size)
     weight = torch.where(
         reads,
-        (1 / divisor).expand(-1, bins, max(slots, 0)).flatten(1),
+        (1 / divisor).expand(-1, bins, max(samples, 0)).flatten(1),
         torch.zeros_like(coordinate),
     )
-    return _Samples(coordinate, place, weight.detach())
+    return _Samples(coordinate, in_box, weight.detach())
 
 
 def _bilinear(image: Tensor, index: Tensor, y: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``image[N, H, W, C]`` at the grid ``y[K, I] x x[K, J]`` of image ``index[K]``, clamped to the
-    border: ``[K, I, J, C]``."""
+    """Interpolates ``image[N, H, W, C]``, clamped to the border. Box k samples image ``index[k]``
+    at the grid of ``y[K, I]`` and ``x[K, J]``. ``[K, I, J, C]``"""
     n = index[:, None, None]
     (y0, y1, ly), (x0, x1, lx) = _neighbours(y, image.shape[1]), _neighbours(x, image.shape[2])
     y0, y1, ly = y0[:, :, None], y1[:, :, None], ly[:, :, None, None].to(dtype)
@@ -221,7 +199,7 @@ def _bilinear(image: Tensor, index: Tensor, y: Tensor, x: Tensor, dtype: torch.d
 
 
 def _neighbours(coordinate: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    # Not clamp: its gradient at the bounds has changed between releases of torch.
+    # Not clamp: its gradient at the bounds differs between releases of torch.
     inside = (coordinate >= 0) & (coordinate <= size - 1)
     clamped = torch.where(inside, coordinate, coordinate.detach().clamp(0, size - 1))
     low = clamped.detach().floor()

@@ -1,4 +1,4 @@
-"""A named case as tensors, and the ways to pool it."""
+"""Named cases as tensors, and calls that pool them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor
 
 from cases import Case
-from shape_roi_align.reference import pool_levels
+from shape_roi_align import reference
+from shape_roi_align._arguments import Options
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# (relative, absolute) error per dtype of a result. Inputs are exact in every dtype, so what remains
-# is:
+# Permitted (relative, absolute) error per dtype of a result. Inputs are exact in every dtype, so
+# errors come from:
 TOLERANCES = {
-    torch.float64: (1e-12, 1e-12),  # a few hundred roundings
-    # coordinates up to 300 pixels, known to 2^-24 of that, times slopes up to 4 per pixel, over a
-    # sum
+    torch.float64: (1e-12, 1e-12),  # a few hundred rounding errors
+    # coordinates up to 300 pixels, relative error 2^-24, times slopes up to 4 per pixel, summed
     torch.float32: (1e-5, 5e-5),
-    # float32 throughout, rounded once: half a unit in the last place of 11 and of 8 bits
+    # float32 arithmetic, rounded once: half a unit in the last of 11 or 8 bits
     torch.float16: (2**-11, 5e-5),
     torch.bfloat16: (2**-8, 5e-5),
 }
@@ -30,50 +30,30 @@ TOLERANCES = {
 
 @dataclass
 class Call:
-    """The operator's arguments, shapes as in the schema."""
+    """The arguments of ``pool``; shapes as in the schema."""
 
     inputs: list[Tensor]
     rois: Tensor
     levels: Tensor | None
     prob_maps: Tensor | None
-    spatial_scales: list[float]
-    output_size: tuple[int, int]
-    sampling_ratio: int
-    aligned: bool
-    map_aligned: bool
+    options: Options
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        return self.options.pooled_height, self.options.pooled_width
 
     def args(self) -> tuple[Any, ...]:
-        return (
-            self.inputs,
-            self.rois,
-            self.levels,
-            self.prob_maps,
-            self.spatial_scales,
-            *self.output_size,
-            self.sampling_ratio,
-            self.aligned,
-            self.map_aligned,
-        )
+        """Flat, as the operator takes them."""
+        return self.inputs, self.rois, self.levels, self.prob_maps, *self.options
 
     def op(self) -> Tensor:
         return torch.ops.shape_roi_align.sa_roi_align(*self.args())
 
     def reference(self) -> Tensor:
-        return pool_levels(
-            self.inputs,
-            self.rois,
-            self.levels,
-            self.prob_maps,
-            self.spatial_scales,
-            self.output_size,
-            self.sampling_ratio,
-            self.aligned,
-            self.map_aligned,
-        )
+        return reference.pool(self.inputs, self.rois, self.levels, self.prob_maps, self.options)
 
     def leaves(self) -> list[Tensor]:
-        """What gradients exist for: the features of every level, the maps if there are any, the
-        boxes."""
+        """The differentiable tensors: the features of every level, the maps if any, the boxes."""
         return [*self.inputs, *([] if self.prob_maps is None else [self.prob_maps]), self.rois]
 
     def requires_grad(self) -> Call:
@@ -93,8 +73,7 @@ def to_call(
     map_dtype: torch.dtype | None = None,
     box_dtype: torch.dtype | None = None,
 ) -> Call:
-    """Maps take the features' dtype unless told otherwise; boxes float64 with float64 features,
-    else float32."""
+    """Default dtypes: maps as the features; boxes float64 with float64 features, else float32."""
     if box_dtype is None:
         box_dtype = dtype if dtype == torch.float64 else torch.float32
 
@@ -107,16 +86,18 @@ def to_call(
         rois=tensor(case.rois, box_dtype),
         levels=None if case.levels is None else tensor(case.levels, torch.int64),
         prob_maps=None if case.prob_maps is None else tensor(case.prob_maps, map_dtype or dtype),
-        spatial_scales=list(options.spatial_scales),
-        output_size=options.output_size,
-        sampling_ratio=options.sampling_ratio,
-        aligned=options.aligned,
-        map_aligned=options.map_aligned,
+        options=Options(
+            list(options.spatial_scales),
+            *options.output_size,
+            options.sampling_ratio,
+            options.aligned,
+            options.map_aligned,
+        ),
     )
 
 
 def gradients(call: Call, pooled: Tensor, grad: np.ndarray) -> list[Tensor | None]:
-    """In the order of ``call.leaves()``; None where the graph does not reach."""
+    """In the order of ``call.leaves()``; None for a leaf that is not in the graph."""
     upstream = torch.tensor(grad, dtype=pooled.dtype, device=pooled.device)
     return list(torch.autograd.grad(pooled, call.leaves(), upstream, allow_unused=True))
 
@@ -129,7 +110,7 @@ def assert_matches(
     magnitude: float = 1.0,
     what: str = "",
 ) -> None:
-    """``dtype`` is that of the least precise arithmetic involved; ``magnitude`` scales its absolute
+    """``dtype`` is the least precise dtype of the computation; ``magnitude`` scales its absolute
     tolerance."""
     assert actual is not None, f"{what}: no tensor"
     relative, absolute = TOLERANCES[dtype]

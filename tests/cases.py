@@ -1,8 +1,8 @@
-"""The named cases that every kernel must pass, on the CPU, on CUDA, and as CUDA on the host.
+"""Named cases that every kernel must pass: on the CPU, on CUDA, and the CUDA source on the host.
 
-Arrays are float64, but every value is exact in the type it may be cast to: features, maps and
-output gradients in bfloat16 and float16 (small multiples of 1/64), boxes in float32. An error
-measured at a lower precision is then the kernel's own.
+Arrays are float64, but all values are exact in the dtypes that tests cast them to: features, maps
+and output gradients in bfloat16 and float16 (small multiples of 1/64), boxes in float32. An error
+at a lower precision therefore comes from the kernel.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from oracle import Gradients, Options, backward, forward
 
-# (batch index, x1, y1, x2, y2) on two images of 18 x 22 pixels, 9 x 11 on the feature map at scale
-# 1/2
+# (batch index, x1, y1, x2, y2) on two images of 18 x 22 pixels; their feature maps are 9 x 11, at
+# scale 1/2
 INSIDE = (
     (0, 2.31, 1.73, 13.17, 11.92),
     (1, 6.23, 3.14, 19.71, 15.38),
@@ -43,7 +43,8 @@ NEGATIVE = (
     (0, 2.31, 1.73, 13.17, 11.92),
 )
 ON_PIXELS = ((0, 0, 0, 16, 16), (1, 4, 2, 12, 10), (1, -4, -4, 4, 4), (0, 12, 8, 20, 24))
-# samples at -1, 0, 1, 2 and at 7, 8 | 9, 10, (9, 10 | 11, 12): both sides of a 9 x 11 map's borders
+# Samples at -1, 0 | 1, 2 in y and x; at 7, 8 | 9, 10 in y and 9, 10 | 11, 12 in x: on both sides of
+# the borders of a 9 x 11 feature map.
 ON_BORDERS = ((0, -3, -3, 5, 5), (1, 17, 13, 25, 21))
 NOT_FINITE = (
     (0, np.nan, 1.7, 13.1, 11.9),
@@ -66,20 +67,20 @@ class Case:
     levels: np.ndarray | None  # [K] int64
     grad: np.ndarray  # [K, C, PH, PW]
     options: Options
-    on_kinks: (
-        bool  # samples sit where the derivative by the boxes jumps; places are exact in float32
-    )
-    map_channel_axis: bool = False  # hand the maps over as [K, 1, Mh, Mw]
+    # Samples lie where the derivative with respect to boxes is discontinuous; their coordinates are
+    # exact in float32.
+    on_kinks: bool
+    map_channel_axis: bool = False  # pass the maps as [K, 1, Mh, Mw]
 
     def __repr__(self) -> str:
         return self.name
 
     def expected(self) -> np.ndarray:
-        return forward(self.features, self.rois, self.prob_maps, self.options, self.levels)
+        return forward(self.features, self.rois, self.levels, self.prob_maps, self.options)
 
     def expected_gradients(self) -> Gradients:
         return backward(
-            self.grad, self.features, self.rois, self.prob_maps, self.options, self.levels
+            self.grad, self.features, self.rois, self.levels, self.prob_maps, self.options
         )
 
 

@@ -29,9 +29,9 @@ def missing_for_cuda() -> str | None:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device. CUDA may be missing, unless SHAPE_ROI_ALIGN_REQUIRE_CUDA=1."""
+    """CPU and CUDA. Without CUDA a test skips, or fails if SHAPE_ROI_ALIGN_REQUIRE_CUDA=1."""
     if request.param == "cuda" and (missing := missing_for_cuda()):
         if os.environ.get("SHAPE_ROI_ALIGN_REQUIRE_CUDA") == "1":
-            pytest.fail(f"SHAPE_ROI_ALIGN_REQUIRE_CUDA=1, but there is not {missing}")
+            pytest.fail(f"SHAPE_ROI_ALIGN_REQUIRE_CUDA=1, but {missing} is missing")
         pytest.skip(f"needs {missing}")
     return torch.device(request.param)

@@ -1,4 +1,4 @@
-"""Shape-aware RoIAlign as scalar loops, written from the paper (arXiv 1911.11263, eq. 1-5); knows
+"""Shape-aware RoIAlign as scalar loops, written from the paper (arXiv 1911.11263, eq. 1-5). Imports
 neither torch nor the package.
 
 Shapes: features, a list of [N, C, H, W], one per level; rois [K, 5] = (batch index, x1, y1, x2, y2)
@@ -7,12 +7,12 @@ Everything is float64.
 
 Paper                     here
 R, (x0, y0)               Box.start; (W, H) of eq. 5 is Box.extent
-f(a, b), eq. 1            taps() of a sample's place on the feature map
-p(c, d), eq. 3            taps() of the same sample's place on the probability map
+f(a, b), eq. 1            taps() of a sample on the feature map
+p(c, d), eq. 3            taps() of the same sample on the probability map
 F_{R,P}(h, w), eq. 4      forward()
 
-Derivatives at kinks are taken to the right of an integer coordinate, and are zero where a
-coordinate is clamped.
+At an integer coordinate the derivative is the right-hand one. It is zero where a coordinate is
+clamped.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Box(NamedTuple):
 class Sample(NamedTuple):
     ph: int
     pw: int
-    v: float  # place inside the box, (0, 1)
+    v: float  # position inside the box, in (0, 1)
     u: float
     b: float  # feature coordinates, y and x
     a: float
@@ -73,7 +73,7 @@ class Gradients(NamedTuple):
 
 
 def box_on_map(roi: Sequence[float], level: int, options: Options) -> Box | None:
-    """None: a box without samples, whose output and gradients are 0."""
+    """None for a box without samples; its output and gradients are 0."""
     if not all(math.isfinite(value) for value in roi):
         return None
     scale = options.spatial_scales[level]
@@ -112,16 +112,15 @@ def samples_of(box: Box, options: Options) -> Iterator[Sample]:
 
 
 def hat(coordinate: float, size: int) -> list[tuple[int, float, float]]:
-    """Eq. 1 along one axis, the coordinate clamped to the border: (cell, weight, d weight / d
+    """Eq. 1 along one axis, with the coordinate clamped to the border: (index, weight, d weight / d
     coordinate)."""
     clamped = min(max(coordinate, 0.0), size - 1.0)
     free = 0 <= coordinate < size - 1
     low = math.floor(clamped)
-    cells = [(low, -1.0), (low + 1, 1.0)]
     return [
-        (cell, max(0.0, 1 - abs(clamped - cell)), slope if free else 0.0)
-        for cell, slope in cells
-        if cell < size
+        (index, max(0.0, 1 - abs(clamped - index)), slope if free else 0.0)
+        for index, slope in ((low, -1.0), (low + 1, 1.0))
+        if index < size
     ]
 
 
@@ -134,14 +133,14 @@ def taps(y: float, x: float, height: int, width: int) -> list[Tap]:
 
 
 def feature_taps(sample: Sample, height: int, width: int) -> list[Tap]:
-    """RoIAlign's border rule: a sample outside [-1, H] x [-1, W] reads nothing."""
+    """The border rule of RoIAlign: a sample outside [-1, H] x [-1, W] reads nothing."""
     if not (-1 <= sample.b <= height and -1 <= sample.a <= width) or height == 0 or width == 0:
         return []
     return taps(sample.b, sample.a, height, width)
 
 
 def map_taps(sample: Sample, height: int, width: int, map_aligned: bool) -> list[Tap]:
-    """Eq. 5: (c, d) is the sample's place inside the box, in map cells."""
+    """Eq. 5: (c, d) is (u, v) in map cells."""
     shift = 0.5 if map_aligned else 0.0
     return taps(sample.v * height - shift, sample.u * width - shift, height, width)
 
@@ -149,8 +148,8 @@ def map_taps(sample: Sample, height: int, width: int, map_aligned: bool) -> list
 def _work(
     features: Sequence[np.ndarray],
     rois: np.ndarray,
-    prob_maps: np.ndarray | None,
     levels: np.ndarray | None,
+    prob_maps: np.ndarray | None,
     options: Options,
 ) -> Iterator[tuple[int, Box, Sample, list[Tap], list[Tap], float]]:
     """(k, box, sample, feature taps, map taps, p(c, d)) of every sample that reads the features."""
@@ -174,13 +173,13 @@ def _work(
 def forward(
     features: Sequence[np.ndarray],
     rois: np.ndarray,
+    levels: np.ndarray | None,
     prob_maps: np.ndarray | None,
     options: Options,
-    levels: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Eq. 4; channels ride along as a vector."""
+    """Eq. 4, vectorised over channels."""
     out = np.zeros((len(rois), features[0].shape[1], *options.output_size))
-    for k, box, sample, at_features, _, p in _work(features, rois, prob_maps, levels, options):
+    for k, box, sample, at_features, _, p in _work(features, rois, levels, prob_maps, options):
         image = features[box.level][box.image]
         for tap in at_features:
             out[k, :, sample.ph, sample.pw] += (
@@ -193,16 +192,15 @@ def backward(
     grad: np.ndarray,
     features: Sequence[np.ndarray],
     rois: np.ndarray,
+    levels: np.ndarray | None,
     prob_maps: np.ndarray | None,
     options: Options,
-    levels: np.ndarray | None = None,
 ) -> Gradients:
-    """Gradients of sum(grad * forward(...)); sample counts and places inside the box are
-    constants."""
+    """Gradients of sum(grad * forward(...)). Sample counts, u and v are constants."""
     grad_features = [np.zeros_like(feature) for feature in features]
     grad_maps = None if prob_maps is None else np.zeros_like(prob_maps)
     grad_rois = np.zeros_like(rois)
-    for k, box, sample, at_features, at_map, p in _work(features, rois, prob_maps, levels, options):
+    for k, box, sample, at_features, at_map, p in _work(features, rois, levels, prob_maps, options):
         image = features[box.level][box.image]
         g = sample.share * grad[k, :, sample.ph, sample.pw]
         grad_p = grad_a = grad_b = 0.0
@@ -215,11 +213,11 @@ def backward(
         for tap in at_map:
             grad_maps[k, tap.y, tap.x] += tap.weight * grad_p
         # a = x1 * s - o + u * (x2 - x1) * s, and b likewise
-        for place, upstream, varies, first, last in (
+        for position, upstream, varies, first, last in (
             (sample.u, grad_a, box.extent_varies[1], 1, 3),
             (sample.v, grad_b, box.extent_varies[0], 2, 4),
         ):
-            stretch = place if varies else 0.0
+            stretch = position if varies else 0.0
             grad_rois[k, first] += box.scale * (1 - stretch) * upstream
             grad_rois[k, last] += box.scale * stretch * upstream
     return Gradients(grad_features, grad_maps, grad_rois)
@@ -228,12 +226,12 @@ def backward(
 def distance_to_kink(
     features: Sequence[np.ndarray],
     rois: np.ndarray,
+    levels: np.ndarray | None,
     options: Options,
-    levels: np.ndarray | None = None,
 ) -> float:
-    """How far, in feature pixels, the nearest sample is from where the operator is not
-    differentiable in the boxes: integer coordinates, the outer border, the minimum size, a change
-    of the adaptive count."""
+    """Smallest distance, in feature pixels, of a sample from a point where the operator is not
+    differentiable with respect to boxes: an integer coordinate, the outer border, the minimum size,
+    a change of the adaptive count."""
     nearest = math.inf
     for k, roi in enumerate(rois):
         level = 0 if levels is None else int(levels[k])

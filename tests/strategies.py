@@ -1,4 +1,4 @@
-"""Hypothesis strategies: any call of the operator, boxes wherever they like, sizes down to zero."""
+"""Hypothesis strategies for calls of the operator: any box coordinates, sizes down to zero."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = st.integers(1, 9)
 
 @st.composite
 def boxes(draw: st.DrawFn, num_images: int, coordinates: st.SearchStrategy[float]) -> np.ndarray:
-    """[K, 5], corners in any order, none when there is no image."""
+    """[K, 5] with corners in any order; K = 0 if there is no image."""
     num_rois = draw(st.integers(0, 4)) if num_images else 0
     image = st.integers(0, max(num_images - 1, 0)).map(float)
     rows = [[draw(image), *(draw(coordinates) for _ in range(4))] for _ in range(num_rois)]
@@ -64,7 +64,7 @@ def cases(
 
 
 def is_cheap(case: Case) -> bool:
-    """The scalar oracle visits every sample; keep it to those it can afford."""
+    """Whether the scalar oracle, which visits every sample, is fast enough."""
     total = 0
     for k, roi in enumerate(case.rois):
         box = box_on_map(roi, 0 if case.levels is None else int(case.levels[k]), case.options)
@@ -74,8 +74,8 @@ def is_cheap(case: Case) -> bool:
 
 
 def is_smooth(case: Case) -> bool:
-    """Whether no sample sits so near a jump that rounding decides its side."""
-    distance = distance_to_kink(case.features, case.rois, case.options, case.levels)
+    """Whether no sample is so near a discontinuity that rounding could move it across."""
+    distance = distance_to_kink(case.features, case.rois, case.levels, case.options)
     farthest = np.abs(case.rois, where=np.isfinite(case.rois), out=np.ones_like(case.rois)).max(
         initial=1.0
     )

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 import shape_roi_align
-from calls import gradients, to_call
+from calls import Call, gradients, to_call
 from cases import BY_NAME, INSIDE, make
 from shape_roi_align import (
     MultiScaleRoIAlign,
     MultiScaleSaRoIAlign,
+    RoIAlign,
+    SaRoIAlign,
     roi_align,
     sa_roi_align,
     sa_roi_align_reference,
@@ -72,6 +74,12 @@ MISTAKES: list[tuple[str, Any, type[Exception], str]] = [
     ("output_size", (2**16, 2**16), ValueError, r"output_size .*65536"),
     ("spatial_scale", None, (TypeError, ValueError), r"spatial_scale .*None"),
     ("spatial_scale", "half", (TypeError, ValueError), r"spatial_scale .*(half|str)"),
+    ("spatial_scale", 0, ValueError, r"spatial_scale .*positive and finite.*got 0$"),
+    ("spatial_scale", -0.0, ValueError, r"spatial_scale .*positive and finite.*got -0\.0"),
+    ("spatial_scale", -0.25, ValueError, r"spatial_scale .*positive and finite.*got -0\.25"),
+    ("spatial_scale", float("nan"), ValueError, r"spatial_scale .*positive and finite.*got nan"),
+    ("spatial_scale", float("inf"), ValueError, r"spatial_scale .*positive and finite.*got inf"),
+    ("spatial_scale", -float("inf"), ValueError, r"spatial_scale .*and finite.*got -inf"),
     ("sampling_ratio", 1.5, TypeError, r"sampling_ratio .*int.*float"),
     ("sampling_ratio", None, TypeError, r"sampling_ratio .*int.*None"),
     ("sampling_ratio", 2**20, ValueError, r"sampling_ratio .*at most.*1048576"),
@@ -177,14 +185,16 @@ def test_work_is_bounded_for_boxes_of_any_size(dtype: torch.dtype, device: torch
         assert torch.isfinite(leaf.grad).all()
 
 
+def set_options(call: Call, **changes: Any) -> None:
+    call.options = call.options._replace(**changes)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         lambda c: c.inputs.clear(),
-        lambda c: c.spatial_scales.append(1.0),
-        lambda c: (
-            setattr(c, "inputs", c.inputs * 9) or setattr(c, "spatial_scales", c.spatial_scales * 9)
-        ),
+        lambda c: c.options.spatial_scales.append(1.0),
+        lambda c: c.inputs.extend(c.inputs * 8) or c.options.spatial_scales.extend([1.0] * 24),
         lambda c: setattr(c, "levels", None),
         lambda c: setattr(c, "levels", c.levels[:1]),
         lambda c: setattr(c, "levels", c.levels.int()),
@@ -202,10 +212,10 @@ def test_work_is_bounded_for_boxes_of_any_size(dtype: torch.dtype, device: torch
         lambda c: setattr(c, "prob_maps", c.prob_maps[:1]),
         lambda c: setattr(c, "prob_maps", c.prob_maps[:, :0]),
         lambda c: setattr(c, "prob_maps", c.prob_maps.int()),
-        lambda c: setattr(c, "output_size", (0, 2)),
-        lambda c: setattr(c, "output_size", (-1, -2)),
-        lambda c: setattr(c, "output_size", (2**31, 2)),
-        lambda c: setattr(c, "sampling_ratio", 2**40),
+        lambda c: set_options(c, pooled_height=0),
+        lambda c: set_options(c, pooled_height=-1, pooled_width=-2),
+        lambda c: set_options(c, pooled_height=2**31),
+        lambda c: set_options(c, sampling_ratio=2**40),
     ],
 )
 def test_the_bare_operators_check_too(change) -> None:
@@ -254,6 +264,10 @@ MULTISCALE_MISTAKES: list[tuple[str, Any, Any, str]] = [
     ("prob_maps", [MAPS[:1], MAPS[1:, :3]], ValueError, r"prob_maps.*\[1, 3, 5\]"),
     ("prob_maps", [MAPS[:1], None], TypeError, r"prob_maps.*NoneType"),
     ("image_shapes", [], ValueError, r"image_shapes .*at least one"),
+    ("image_shapes", [(0, 32), (0, 28)], ValueError, r"image_shapes .*positive.*\(0, 32\)"),
+    ("image_shapes", [(-8, 32), (-9, 28)], ValueError, r"image_shapes .*positive.*\(-8, 32\)"),
+    ("image_shapes", [(float("nan"), 32)], ValueError, r"image_shapes .*finite.*\(nan, 32\)"),
+    ("image_shapes", [(float("inf"), 32)], ValueError, r"image_shapes .*finite.*\(inf, 32\)"),
 ]
 
 
@@ -269,6 +283,35 @@ def test_a_mistake_over_levels_is_explained(argument: str, value: Any, error, me
     with pytest.raises(error) as caught:
         pool(**(arguments | {argument: value}))
     assert re.search(message, str(caught.value)), str(caught.value)
+
+
+NOT_SCALES = [0, -1.0, float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("value", NOT_SCALES, ids=repr)
+@pytest.mark.parametrize("module", [RoIAlign, SaRoIAlign])
+def test_modules_of_one_map_check_the_scale_when_made(
+    module: type[torch.nn.Module], value: float
+) -> None:
+    with pytest.raises(ValueError, match=rf"spatial_scale must be .*finite, got {value!r}$"):
+        module(7, value, 2)
+    with pytest.raises(TypeError, match="spatial_scale must be a number, got None"):
+        module(7, None, 2)
+
+
+@pytest.mark.parametrize("value", NOT_SCALES, ids=repr)
+@pytest.mark.parametrize("module", [MultiScaleRoIAlign, MultiScaleSaRoIAlign])
+def test_modules_over_levels_check_the_canonical_scale_when_made(
+    module: type[torch.nn.Module], value: float
+) -> None:
+    with pytest.raises(ValueError, match=rf"canonical_scale must be .*finite, got {value!r}$"):
+        module(["0"], 7, 2, canonical_scale=value)
+
+
+@pytest.mark.parametrize("scale", [1, 2**-1074, 1e308, np.float64(0.5)], ids=repr)
+def test_every_positive_finite_scale_is_taken(scale: float) -> None:
+    assert sa_roi_align(X, ROIS, MAPS, 2, scale).shape == (2, 3, 2, 2)
+    assert RoIAlign(2, scale, 2)(X, ROIS).shape == (2, 3, 2, 2)
 
 
 def test_maps_of_a_list_belong_to_their_image() -> None:

@@ -1,17 +1,27 @@
 """The operators inside the rest of PyTorch: opcheck, torch.compile, torch.export, vmap, meta and
 fake tensors, autocast."""
 
+import copy
+import pickle
 from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from calls import to_call
 from cases import BY_NAME, CASES, INSIDE, PYRAMID, Case, make
-from shape_roi_align import MultiScaleSaRoIAlign, RoIAlign, SaRoIAlign, roi_align, sa_roi_align
+from shape_roi_align import (
+    MultiScaleRoIAlign,
+    MultiScaleSaRoIAlign,
+    RoIAlign,
+    SaRoIAlign,
+    roi_align,
+    sa_roi_align,
+)
 
 OPS = torch.ops.shape_roi_align
 SMALL = [c for c in CASES if c.features[0].shape[1] <= 3]
@@ -163,6 +173,22 @@ def test_compile_keeps_a_mistake_an_error(device: torch.device) -> None:
     x, rois, maps = leaves(device)
     with pytest.raises(Exception, match="prob_maps must have shape"):
         compiled(x, rois, maps[:1])
+
+
+@compiles
+def test_compile_with_a_scale_that_is_symbolic(device: torch.device) -> None:
+    """From the size of the features, or a float that changes between calls."""
+
+    def pool(x: Tensor, rois: Tensor, maps: Tensor, stride: float) -> Tensor:
+        fine = sa_roi_align(x, rois, maps, 2, x.shape[-1] / 22, 2)
+        return fine + sa_roi_align(x, rois, maps, 2, 1 / stride, 2)
+
+    compiled = torch.compile(pool, fullgraph=True, dynamic=True, backend="aot_eager")
+    for width, stride in ((11, 2.0), (13, 4.0), (14, 3.0)):
+        inputs = leaves(device, size=(9, width))
+        torch.testing.assert_close(compiled(*inputs, stride), pool(*inputs, stride))
+    with pytest.raises(Exception, match="spatial_scale must be positive and finite"):
+        compiled(*inputs, -2.0)
 
 
 def test_export_with_a_dynamic_number_of_boxes(device: torch.device) -> None:
@@ -326,6 +352,19 @@ def test_symbolic_trace_of_torch_fx(module: torch.nn.Module) -> None:
     x, rois, maps = (t.detach() for t in leaves("cpu"))
     inputs = (x, rois) if isinstance(module, RoIAlign) else (x, rois, maps)
     assert torch.equal(graph(*inputs), module(*inputs))
+
+
+@pytest.mark.parametrize("module", [MultiScaleRoIAlign, MultiScaleSaRoIAlign])
+def test_symbolic_trace_of_a_multi_scale_module(module: type[torch.nn.Module]) -> None:
+    pool = module(["0", "1"], 2, 2, canonical_scale=8, canonical_level=1)
+    graph = torch.fx.symbolic_trace(pool)
+    _, rois, maps = (t.detach() for t in leaves("cpu"))
+    features = {str(i): torch.randn(1, 3, 32 // 2**i, 32 // 2**i) for i in range(2)}
+    inputs = [features, [rois[:, 1:]], maps, [(32, 32)]]
+    if module is MultiScaleRoIAlign:
+        del inputs[2]
+    for each in (graph, copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
+        assert torch.equal(each(*inputs), pool(*inputs))
 
 
 def test_checkpointing_and_anomaly_detection(device: torch.device) -> None:

@@ -77,15 +77,15 @@ def test_a_pixel_that_is_not_finite_reaches_the_bins_that_read_it_only(
     features = make_features(33, torch.float32, False)
     features[:, ::3, 5::7, 3::11] = value
 
-    def pool(rois: Tensor, x: Tensor) -> Tensor:
+    def pool(x: Tensor, rois: Tensor) -> Tensor:
         return sa_roi_align(x, rois, None, (5, 7), 1.0, 2, True)
 
-    crowd = pool(boxes, features)
+    crowd = pool(features, boxes)
     assert 0 < crowd.isfinite().sum() < crowd.numel()
-    in_place = pool(boxes, features.contiguous(memory_format=torch.channels_last))
+    in_place = pool(features.contiguous(memory_format=torch.channels_last), boxes)
     torch.testing.assert_close(crowd, in_place, equal_nan=True)
     for k in range(len(boxes)):
-        alone = pool(boxes[k : k + 1], features)
+        alone = pool(features, boxes[k : k + 1])
         torch.testing.assert_close(crowd[k : k + 1], alone, rtol=0, atol=0, equal_nan=True)
 
 

@@ -41,10 +41,10 @@ def test_public_functions_equal_the_oracle(case: Case, pool) -> None:
         call.rois,
         maps,
         call.output_size,
-        call.spatial_scales[0],
-        call.sampling_ratio,
-        call.aligned,
-        map_aligned=call.map_aligned,
+        call.options.spatial_scales[0],
+        call.options.sampling_ratio,
+        call.options.aligned,
+        map_aligned=call.options.map_aligned,
     )
     assert_matches(out, case.expected(), torch.float64)
 
@@ -134,7 +134,7 @@ def test_pixels_that_no_sample_reads_do_not_matter(
     for x in spoilt:
         x[:, 1, x.shape[2] // 2, x.shape[3] // 2] = np.nan
         x[1, 0, 0, 0] = np.inf
-    expected = oracle.forward(spoilt, case.rois, case.prob_maps, case.options, case.levels)
+    expected = oracle.forward(spoilt, case.rois, case.levels, case.prob_maps, case.options)
     call = to_call(case, device)
     call.inputs = [torch.tensor(x, device=device) for x in spoilt]
     out = getattr(call, pool)().cpu().numpy()

@@ -83,7 +83,7 @@ def lay_out(x: torch.Tensor, layout: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("case", GRADCHECK_CASES, ids=repr)
 def test_gradcheck(case: Case, device: torch.device) -> None:
-    assert distance_to_kink(case.features, case.rois, case.options) > 1e-4
+    assert distance_to_kink(case.features, case.rois, case.levels, case.options) > 1e-4
     call = to_call(case, device).with_inputs(lambda x: lay_out(x, case.name.split("-")[0]))
     call = call.requires_grad()
 
@@ -101,7 +101,7 @@ def test_gradcheck_over_levels_without_maps(device: torch.device) -> None:
     case = make(
         "levels", INSIDE, **PYRAMID, levels=[2, 0, 1], map_size=None, channels=1, output_size=(1, 2)
     )
-    assert distance_to_kink(case.features, case.rois, case.options, case.levels) > 1e-4
+    assert distance_to_kink(case.features, case.rois, case.levels, case.options) > 1e-4
     call = to_call(case, device).requires_grad()
     images, corners = call.rois.detach().split([1, 4], 1)
 
@@ -187,4 +187,4 @@ def test_feature_gradient_keeps_the_features_memory_format(device: torch.device)
 def test_cases_stay_clear_of_kinks_that_float32_could_cross(case: Case) -> None:
     """Rounding a coordinate to float32 must not move a sample over a jump, or the oracle would not
     apply."""
-    assert distance_to_kink(case.features, case.rois, case.options, case.levels) > 1e-4
+    assert distance_to_kink(case.features, case.rois, case.levels, case.options) > 1e-4

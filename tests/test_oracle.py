@@ -2,6 +2,7 @@
 parts, finite differences."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,26 +16,28 @@ from oracle import Options, backward, distance_to_kink, forward, hat
 RAMP = np.arange(16.0).reshape(1, 1, 4, 4)  # f(a, b) = 4 b + a exactly, between the pixels too
 
 
-def pool(box: tuple[float, ...], prob_map, features: np.ndarray = RAMP, **options) -> np.ndarray:
+def pool_ramp(box: tuple[float, ...], prob_map: object, **options: Any) -> np.ndarray:
+    """One box of one channel. ``[PH, PW]``"""
+    rois = np.array([[0, *box]], dtype=float)
     maps = None if prob_map is None else np.array([prob_map], dtype=float)
-    return forward([features], np.array([[0, *box]], dtype=float), maps, Options(**options))[0, 0]
+    return forward([RAMP], rois, None, maps, Options(**options))[0, 0]
 
 
 def test_one_sample_per_bin_on_a_ramp() -> None:
     # box 0..4, 2 x 2 bins, one sample in each: a, b in {1, 3}
-    out = pool((0, 0, 4, 4), None, output_size=(2, 2), sampling_ratio=1)
+    out = pool_ramp((0, 0, 4, 4), None, output_size=(2, 2), sampling_ratio=1)
     np.testing.assert_array_equal(out, [[5, 7], [13, 15]])
 
 
 def test_four_samples_per_bin_on_a_ramp() -> None:
     # samples at .5, 1.5 | 2.5, 3.5, the last clamped to 3: rows and columns average 1 and 2.75
-    out = pool((0, 0, 4, 4), None, output_size=(2, 2), sampling_ratio=2)
+    out = pool_ramp((0, 0, 4, 4), None, output_size=(2, 2), sampling_ratio=2)
     np.testing.assert_array_equal(out, [[4 + 1, 4 + 2.75], [11 + 1, 11 + 2.75]])
 
 
 def test_aligned_shifts_by_half_a_pixel() -> None:
     # samples at 0, 1 | 2, 3
-    out = pool((0, 0, 4, 4), None, output_size=(2, 2), sampling_ratio=2, aligned=True)
+    out = pool_ramp((0, 0, 4, 4), None, output_size=(2, 2), sampling_ratio=2, aligned=True)
     np.testing.assert_array_equal(out, [[2.5, 4.5], [10.5, 12.5]])
 
 
@@ -42,45 +45,45 @@ def test_literal_map_coordinates() -> None:
     # one bin, samples at u = 1/4, 3/4 of the box: a, b in {.5, 1.5}; map coordinates u * 2 = .5,
     # 1.5, the last clamped to 1. p at (v, u): (1 + 3 + 5 + 7) / 4 = 4 | (3 + 7) / 2 = 5 | (5 + 7) /
     # 2 = 6 | 7;  f: 2.5 | 3.5 | 6.5 | 7.5
-    out = pool((0, 0, 2, 2), [[1, 3], [5, 7]], output_size=(1, 1), sampling_ratio=2)
+    out = pool_ramp((0, 0, 2, 2), [[1, 3], [5, 7]], output_size=(1, 1), sampling_ratio=2)
     np.testing.assert_array_equal(out, [[(2.5 * 4 + 3.5 * 5 + 6.5 * 6 + 7.5 * 7) / 4]])
 
 
 def test_aligned_map_coordinates_hit_the_cells() -> None:
     # map coordinates u * 2 - .5 = 0, 1: each sample reads its own cell
-    out = pool(
+    out = pool_ramp(
         (0, 0, 2, 2), [[1, 3], [5, 7]], output_size=(1, 1), sampling_ratio=2, map_aligned=True
     )
     np.testing.assert_array_equal(out, [[(2.5 * 1 + 3.5 * 3 + 6.5 * 5 + 7.5 * 7) / 4]])
 
 
 def test_average_divides_by_samples_not_by_the_sum_of_the_map() -> None:
-    out = pool((0, 0, 2, 2), [[0.5]], output_size=(1, 1), sampling_ratio=2)
+    out = pool_ramp((0, 0, 2, 2), [[0.5]], output_size=(1, 1), sampling_ratio=2)
     np.testing.assert_array_equal(out, [[2.5]])  # half of plain RoIAlign's 5
 
 
 def test_product_is_taken_per_sample_not_after_pooling() -> None:
     # the map keeps the left half of the box: samples at a = .5 count, those at 1.5 do not
-    out = pool((0, 0, 2, 2), [[1, 0]], output_size=(1, 1), sampling_ratio=2, map_aligned=True)
+    out = pool_ramp((0, 0, 2, 2), [[1, 0]], output_size=(1, 1), sampling_ratio=2, map_aligned=True)
     np.testing.assert_array_equal(out, [[(2.5 + 6.5) / 4]])
     assert out[0, 0] != 5 * 0.5
 
 
 def test_adaptive_samples_are_as_many_as_pixels_in_a_bin() -> None:
     # 3 pixels per bin and direction: samples at .5, 1.5, 2.5
-    out = pool((0, 0, 3, 3), None, output_size=(1, 1), sampling_ratio=-1)
+    out = pool_ramp((0, 0, 3, 3), None, output_size=(1, 1), sampling_ratio=-1)
     np.testing.assert_allclose(out, [[7.5]], rtol=1e-15)
     # 2.5 pixels: ceil gives 3 samples at 5/12, 15/12, 25/12
-    out = pool((0, 0, 2.5, 2.5), None, output_size=(1, 1), sampling_ratio=-1)
+    out = pool_ramp((0, 0, 2.5, 2.5), None, output_size=(1, 1), sampling_ratio=-1)
     np.testing.assert_allclose(out, [[5 * 1.25]], rtol=1e-15)
 
 
 def test_legacy_boxes_are_at_least_one_pixel_and_the_map_stretches_with_them() -> None:
     # 0 x 0 box at (1, 1): treated as 1..2; samples at 1.25, 1.75, map cells 0 and 1
-    out = pool((1, 1, 1, 1), [[1, 0]], output_size=(1, 1), sampling_ratio=2, map_aligned=True)
+    out = pool_ramp((1, 1, 1, 1), [[1, 0]], output_size=(1, 1), sampling_ratio=2, map_aligned=True)
     np.testing.assert_array_equal(out, [[(4 * 1.25 + 1.25 + 4 * 1.75 + 1.25) / 4]])
     # aligned: all samples at .5
-    out = pool(
+    out = pool_ramp(
         (1, 1, 1, 1), [[1, 0]], output_size=(1, 1), sampling_ratio=2, aligned=True, map_aligned=True
     )
     np.testing.assert_array_equal(out, [[2.5 * 2 / 4]])
@@ -89,16 +92,16 @@ def test_legacy_boxes_are_at_least_one_pixel_and_the_map_stretches_with_them() -
 def test_border_rule() -> None:
     # samples at a = -1.5, -1, -.5, 0 (each bin one sample), b = 1: outside, clamped to 0, clamped
     # to 0, 0
-    out = pool((-1.75, 0.5, 0.25, 1.5), None, output_size=(1, 4), sampling_ratio=1)
+    out = pool_ramp((-1.75, 0.5, 0.25, 1.5), None, output_size=(1, 4), sampling_ratio=1)
     np.testing.assert_array_equal(out, [[0, 4, 4, 4]])
     # a = 3, 3.5, 4, 4.5 on a width of 4: last pixel, clamped, clamped, outside
-    out = pool((2.75, 0.5, 4.75, 1.5), None, output_size=(1, 4), sampling_ratio=1)
+    out = pool_ramp((2.75, 0.5, 4.75, 1.5), None, output_size=(1, 4), sampling_ratio=1)
     np.testing.assert_array_equal(out, [[7, 7, 7, 0]])
 
 
 def test_scale_maps_image_pixels_to_features() -> None:
-    full = pool((0.5, 0.25, 3, 2.75), [[0.25, 1]], output_size=(2, 1), sampling_ratio=2)
-    halved = pool(
+    full = pool_ramp((0.5, 0.25, 3, 2.75), [[0.25, 1]], output_size=(2, 1), sampling_ratio=2)
+    halved = pool_ramp(
         (1, 0.5, 6, 5.5), [[0.25, 1]], output_size=(2, 1), sampling_ratio=2, spatial_scales=(0.5,)
     )
     np.testing.assert_array_equal(halved, full)
@@ -109,8 +112,8 @@ def test_gradients_by_hand() -> None:
     features, rois = [RAMP], np.array([[0, 0.75, 1.0, 1.75, 2.0]])
     maps = np.array([[[1.0, 0.5]]])
     options = Options((1, 1), sampling_ratio=1, map_aligned=True)
-    assert forward(features, rois, maps, options)[0, 0, 0, 0] == (4 * 1.5 + 1.25) * 0.75
-    grads = backward(np.ones((1, 1, 1, 1)), features, rois, maps, options)
+    assert forward(features, rois, None, maps, options)[0, 0, 0, 0] == (4 * 1.5 + 1.25) * 0.75
+    grads = backward(np.ones((1, 1, 1, 1)), features, rois, None, maps, options)
     expected = np.zeros((4, 4))
     expected[1:3, 1:3] = 0.75 * np.outer([0.5, 0.5], [0.75, 0.25])
     np.testing.assert_array_equal(grads.features[0][0, 0], expected)
@@ -143,7 +146,7 @@ def test_without_maps_it_is_torchvisions_roi_align(case: Case) -> None:
         options.aligned,
     )
     for maps in (None, np.ones((len(rois), 3, 4))):
-        out = forward(case.features, rois, maps, options)
+        out = forward(case.features, rois, None, maps, options)
         np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -209,7 +212,7 @@ def test_mask_rcnns_28x28_masks_average_in_pairs() -> None:
     ids=repr,
 )
 def test_gradients_by_finite_differences(case: Case) -> None:
-    assert distance_to_kink(case.features, case.rois, case.options, case.levels) > 1e-4
+    assert distance_to_kink(case.features, case.rois, case.levels, case.options) > 1e-4
     grads = case.expected_gradients()
     rng = np.random.default_rng(0)
     step = 1e-6

@@ -57,7 +57,7 @@ def test_any_box_gives_finite_results_of_the_right_shape(case: Case, dtype: torc
 def test_reference_agrees_wherever_rounding_does_not_decide(case: Case, dtype: torch.dtype) -> None:
     assume(is_cheap(case) and is_smooth(case))
     call = to_call(case, "cpu", dtype)
-    expected = forward(case.features, case.rois, case.prob_maps, case.options, case.levels)
+    expected = forward(case.features, case.rois, case.levels, case.prob_maps, case.options)
     assert_matches(call.reference(), expected, dtype)
     assert_matches(call.op(), expected, dtype)
 
@@ -83,7 +83,9 @@ def test_without_maps_it_is_torchvisions_roi_align_to_the_side_of_every_jump(cas
     operations must agree."""
     call = to_call(case)
     call.prob_maps = None
-    if call.aligned and call.sampling_ratio <= 0:  # torchvision fails on a negative count
+    if (
+        call.options.aligned and call.options.sampling_ratio <= 0
+    ):  # torchvision fails on a negative count
         corners = call.rois[:, 1:].unflatten(1, (2, 2)).sort(1).values
         call.rois = torch.cat([call.rois[:, :1], corners.flatten(1)], 1)
     out = call.op()
@@ -95,9 +97,9 @@ def test_without_maps_it_is_torchvisions_roi_align_to_the_side_of_every_jump(cas
             x,
             call.rois[mine],
             call.output_size,
-            call.spatial_scales[level],
-            call.sampling_ratio,
-            call.aligned,
+            call.options.spatial_scales[level],
+            call.options.sampling_ratio,
+            call.options.aligned,
         )
         torch.testing.assert_close(out[mine], expected, rtol=1e-10, atol=1e-10)
 

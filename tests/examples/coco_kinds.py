@@ -1,6 +1,6 @@
-"""A small valid data set, and every kind of file that is refused with what is said of it.
+"""A small valid data set, and every kind of file that is refused, with the message.
 
-``python tests/examples/coco_kinds.py`` writes the table of examples/DATA.md.
+``python tests/examples/coco_kinds.py`` writes the table in examples/DATA.md.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Kind(NamedTuple):
 
 
 def write_data(folder: Path, edit: Edit = lambda coco, folder: None, split: str = "train") -> Path:
-    """Write the valid data set in COCO's layout, edited; returns its annotation file."""
+    """Writes the valid data set, edited, in COCO's layout. Returns its annotation file."""
     images, annotations = folder / f"{split}2017", folder / "annotations"
     for path in (images, annotations):
         path.mkdir(parents=True, exist_ok=True)
@@ -154,14 +154,14 @@ def turned_by_exif(coco: dict[str, Any], folder: Path) -> None:
 
 
 def by_rows(item: dict[str, Any]) -> dict[str, Any]:
-    """A box of 8 x 3 pixels at 2, 9 in an image of 12 x 16."""
+    """A box of 8 x 3 pixels at (2, 9) in an image of 12 x 16."""
     counts = [9 * 12 + 2, 8, 4, 8, 4, 8, 4 * 12 + 2]
     mask = {"size": [16, 12], "counts": counts}
     return item | {"bbox": [2, 9, 8, 3], "segmentation": mask}
 
 
 def bomb(path: Path) -> None:
-    """A header of 60,000 x 60,000 pixels without any."""
+    """A header for 60,000 x 60,000 pixels, without pixel data."""
     content = bytearray(path.read_bytes())
     content[16:24] = (60_000).to_bytes(4, "big") * 2
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
@@ -452,7 +452,7 @@ def table() -> str:
 
 
 def page() -> str:
-    """DATA.md with the present table."""
+    """DATA.md with the current table."""
     before, rest = DATA_PAGE.read_text("utf-8").split(MARKS[0])
     return f"{before}{MARKS[0]}\n\n{table()}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
 

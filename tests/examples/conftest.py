@@ -1,4 +1,4 @@
-"""A small untrained model and generated data, shared by the tests of the example."""
+"""Fixtures of the examples' tests: a small untrained model and generated data."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def batch(train_data):
 
 @pytest.fixture
 def base():
-    """Untrained: every class scores about 1 / NUM_CLASSES, so that there are detections."""
+    """Untrained: every class scores about 1 / NUM_CLASSES, so there are detections."""
     torch.manual_seed(0)
     return build_mask_rcnn("small", NUM_CLASSES, 128)
 
 
 @pytest.fixture
 def publish(monkeypatch):
-    """Makes a file the one that torchvision publishes, which its digest tells."""
+    """Makes a file count as torchvision's published weights, which are identified by digest."""
 
     def publish(path):
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]

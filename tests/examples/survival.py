@@ -1,4 +1,4 @@
-"""A small training whose end can be compared, for the tests of what it survives."""
+"""A small training with comparable results, for tests that interrupt or damage it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SCHEDULE = Schedule(6, 2e-3, warmup=2)
 
 
 class Brightness(nn.Module):
-    """Guesses the mean of each image of 128 x 128 pixels.
+    """Predicts the mean of each 128 x 128 image.
 
-    ``before`` is called with the number of steps that came before each one.
+    ``before`` is called before each step with the number of completed steps.
     """
 
     def __init__(self, before=lambda step: None, width=4):
@@ -36,7 +36,7 @@ class Brightness(nn.Module):
 
 
 def train_brightness(folder, loader, model=None, *, resume=False, every=1):
-    """The weights at the end and the metrics in ``folder``, with a line of each iteration."""
+    """Trains in ``folder``. Returns the final weights and the metrics of every iteration."""
     model = model or Brightness()
     logged, engine.LOG_EVERY = engine.LOG_EVERY, 1
     try:

@@ -1,4 +1,4 @@
-"""The kernels on the host as Python functions: programs to compile, jobs to run in them."""
+"""Compiles the CUDA kernels for the host and runs cases in them."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ F64, F32, F16, BF16 = SCALAR_TYPES
 
 @dataclass(frozen=True)
 class Variant:
-    """How a case is run: types, memory layout, launch configuration."""
+    """How a case is run: dtypes, memory layout, launch configuration."""
 
     dtype: torch.dtype
     box_dtype: torch.dtype
     map_dtype: torch.dtype
     layout: str
-    threads: int  # of a block
-    blocks: int  # of a grid, at most
+    threads: int  # per block
+    blocks: int  # per grid, at most
     order: str = "ascending"
-    wanted_blocks: int = 1  # fewer boxes than this are shared among blocks
-    far_factor: int = 1  # multiplies all strides but those of 1
+    wanted_blocks: int = 1  # with fewer boxes, several blocks share each box
+    far_factor: int = 1  # multiplies every stride other than 1
 
     @property
     def coordinate_dtype(self) -> torch.dtype:
@@ -70,7 +70,7 @@ def folder_of_programs() -> TemporaryDirectory[str]:
 
 @cache
 def compile_program(source: str, flags: tuple[str, ...]) -> Path:
-    """Once per process, for all test files."""
+    """Compiles once per process."""
     program = Path(folder_of_programs().name) / "".join([Path(source).stem, *flags])
     all_flags = [*FLAGS, *WARNINGS, *flags, f"-I{CSRC}", f"-I{HERE}"]
     command = [*COMPILER, *all_flags, str(HERE / source), "-o", str(program)]
@@ -86,7 +86,7 @@ def kernels_of(program: Path) -> set[str]:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """With the strides of a new tensor, also where dimensions of one element leave a choice."""
+    """A channels_last copy with default strides, also for dimensions of size 1."""
     return torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last).copy_(x)
 
 
@@ -103,12 +103,12 @@ def lay_out(x: Tensor, layout: str) -> Tensor:
 
 
 def bytes_of(tensor: Tensor) -> bytes:
-    """All of its storage, in the order of memory."""
+    """The whole storage, in memory order."""
     return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy().tobytes()
 
 
 class JobWriter:
-    """The form that runner.cpp reads: int64, float64, arrays as a number of bytes and the bytes."""
+    """Writes the format of runner.cpp: int64, float64, and arrays as their byte count and bytes."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -135,9 +135,9 @@ class JobWriter:
 
 
 class Job:
-    """One case run one way by all kernels.
+    """One case in one variant, for all kernels.
 
-    ``asked``: which gradients to compute, one entry per level, then maps, then boxes.
+    ``asked``: whether to compute each gradient; one entry per level, then maps, then boxes.
     """
 
     def __init__(self, case: Case, variant: Variant, asked: Sequence[bool] | None = None) -> None:
@@ -163,10 +163,11 @@ class Job:
         to.integers(*call.inputs[0].shape[:2], len(call.rois))
         to.integers(*map(SCALAR_TYPES.index, (variant.dtype, variant.box_dtype, variant.map_dtype)))
         to.integers(*((0, 0) if call.prob_maps is None else call.prob_maps.shape[1:]))
-        to.integers(*call.output_size, call.sampling_ratio, call.aligned, call.map_aligned)
+        spatial_scales, *others = call.options
+        to.integers(*others)
         for tensor in (call.rois, call.levels, call.prob_maps):
             to.optional(tensor)
-        for x, scale, asked in zip(call.inputs, call.spatial_scales, self.asked, strict=False):
+        for x, scale, asked in zip(call.inputs, spatial_scales, self.asked, strict=False):
             to.feature_map(x, scale)
             to.elements(x)
             to.feature_map(self.result_like(x, variant.dtype), scale)
@@ -180,7 +181,7 @@ class Job:
         return bytes(to.data)
 
     def results(self) -> dict[str, Tensor]:
-        """Empty tensors for what runner.cpp writes, in its order."""
+        """Empty tensors for the results, in the order of runner.cpp."""
         call, variant = self.call, self.variant
         of_maps, of_rois = self.asked[-2:]
         tensors = {"output": self.result_like(self.grad, variant.dtype)}

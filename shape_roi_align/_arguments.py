@@ -1,0 +1,66 @@
+"""The arguments of the fused operator: tensors, and ``Options`` for everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ._boxes import to_rois
+from ._validation import (
+    check_features,
+    check_output_size,
+    check_prob_maps,
+    check_sampling_ratio,
+    check_scale,
+)
+
+
+class Options(NamedTuple):
+    """The arguments of the operators that are not tensors, in the order of the schema."""
+
+    spatial_scales: Sequence[float]  # feature pixels per image pixel, one per feature map
+    pooled_height: int
+    pooled_width: int
+    sampling_ratio: int  # samples per bin and axis; <= 0: adaptive
+    aligned: bool
+    map_aligned: bool
+
+
+def check_options(
+    output_size: int | Sequence[int],
+    spatial_scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    map_aligned: bool | None,
+) -> Options:
+    """The options of the public functions and modules -> ``Options``."""
+    pooled_height, pooled_width = check_output_size(output_size)
+    return Options(
+        [check_scale(scale) for scale in spatial_scales],
+        pooled_height,
+        pooled_width,
+        check_sampling_ratio(sampling_ratio),
+        aligned,
+        aligned if map_aligned is None else map_aligned,
+    )
+
+
+def check_arguments(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    prob_maps: Tensor | None,
+    output_size: int | Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+    map_aligned: bool | None,
+) -> tuple[list[Tensor], Tensor, None, Tensor | None, Options]:
+    """The arguments of :func:`shape_roi_align.sa_roi_align` -> those of ``pool``."""
+    check_features(input)
+    options = check_options(output_size, [spatial_scale], sampling_ratio, aligned, map_aligned)
+    rois = to_rois(boxes, input.shape[0], input.device)
+    if prob_maps is not None:
+        prob_maps = check_prob_maps(prob_maps, rois.shape[0], input.device)
+    return [input], rois, None, prob_maps, options
