@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 FOLDER ?= gpu-check
+TORCH ?= 2.10.0
 export MAX_JOBS ?= 2
 
 BIN := $(VENV)/bin
@@ -16,17 +17,19 @@ CPP_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.
 HERE := import torch; print(*torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0), sep=".")
 ONE_ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c '$(HERE)')}"
 
-.PHONY: help demo study test lint format bench bench-check gpu-check wheel clean
+.PHONY: help demo study test test-fast lint format bench bench-check gpu-check wheel wheel-check clean
 
 help:
 	@echo "make demo       train Mask R-CNN and MR R-CNN on generated data: a table and pictures"
 	@echo "make study      the paper's tables over seeds on generated data; hours; ARGS='--help'"
 	@echo "make test       all tests; ARGS='-k name' for some"
+	@echo "make test-fast  the tests that are not marked slow, in under 2 minutes"
 	@echo "make lint       ruff, mypy and clang-format; make format lets them rewrite"
 	@echo "make bench      a short benchmark; its rows go to benchmarks/results/"
 	@echo "make bench-check  are ratios to peers still those recorded?"
 	@echo "make gpu-check  build, test, sanitize and measure on a GPU; the report goes to gpu-check/"
 	@echo "make wheel      a wheel for all CUDA architectures, in dist/"
+	@echo "make wheel-check  a wheel, tested under the torch releases of TORCH='2.10.0 2.11.0'"
 	@echo "make clean      remove what these made"
 	@echo "PYTHON=python3.12 and VENV=folder choose the interpreter and the virtual environment."
 
@@ -48,6 +51,9 @@ study: $(VENV)/built
 
 test: $(VENV)/built
 	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/built
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(VENV)/dependencies
 	$(BIN)/ruff check .
@@ -77,6 +83,9 @@ gpu-check:
 
 wheel: $(VENV)/dependencies
 	SHAPE_ROI_ALIGN_CUDA=$${SHAPE_ROI_ALIGN_CUDA-1} $(BIN)/python -m build --wheel --no-isolation
+
+wheel-check: wheel
+	$(BIN)/python scripts/test_wheel.py "$$(ls -t dist/*.whl | head -1)" --torch $(TORCH)
 
 clean:
 	rm -rf $(VENV) build dist gpu-check *.egg-info shape_roi_align/*.so

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from mrrcnn.backbones import BUILDERS, build_mask_rcnn
 from mrrcnn.model import MRRCNN, REFINE_PREFIX, RefineConfig
 from mrrcnn.weights import load_weights
-from study.huddle import HuddleConfig, make_image
+from study.datasets.huddle import HuddleConfig, make_image
 from training.data import decode_mask
 from training.identity import describe_run
 

@@ -33,7 +33,7 @@ from mrrcnn.base import EXACT, replace_predictors, set_mask_alignment
 from mrrcnn.files import write_text
 from mrrcnn.model import MRRCNN, load_model, save_model
 from mrrcnn.weights import ModelCard, load_content, load_weights
-from study.huddle import HuddleConfig, write_huddle
+from study.datasets.huddle import HuddleConfig, write_huddle
 from training import checkpoint, distributed, options
 from training.best import BestWeights
 from training.categories import Categories

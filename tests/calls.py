@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,6 +95,15 @@ def to_call(
             options.map_aligned,
         ),
     )
+
+
+@contextmanager
+def deterministic_algorithms(on: bool) -> Iterator[None]:
+    torch.use_deterministic_algorithms(on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def gradients(call: Call, pooled: Tensor, grad: np.ndarray) -> list[Tensor | None]:

@@ -1,4 +1,4 @@
-"""Devices and hypothesis profiles."""
+"""Devices, hypothesis profiles, and which fixtures are slow."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cuda: runs on a CUDA device")
+# Fixtures of a module that take more than a second: the tests that use them are slow.
+SLOW_FIXTURES = {"cpp_programs", "quick_run", "ranks"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m deselects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 def missing_for_cuda() -> str | None:

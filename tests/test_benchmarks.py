@@ -39,6 +39,7 @@ def run_smoke(bench: SimpleNamespace, output: Path, *, suite: Any = None, option
     return bench.runner.run(suite or bench.runner.ROI_ALIGN, command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, keep", [("bench_roi_align", False), ("bench_multiscale", True)])
 def test_every_provider_passes_the_gate_and_yields_complete_rows(name, keep, tmp_path):
     output = tmp_path / "rows.jsonl"
@@ -71,6 +72,7 @@ def suite_with(bench: SimpleNamespace, *more: Any) -> Any:
     return suite._replace(providers=lambda: [*keep, *more])
 
 
+@pytest.mark.slow
 def test_a_provider_that_computes_something_else_is_an_error(bench, tmp_path, capsys):
     plain = bench.providers.plain(torchvision.ops.RoIAlign)
     wrong = bench.providers.Provider("wrong", True, plain)
@@ -136,6 +138,7 @@ class FakeRoIAlign(torch.nn.Module):
         return self.pool(input, rois)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "package, module, name",
     [("mmcv", "mmcv.ops", "RoIAlign"), ("detectron2", "detectron2.layers", "ROIAlign")],
@@ -418,6 +421,7 @@ def test_pictures_of_cases_and_of_curves(bench, tmp_path):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_memory_that_is_kept_is_faster_to_get():
     """In a process of its own: the setting is the allocator's, for good."""
     code = """if True:

@@ -184,12 +184,10 @@ def cpp_programs(tmp_path_factory) -> Path:
     return folder / "programs"
 
 
-@pytest.mark.slow
 def test_a_cpp_program_calls_the_operator_through_the_dispatcher(cpp_programs):
     assert "expected 7.4125" in run(cpp_programs / "call_operator")
 
 
-@pytest.mark.slow
 def test_a_cpp_program_runs_an_aotinductor_package(cpp_programs, tmp_path):
     package = tmp_path / "sa_roi_align.pt2"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -112,6 +112,7 @@ def leaves(call_or_device, num_boxes: int = 3, size: tuple[int, int] = (9, 11)) 
     return [t.to(call_or_device).requires_grad_() for t in tensors]
 
 
+@pytest.mark.slow
 @compiles
 @pytest.mark.parametrize("sampling_ratio", [2, -1])
 def test_compile_forward_and_backward_for_any_number_of_boxes(
@@ -147,6 +148,7 @@ def test_compile_in_channels_last(device: torch.device) -> None:
     assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @compiles
 def test_compile_the_multi_scale_module_without_graph_breaks(device: torch.device) -> None:
     pool = MultiScaleSaRoIAlign(
@@ -175,6 +177,7 @@ def test_compile_keeps_a_mistake_an_error(device: torch.device) -> None:
         compiled(x, rois, maps[:1])
 
 
+@pytest.mark.slow
 @compiles
 def test_compile_with_a_scale_that_is_symbolic(device: torch.device) -> None:
     """From the size of the features, or a float that changes between calls."""

@@ -35,6 +35,7 @@ def run(capability: str, *command: str) -> subprocess.CompletedProcess[str]:
 OTHERS = [name for name in ("portable", "avx2", "avx512") if name != _C.cpu_capability()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", OTHERS)
 def test_kernels_of_every_instruction_set_equal_the_oracle(capability: str) -> None:
     chosen = run(capability, "-c", "from shape_roi_align import _C; print(_C.cpu_capability())")

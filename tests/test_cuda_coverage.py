@@ -30,6 +30,8 @@ from host_cuda.jobs import (
     run_and_watch,
 )
 
+pytestmark = pytest.mark.slow
+
 BASELINE = Path(__file__).parents[1] / "scripts" / "ptxas_baseline.tsv"
 
 # Features and boxes. The types of maps go round: all kernels read any of them.

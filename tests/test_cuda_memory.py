@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from calls import deterministic_algorithms
 from shape_roi_align import sa_roi_align
 
 pytestmark = [
@@ -63,8 +64,7 @@ def test_scratch_of_the_backward_pass(
     deterministic: bool, dtype: torch.dtype, channels_last: bool, device: torch.device
 ) -> None:
     leaves = make_leaves(dtype, channels_last, device)
-    torch.use_deterministic_algorithms(deterministic)
-    try:
+    with deterministic_algorithms(deterministic):
         out = sa_roi_align(*leaves, BINS, sampling_ratio=SAMPLES)
         grad = torch.ones_like(out)
 
@@ -75,6 +75,4 @@ def test_scratch_of_the_backward_pass(
         # maps and boxes are summed in float32 too
         of_maps = leaves[2].numel() * 4
         extra = beyond_results(call, device)
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert extra <= copies + of_maps + SCRATCH + 4 * ROUNDING

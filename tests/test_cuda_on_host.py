@@ -32,6 +32,8 @@ from host_cuda.jobs import (
     run,
 )
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = (
     Variant(F64, F64, F64, "contiguous", 256, 1 << 20),
     Variant(F64, F32, F16, "channels_last", 96, 3, "shuffled", wanted_blocks=30),

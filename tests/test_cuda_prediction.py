@@ -11,6 +11,7 @@ SCRIPT = ROOT / "scripts" / "count_taps.py"
 PREDICTION = (ROOT / "benchmarks" / "cuda_prediction.md").read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["c4", "six_boxes"])
 def test_counts_are_those_of_the_case(case: str) -> None:
     command = [sys.executable, SCRIPT, "--case", case]
@@ -18,6 +19,7 @@ def test_counts_are_those_of_the_case(case: str) -> None:
     assert row.startswith(f"| {case} |") and row in PREDICTION
 
 
+@pytest.mark.slow
 def test_touched_columns_by_hand() -> None:
     """Samples at 1.25, 1.75 | 2.25, 2.75; and at 8, the last one inside, 9 | 10, 11."""
     program = """

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from test_determinism import inputs, run
+from calls import deterministic_algorithms
+from crowd import make_crowd, pool_with_gradients
 
 pytestmark = [
     pytest.mark.cuda,
@@ -21,7 +22,7 @@ RUNS = 100
 
 
 def poison(like: list[Tensor]) -> None:
-    """What is freed here is what the next run is given: an element not written shows as NaN."""
+    """The next run reuses the memory freed here, so an element that it does not write is NaN."""
     blocks = [torch.full_like(tensor, float("nan")) for tensor in like]
     del blocks
 
@@ -29,11 +30,11 @@ def poison(like: list[Tensor]) -> None:
 def test_output_and_gradients_of_maps_and_boxes(
     dtype: torch.dtype, sampling_ratio: int, channels_last: bool, device: torch.device
 ) -> None:
-    tensors = inputs(dtype, device, 24, channels_last)
-    first = run(tensors, sampling_ratio)
+    tensors = make_crowd(dtype, device, 24, channels_last)
+    first = pool_with_gradients(tensors, sampling_ratio)
     for _ in range(RUNS):
         poison(first)
-        again = run(tensors, sampling_ratio)
+        again = pool_with_gradients(tensors, sampling_ratio)
         for name, i in (("output", 0), ("boxes", 2), ("maps", 3)):
             assert torch.equal(first[i], again[i]), name
 
@@ -41,19 +42,16 @@ def test_output_and_gradients_of_maps_and_boxes(
 def test_all_gradients_under_deterministic_algorithms(
     dtype: torch.dtype, sampling_ratio: int, channels_last: bool, device: torch.device
 ) -> None:
-    tensors = inputs(dtype, device, 24, channels_last)
-    default = run(tensors, sampling_ratio)
-    torch.use_deterministic_algorithms(True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            first = run(tensors, sampling_ratio)
-            for _ in range(RUNS):
-                poison(first)
-                for one, other in zip(first, run(tensors, sampling_ratio), strict=True):
-                    assert torch.equal(one, other)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    tensors = make_crowd(dtype, device, 24, channels_last)
+    default = pool_with_gradients(tensors, sampling_ratio)
+    with deterministic_algorithms(True), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        first = pool_with_gradients(tensors, sampling_ratio)
+        for _ in range(RUNS):
+            poison(first)
+            again = pool_with_gradients(tensors, sampling_ratio)
+            for one, other in zip(first, again, strict=True):
+                assert torch.equal(one, other)
     relative = {torch.float32: 1e-4, torch.float16: 2**-9, torch.bfloat16: 2**-6}[dtype]
     for one, other in zip(first, default, strict=True):
         largest = other.detach().abs().max().item()

@@ -1,13 +1,11 @@
 """On a CUDA device the operators run on the current stream and on the tensors' device, wait for
 nothing, and can be captured in a graph."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import Tensor
 
+from calls import deterministic_algorithms
 from shape_roi_align import MultiScaleSaRoIAlign, sa_roi_align
 
 pytestmark = [
@@ -67,15 +65,6 @@ def assert_all_close(actual: list[Tensor], expected: list[Tensor]) -> None:
     """Up to the order in which a scattered gradient is summed."""
     for got, want in zip(actual, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
-
-
-@contextmanager
-def deterministic_algorithms(on: bool) -> Iterator[None]:
-    torch.use_deterministic_algorithms(on)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
 
+from calls import deterministic_algorithms
+from crowd import make_crowd, pool_with_gradients
 from shape_roi_align import sa_roi_align
 
 NUM_THREADS = (1, 2, 3, 5)
@@ -19,30 +20,6 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def inputs(
-    dtype: torch.dtype, device: torch.device, channels: int, channels_last: bool
-) -> list[Tensor]:
-    """400 boxes on 3 images, crowded so that many add to the same pixels."""
-    generator = torch.Generator().manual_seed(7)
-    x = torch.randn(3, channels, 31, 43, generator=generator).to(device, dtype)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    corners = torch.rand(400, 2, generator=generator) * torch.tensor([40.0, 28.0]) - 2
-    sizes = torch.rand(400, 2, generator=generator) * 20
-    images = torch.randint(3, (400, 1), generator=generator)
-    rois = torch.cat([images, corners, corners + sizes], 1).to(device)
-    maps = torch.rand(400, 9, 8, generator=generator).to(device, dtype)
-    return [x, rois, maps]
-
-
-def run(tensors: list[Tensor], sampling_ratio: int) -> list[Tensor]:
-    leaves = [t.detach().requires_grad_() for t in tensors]
-    out = sa_roi_align(*leaves, (7, 6), 1.0, sampling_ratio, True)
-    # In float32: torch's float16 steps are not numbers from 65505 on.
-    weights = torch.linspace(-1, 1, out.numel(), device=out.device).to(out.dtype).view_as(out)
-    return [out, *torch.autograd.grad(out, leaves, weights)]
-
-
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("channels", [3, 37])
@@ -51,12 +28,12 @@ def run(tensors: list[Tensor], sampling_ratio: int) -> list[Tensor]:
 def test_results_do_not_depend_on_the_number_of_threads(
     dtype: torch.dtype, sampling_ratio: int, channels: int, channels_last: bool
 ) -> None:
-    tensors = inputs(dtype, torch.device("cpu"), channels, channels_last)
+    tensors = make_crowd(dtype, torch.device("cpu"), channels, channels_last)
     results = []
     for num_threads in (*NUM_THREADS, *reversed(NUM_THREADS)):
         torch.set_num_threads(num_threads)
         assert torch.get_num_threads() == num_threads
-        results.append(run(tensors, sampling_ratio))
+        results.append(pool_with_gradients(tensors, sampling_ratio))
     for other in results[1:]:
         for name, a, b in zip(
             ("output", "features", "boxes", "maps"), results[0], other, strict=True
@@ -68,20 +45,17 @@ def test_results_do_not_depend_on_the_number_of_threads(
 def test_deterministic_algorithms_give_the_same_bits_every_time(
     dtype: torch.dtype, device: torch.device
 ) -> None:
-    tensors = inputs(dtype, device, 16, False)
-    torch.use_deterministic_algorithms(True)
-    try:
-        first = run(tensors, 2)
+    tensors = make_crowd(dtype, device, 16, False)
+    with deterministic_algorithms(True):
+        first = pool_with_gradients(tensors, 2)
         for _ in range(4):
-            for a, b in zip(first, run(tensors, 2), strict=True):
+            for a, b in zip(first, pool_with_gradients(tensors, 2), strict=True):
                 assert torch.equal(a, b)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 def test_a_box_does_not_depend_on_its_company(device: torch.device) -> None:
     """Pooling a box alone, or among others, or in another order, gives the same bits."""
-    x, rois, maps = inputs(torch.float32, device, 16, False)
+    x, rois, maps = make_crowd(torch.float32, device, 16, False)
     together = sa_roi_align(x, rois, maps, 7, sampling_ratio=2)
     order = torch.randperm(len(rois), generator=torch.Generator().manual_seed(1)).to(device)
     assert torch.equal(
@@ -102,7 +76,7 @@ def test_sums_over_channels_do_not_depend_on_which_boxes_share_a_thread() -> Non
     results = []
     for num_threads in NUM_THREADS:
         torch.set_num_threads(num_threads)
-        results.append(run([x, rois, maps], 2))
+        results.append(pool_with_gradients([x, rois, maps], 2))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)
@@ -120,7 +94,7 @@ def test_a_box_that_is_most_of_the_work_may_be_divided(channels_last: bool) -> N
     results = []
     for num_threads in (*NUM_THREADS, 16):
         torch.set_num_threads(num_threads)
-        results.append(run([x, rois, maps], -1))
+        results.append(pool_with_gradients([x, rois, maps], -1))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             assert torch.equal(a, b)

@@ -82,6 +82,7 @@ def spawn(num_boxes: list[int], kind: str, folder: Path) -> list[list[Tensor]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(len(num_boxes))]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason="needs a torch with torch.distributed")
 @pytest.mark.parametrize("num_boxes", [[3, 2], [4, 0]], ids=str)
 def test_gradients_of_all_processes_are_those_of_one(

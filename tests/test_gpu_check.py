@@ -105,6 +105,7 @@ def test_each_tool_is_asked_for_what_its_step_says(check: Check) -> None:
     assert (check.out / "curves.jsonl").read_text().count("a row") == 3
 
 
+@pytest.mark.slow
 def test_every_file_option_and_case_it_names_exists(check: Check) -> None:
     command = [sys.executable, ROOT / "benchmarks" / "bench_roi_align.py", "--help"]
     cases = subprocess.run(command, capture_output=True, text=True, check=True).stdout

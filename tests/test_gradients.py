@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from calls import Call, assert_matches, gradients, to_call
+from calls import Call, assert_matches, deterministic_algorithms, gradients, to_call
 from cases import BY_NAME, CASES, INSIDE, PYRAMID, Case, make
 from oracle import distance_to_kink
 
@@ -39,11 +39,8 @@ def test_operator_gradients_equal_the_oracle(
     case: Case, dtype: torch.dtype, deterministic: bool, device: torch.device
 ) -> None:
     call = to_call(case, device, dtype).requires_grad()
-    torch.use_deterministic_algorithms(deterministic)
-    try:
+    with deterministic_algorithms(deterministic):
         assert_gradients_match(case, call, call.op(), dtype)
-    finally:
-        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)

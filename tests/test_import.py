@@ -27,6 +27,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / PACKAGE.name
 
 
+@pytest.mark.slow
 def test_a_broken_library_is_explained(copy: Path) -> None:
     (copy / _library.OPERATORS.name).write_bytes(b"not a library")
     message = import_error(copy.parent)
@@ -35,6 +36,7 @@ def test_a_broken_library_is_explained(copy: Path) -> None:
         assert part in message, message
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_explained(copy: Path) -> None:
     (copy / _library.OPERATORS.name).unlink()
     message = import_error(copy.parent)

@@ -49,6 +49,7 @@ def boxes(image: int, device: torch.device) -> torch.Tensor:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 def test_reading_beyond_2_to_the_31(channels_last: bool, device: torch.device) -> None:
     need(6, device)

@@ -43,6 +43,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_onnx_runtime_agrees_with_the_operator(name, tmp_path):
     torch.manual_seed(0)

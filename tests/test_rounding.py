@@ -18,6 +18,8 @@ import pytest
 
 from host_cuda.jobs import CSRC, HERE, compile_program
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 UNFUSED = ("-O3", "-ffp-contract=off")
 

@@ -21,7 +21,7 @@ from torchvision.transforms.v2.functional import to_dtype, to_image
 from mrrcnn.model import MRRCNN
 from training.visualize import arrange, draw_instances, with_lines
 
-from .huddle import HUDDLE_IOU, HuddleConfig, Scene, paint, place
+from .datasets.huddle import HUDDLE_IOU, HuddleConfig, Scene, paint, place
 
 BATCH = 8  # images
 

@@ -1,249 +1,319 @@
-"""Tables in Markdown from the rows of study_mrrcnn.py."""
+"""Tables in Markdown from the rows of study_mrrcnn.py, in the paper's order."""
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-Record = dict[str, Any]
-Rows = dict[str, list[Record]]  # row name -> its records, one per seed
+from training.evaluate import IOU_TYPES, METRICS
+
+from .neighbours import KINDS
+from .rows import ALPHAS, MAIN, OPTIONS, PLACEBO, ROWS
+from .summary import (
+    DIFFERENCES,
+    OPTION_DIFFERENCES,
+    PAPER,
+    PLACEBO_DIFFERENCES,
+    PLAIN,
+    RECOMMENDED,
+    DataRuns,
+    Difference,
+    difference,
+    load_runs,
+    summarise,
+)
 
 ABSENT = "-"
 NO_INSTANCE = -1.0  # AP of a bin that is empty
-COLUMNS = [
-    (f"{kind} {metric}", iou_type, metric)
-    for kind, iou_type in (("box", "bbox"), ("mask", "segm"))
-    for metric in ("AP", "AP50", "AP75")
-]
-DIFFERENCES = (
-    ("rm_roialign", "control", "RM + RoIAlign over the control"),
-    ("rm_saroialign", "rm_roialign", "RM + SaRoIAlign over RM + RoIAlign"),
-    ("rm_saroialign", "control", "RM + SaRoIAlign over the control"),
-    ("rm_saroialign", "control_time", "RM + SaRoIAlign over the control of equal time"),
-    ("detached", "rm_roialign", "RM + SaRoIAlign, P detached, over RM + RoIAlign"),
-    ("detached", "control", "RM + SaRoIAlign, P detached, over the control"),
-    ("detached", "rm_saroialign", "RM + SaRoIAlign: P detached over P not detached"),
-    (
-        "rm_saroialign_pre_nms",
-        "rm_roialign_pre_nms",
-        "every proposal refined: RM + SaRoIAlign over RM + RoIAlign",
-    ),
-    (
-        "rm_saroialign_pre_nms",
-        "control",
-        "RM + SaRoIAlign, every proposal refined, over the control",
-    ),
-    (
-        "detached_recrop",
-        "control",
-        "RM + SaRoIAlign, P detached, flow cropped anew, over the control",
-    ),
-    (
-        "detached_recompute",
-        "control",
-        "RM + SaRoIAlign, P detached, flow recomputed, over the control",
-    ),
+KIND_NAMES = {"bbox": "box", "segm": "mask"}
+UNITS = {True: ("fold", "photographs"), False: ("seed", "images")}
+ATTRIBUTION = (
+    "The photographs of `mushrooms` are by the Pennsylvania State University workspace on Roboflow "
+    'Universe ("mushroom detection smart bounding boxes", CC BY 4.0; tiles, with drawings on top). '
+    "`bin` is from Runnlion/NCSU-ARLab-ICRA2025-RMGC, which states no licence: figures only.\n"
 )
-ALPHAS = ("0", "0.1", "0.2", "0.5", "1", "2", "5", "10")
-# Rows whose own tables they are in; the main table has the others.
-TABLES_OF_THEIR_OWN = {"cls", *(f"alpha={alpha}" for alpha in ALPHAS)}
 
 
 def write_report(folder: Path) -> Path:
-    """``folder/README.md`` from all ``folder/*.json``.
+    """``folder/README.md`` and ``folder/summary.json`` from ``folder/runs``.
 
     Raises:
         FileNotFoundError: there are no rows.
     """
-    groups: dict[tuple[str, str], Rows] = defaultdict(lambda: defaultdict(list))
-    for file in sorted(folder.glob("*.json")):
-        for record in json.loads(file.read_text()):
-            groups[record["preset"], record["class_by"]][record["row"]].append(record)
-    if not groups:
-        raise FileNotFoundError(f"{folder} has no rows: run study_mrrcnn.py without --report-only")
+    all_runs = load_runs(folder / "runs")
+    entries = ",\n".join(f" {json.dumps(entry)}" for entry in summarise(all_runs))
+    (folder / "summary.json").write_text(f"[\n{entries}\n]\n")
+    parts = [
+        "# Mask R-CNN and MR R-CNN, with controls and placebos\n",
+        "Written by `python examples/study_mrrcnn.py --report-only` from `runs/`. AP in percent, "
+        "averaged over seeds or folds; ± is their standard deviation. In brackets the 95 % "
+        "interval of a paired bootstrap over validation images, of `bin` and `mushrooms` over "
+        "groups of photographs that show the same things: how far the difference would vary with "
+        "other images, not with other seeds. `summary.json` has every difference.\n",
+        ATTRIBUTION,
+        "## Data, and how far the base has converged\n",
+        _data_table(all_runs),
+        "## The paper's claims\n",
+        _claims(all_runs),
+        "## Tables 1 and 3: detection\n",
+        *_each(all_runs, _detection_table),
+        "## Differences\n",
+        _difference_table(all_runs, DIFFERENCES),
+        "## Placebos: is it the shape?\n",
+        "The base is frozen, so that all rows have the same boxes and maps to refine by.\n",
+        _difference_table(all_runs, PLACEBO_DIFFERENCES),
+        "## By crowding\n",
+        "Isolated: the pixels of other objects in the box are at most 5 % of the object's own.\n",
+        _crowding_table(all_runs),
+        "## Figure 1: recall by neighbour\n",
+        "Percentage of the objects that a detection of their class finds at IoU 0.5. Neighbour: a "
+        "box of IoU above 0.3.\n",
+        *_each(all_runs, _recall_table),
+        "## Options, one seed\n",
+        _difference_table(all_runs, OPTION_DIFFERENCES),
+        "## Tables 4 and 5: one checkpoint of RM + SaRoIAlign, evaluated in several ways\n",
+        *_each(all_runs, _table_4_and_5),
+        "## Figure 2: the same object alone and beside a neighbour\n",
+        "Of the object's box, in percent: mean probability of its class, of the neighbour's class, "
+        "and how often its class is the most probable.\n",
+        *_each(all_runs, _probe_table),
+        _pictures(folder),
+    ]
     path = folder / "README.md"
-    path.write_text(
-        "# Mask R-CNN and MR R-CNN on generated images\n\n"
-        "Written by `python examples/study_mrrcnn.py --report-only` from the rows beside it. "
-        "AP in percent, mean ± standard deviation over the seeds; seconds are the processor's on a "
-        "CPU, the clock's on a GPU.\n"
-        + "".join(
-            format_group(*key, rows) + _pictures(folder, *key)
-            for key, rows in sorted(groups.items())
-        )
-    )
+    path.write_text("\n".join(part for part in parts if part))
     return path
 
 
-def _pictures(folder: Path, preset: str, class_by: str) -> str:
-    """Of one seed."""
-    figures = {
-        2: "Figure 2: class scores of the control and of MR R-CNN for an object's box",
-        5: "Figure 5: what the two detect where objects are crowded",
-    }
-    text = ""
-    for number, title in figures.items():
-        found = sorted(folder.glob(f"{preset}-{class_by}-*-figure{number}.png"))
-        text += f"\n![{title}]({found[0].name})\n" if found else ""
-    return text
+def _each(all_runs: list[DataRuns], table: Callable[[DataRuns], str]) -> list[str]:
+    """A table of each data set that has one."""
+    made = [(runs, table(runs)) for runs in all_runs]
+    return [f"**{_name(runs)}**\n\n{text}" for runs, text in made if text]
 
 
-def format_group(preset: str, class_by: str, rows: Rows) -> str:
-    """All tables of one data set."""
-    parts = [
-        f"\n## Preset {preset}, class by {class_by}\n",
-        _describe(rows),
-        "### Tables 1 and 3: detection\n",
-        _detection_table(rows),
-        "### Differences\n",
-        "Of the same seed's rows; in brackets how many of their own standard deviations.\n",
-        _difference_table(rows),
-        "### By how much the instance is crowded\n",
-        "q: pixels of other instances in the box per pixel of the instance. IoU: of its box with "
-        "another's, the largest.\n",
-        _bin_table(rows, "bbox"),
-        _bin_table(rows, "segm"),
+def _name(runs: DataRuns) -> str:
+    return f"`{runs.data}`" if runs.preset == "cpu" else f"`{runs.data}`, preset {runs.preset}"
+
+
+def _data_table(all_runs: list[DataRuns]) -> str:
+    lines = []
+    for runs in all_runs:
+        head = runs.heads[min(runs.heads)]
+        train, held_out, val = head["images"]
+        instances = sum(v for k, v in head["instances"].items() if k.startswith("q"))
+        instances += sum(v for k, v in head["instances"].items() if "< q" in k)
+        crowded = head["instances"]["huddled"] / max(instances, 1)
+        lines.append(
+            [
+                _name(runs),
+                f"{train} / {held_out} / {val}",
+                f"{instances}, {100 * crowded:.0f} %",
+                f"{head['settings']['image_size']}",
+                f"{head['settings']['base']['iterations']}",
+                f"{head['settings']['refine']['iterations']}",
+                _held_out(runs, "mask_r_cnn"),
+                _held_out(runs, "control"),
+                _held_out_gain(runs),
+                f"{len(runs.heads)}",
+            ]
+        )
+    header = [
+        "",
+        "images: trained on / held out / validated on",
+        "validated instances, huddled",
+        "pixels",
+        "iterations of the base",
+        "of refining",
+        "box AP held out: base",
+        "with as many more iterations",
+        "gain",
+        "seeds or folds",
     ]
-    if "cls" in rows:
-        parts += ["### Table 4: what is refined\n", _table_4(rows)]
-    if any(name.startswith("alpha=") for name in rows):
-        parts += ["### Table 5: weight of the refined class scores\n", _table_5(rows)]
-    if any("probe" in record for records in rows.values() for record in records):
-        parts += [
-            "### Figure 2: the same object alone and beside a neighbour\n",
-            "Of the object's box, in percent: mean probability of the object's class and of the "
-            "neighbour's, and how often the object's is the most probable.\n",
-            _probe_table(rows),
-        ]
-    return "\n".join(parts)
+    devices = sorted(_identities(all_runs, "device"))
+    versions = ", ".join(
+        f"{name} {', '.join(sorted(_identities(all_runs, name)))}"
+        for name in ("torch", "torchvision", "shape_roi_align")
+    )
+    return _markdown(header, lines) + f"\nRun on {', '.join(devices)}; {versions}.\n"
 
 
-def _describe(rows: Rows) -> str:
-    records = [record for group in rows.values() for record in group]
-    settings = records[0]["settings"]
-    data, base, refine = settings["data"], settings["base"], settings["refine"]
-    instances = sum(v for k, v in records[0]["instances"].items() if "q" in k)
+def _identities(all_runs: list[DataRuns], key: str) -> set[str]:
+    return {
+        str(record["identity"][key])
+        for runs in all_runs
+        for records in runs.rows.values()
+        for record in records.values()
+    }
 
-    def all_of(key: str) -> str:
-        return ", ".join(sorted({str(record["identity"][key]) for record in records}))
 
-    seeds = ", ".join(str(seed) for seed in sorted({record["seed"] for record in records}))
-    return (
-        f"{data['train_images']} training and {data['val_images']} validation images of "
-        f"{data['image_size']} pixels with {instances} instances; backbone {settings['backbone']}; "
-        f"batches of {settings['batch_size']}; mask alignment "
-        f"{settings.get('mask_alignment', 'torchvision')}; "
-        f"{base['iterations']} iterations of Mask R-CNN, "
-        f"{refine['iterations']} more for each other row; seeds {seeds}. {all_of('device')}, "
-        f"{all_of('threads')} threads; torch {all_of('torch')}, torchvision "
-        f"{all_of('torchvision')}, shape_roi_align {all_of('shape_roi_align')}, commit "
-        f"{all_of('commit')}.\n"
+def _held_out(runs: DataRuns, row: str) -> str:
+    records = runs.rows.get(row, {}).values()
+    return mean_deviation(r["held_out"]["bbox"] for r in records if "held_out" in r)
+
+
+def _held_out_gain(runs: DataRuns) -> str:
+    base, control = runs.rows.get("mask_r_cnn", {}), runs.rows.get("control", {})
+    return mean_deviation(
+        (
+            control[n]["held_out"]["bbox"] - base[n]["held_out"]["bbox"]
+            for n in sorted(base.keys() & control.keys())
+        ),
+        sign=True,
     )
 
 
-def _detection_table(rows: Rows) -> str:
-    names = [name for name in rows if name not in TABLES_OF_THEIR_OWN]
-    header = ["", *(column for column, _, _ in COLUMNS), "iterations", "s / iteration", "seeds"]
+def _detection_table(runs: DataRuns) -> str:
+    header = ["", *(f"{k} {m}" for k in KIND_NAMES.values() for m in METRICS), "iterations"]
     lines = []
-    for name in names:
-        records = rows[name]
-        cells = [mean_deviation(_ap(r, i, m) for r in records) for _, i, m in COLUMNS]
-        trained = [r for r in records if "iterations" in r]
-        cells += [
-            mean_deviation((r["iterations"] for r in trained), digits=0),
-            mean_deviation((r["seconds_per_iteration"] for r in trained), digits=2),
-            str(len(records)),
-        ]
-        lines.append([records[0]["title"], *cells])
+    for name in [*MAIN, *PLACEBO]:
+        records = list(runs.rows.get(name, {}).values())
+        if records:
+            cells = [
+                mean_deviation(r["scores"]["all"][iou_type][metric] for r in records)
+                for iou_type in IOU_TYPES
+                for metric in METRICS
+            ]
+            counts = [r["iterations"] for r in records if "iterations" in r]
+            lines.append([ROWS[name].title, *cells, mean_deviation(counts, digits=0)])
     return _markdown(header, lines)
 
 
-def _difference_table(rows: Rows) -> str:
+def _difference_table(all_runs: list[DataRuns], pairs: list[tuple[str, str]]) -> str:
     lines = []
-    for first, second, title in DIFFERENCES:
-        if first in rows and second in rows:
-            cells = [_difference(rows, first, second, i, m) for _, i, m in COLUMNS]
-            lines.append([title, *cells])
-    return _markdown(["", *(column for column, _, _ in COLUMNS)], lines)
+    for a, b in pairs:
+        for runs in all_runs:
+            found = [difference(runs, a, b, "all", iou_type) for iou_type in IOU_TYPES]
+            if found[0] is not None:
+                title = f"{_short(a)} over {_short(b)}"
+                lines.append([title, _name(runs), *map(_with_spread, found), str(found[0].runs)])
+    return _markdown(["", "data", "box AP", "mask AP", "seeds or folds"], lines) if lines else ""
 
 
-def _difference(rows: Rows, first: str, second: str, iou_type: str, metric: str) -> str:
-    others = {record["seed"]: record for record in rows[second]}
-    values = [
-        _ap(record, iou_type, metric) - _ap(others[record["seed"]], iou_type, metric)
-        for record in rows[first]
-        if record["seed"] in others
+def _short(name: str) -> str:
+    return ROWS[name].title
+
+
+def _with_spread(found: Difference | None) -> str:
+    if found is None:
+        return ABSENT
+    return f"{found}" if found.spread is None else f"{found} ± {found.spread:.1f}"
+
+
+def _crowding_table(all_runs: list[DataRuns]) -> str:
+    lines = []
+    for runs in all_runs:
+        for a, b in ((RECOMMENDED, "control"), (RECOMMENDED, PLAIN), (PAPER, PLAIN)):
+            cells = [
+                difference(runs, a, b, subset, iou_type)
+                for iou_type in IOU_TYPES
+                for subset in ("q <= 0.05", "huddled")
+            ]
+            if cells[0] is not None:
+                title = f"{_short(a)} over {_short(b)}"
+                lines.append([title, _name(runs), *map(str, cells)])
+    header = ["", "data", "box AP, isolated", "huddled", "mask AP, isolated", "huddled"]
+    return _markdown(header, lines) if lines else ""
+
+
+def _recall_table(runs: DataRuns) -> str:
+    lines = []
+    for name in [*MAIN, *OPTIONS]:
+        records = [r for r in runs.rows.get(name, {}).values() if "recall" in r]
+        if records:
+            lines.append(
+                [
+                    ROWS[name].title,
+                    *(mean_deviation(r["recall"][kind][0] for r in records) for kind in KINDS),
+                ]
+            )
+    counts = [
+        sum(r["recall"][kind][1] for r in runs.rows["mask_r_cnn"].values() if "recall" in r)
+        for kind in KINDS
     ]
-    text = mean_deviation(values, sign=True)
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{text} ({statistics.mean(values) / deviation:.1f})" if deviation else text
+    header = [
+        "",
+        *(f"{what} ({n})" for what, n in zip(("no neighbour", *KINDS[1:]), counts, strict=True)),
+    ]
+    return _markdown(header, lines)
 
 
-def _bin_table(rows: Rows, iou_type: str) -> str:
-    names = [name for name in rows if name not in TABLES_OF_THEIR_OWN]
-    counts = rows[names[0]][0]["instances"]
-    kind = {"bbox": "box AP", "segm": "mask AP"}[iou_type]
-    lines = [["instances", *(str(count) for count in counts.values())]]
-    for name in names:
-        cells = [
-            mean_deviation(r["scores"][split][iou_type]["AP"] for r in rows[name])
-            for split in counts
+def _table_4_and_5(runs: DataRuns) -> str:
+    if not any(f"alpha={alpha:g}" in runs.rows for alpha in ALPHAS):
+        return ""
+    names = {
+        "base": "mask_r_cnn",
+        "CLS only": "cls",
+        "REG only (alpha = 0)": "alpha=0",
+        **{f"alpha = {a:g}": f"alpha={a:g}" if a != 1 else PAPER for a in ALPHAS if a},
+    }
+    lines = [
+        [
+            KIND_NAMES[iou_type],
+            *(
+                mean_deviation(
+                    r["scores"]["all"][iou_type]["AP"] for r in runs.rows.get(name, {}).values()
+                )
+                for name in names.values()
+            ),
         ]
-        lines.append([rows[name][0]["title"], *cells])
-    return _markdown([kind, *counts], lines)
-
-
-def _table_4(rows: Rows) -> str:
-    lines = [
-        [title, *_box_and_mask(rows.get(name, []))]
-        for name, title in (
-            ("mask_r_cnn", "Mask R-CNN"),
-            ("control", "Mask R-CNN, trained on"),
-            ("cls", "CLS only"),
-            ("alpha=0", "REG only"),
-            ("rm_saroialign", "both"),
-        )
+        for iou_type in IOU_TYPES
     ]
-    return _markdown(["", "box AP", "mask AP"], lines)
+    return _markdown(["AP", *names], lines)
 
 
-def _table_5(rows: Rows) -> str:
-    by_alpha = {alpha: rows.get(f"alpha={alpha}", []) for alpha in ALPHAS} | {"1": rows["sara"]}
-    columns = [_box_and_mask(by_alpha[alpha]) for alpha in ALPHAS]
-    lines = [
-        [kind, *cells]
-        for kind, cells in zip(("box AP", "mask AP"), zip(*columns, strict=True), strict=True)
-    ]
-    return _markdown(["alpha", *ALPHAS], lines)
-
-
-def _probe_table(rows: Rows) -> str:
+def _probe_table(runs: DataRuns) -> str:
     header = ["", "own, alone", "beside", "neighbour's, alone", "beside", "right, alone", "beside"]
     lines = []
-    for records in rows.values():
-        probed = [record for record in records if "probe" in record]
+    for name in MAIN:
+        probed = [r["probe"] for r in runs.rows.get(name, {}).values() if "probe" in r]
         if probed:
             cells = [
-                mean_deviation(record["probe"][where][what] for record in probed)
+                mean_deviation(probe[where][what] for probe in probed)
                 for what in ("own", "neighbour", "right")
                 for where in ("alone", "beside")
             ]
-            lines.append([probed[0]["title"], *cells])
-    return _markdown(header, lines)
+            lines.append([ROWS[name].title, *cells])
+    return _markdown(header, lines) if lines else ""
 
 
-def _box_and_mask(records: list[Record]) -> list[str]:
-    return [
-        mean_deviation(_ap(r, iou_type, "AP") for r in records) for iou_type in ("bbox", "segm")
+def _claims(all_runs: list[DataRuns]) -> str:
+    """What each claim of the paper comes to here: seen where the interval lies above 0."""
+    claims = [
+        ("Table 1: MR R-CNN over Mask R-CNN", PAPER, "control"),
+        ("the same, recommended settings", RECOMMENDED, "control"),
+        ("the same at equal time", RECOMMENDED, "control_time"),
+        ("Table 3: refining module over Mask R-CNN", PLAIN, "control"),
+        ("Table 3: SaRoIAlign over RoIAlign", PAPER, PLAIN),
+        ("the same, recommended settings", RECOMMENDED, f"{PLAIN}_recommended"),
     ]
+    lines = []
+    for claim, a, b in claims:
+        for runs in all_runs:
+            found = [difference(runs, a, b, "all", iou_type) for iou_type in IOU_TYPES]
+            cells = [f"{verdict(d)}: {d}" if d else ABSENT for d in found]
+            if found[0] is not None:
+                lines.append([claim, _name(runs), *cells])
+    return _markdown(["claim", "data", "box AP", "mask AP"], lines)
 
 
-def _ap(record: Record, iou_type: str, metric: str) -> float:
-    return record["scores"]["all"][iou_type][metric]
+def verdict(found: Difference) -> str:
+    if found.low > 0:
+        return "seen"
+    return "the contrary" if found.high < 0 else "undecided"
+
+
+def _pictures(folder: Path) -> str:
+    titles = {
+        2: "Figure 2: class scores of the control and of MR R-CNN for an object's box",
+        5: "Figure 5: what the two detect where objects are crowded",
+    }
+    return "\n".join(
+        f"![{title}]({path.name})\n"
+        for number, title in titles.items()
+        for path in sorted(folder.glob(f"*-figure{number}.png"))
+    )
 
 
 def mean_deviation(values: Iterable[float], *, digits: int = 1, sign: bool = False) -> str:
@@ -252,9 +322,10 @@ def mean_deviation(values: Iterable[float], *, digits: int = 1, sign: bool = Fal
     if not values or min(values) == NO_INSTANCE:
         return ABSENT
     text = f"{statistics.mean(values):{'+' if sign else ''}.{digits}f}"
-    return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{text} ± {deviation:.{digits}f}" if deviation else text
 
 
-def _markdown(header: list[str], lines: list[list[str]]) -> str:
+def _markdown(header: list[str], lines: list[list[Any]]) -> str:
     rule = ["---"] * len(header)
     return "".join("| " + " | ".join(cells) + " |\n" for cells in [header, rule, *lines])

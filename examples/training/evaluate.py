@@ -75,6 +75,10 @@ class SplitCOCOeval(COCOeval):
             instance["ignore"] = instance["iscrowd"] or not chosen
         return super().evaluateImg(imgId, catId, [0, float("inf")], maxDet)
 
+    def instances(self, image_id: int, category_id: int) -> dict[int, int]:
+        """Annotation ids by the ids that the records of ``evalImgs`` have for them."""
+        return {i["id"]: i["annotation"] for i in self._gts[image_id, category_id]}
+
     def percentages(self, split: int) -> dict[str, float]:
         """AP, AP50 and AP75 of a subset in percent; -1 where it has no instance."""
         precision = self.eval["precision"][:, :, :, split, 0]  # [T, R, C]
@@ -215,14 +219,13 @@ def coco_results(
     return results
 
 
-def average_precisions(
-    ground_truth: COCO, results: list[Result], splits: dict[str, set[int] | None]
-) -> Scores:
-    """AP, AP50 and AP75 in percent of each split and IoU type."""
+def evaluate_splits(
+    ground_truth: COCO, results: list[Result], splits: Mapping[str, set[int] | None]
+) -> dict[str, SplitCOCOeval]:
+    """Accumulated evaluations by IoU type; none without results, which pycocotools refuses."""
     if not results:
-        zeros = dict.fromkeys(METRICS, 0.0)
-        return {split: {iou_type: dict(zeros) for iou_type in IOU_TYPES} for split in splits}
-    scores: Scores = {split: {} for split in splits}
+        return {}
+    evaluations = {}
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         for iou_type in IOU_TYPES:
             # loadRes takes a record's area from its box if it has one.
@@ -233,9 +236,30 @@ def average_precisions(
             )
             evaluation.evaluate()
             evaluation.accumulate()
-            for i, split in enumerate(splits):
-                scores[split][iou_type] = evaluation.percentages(i)
-    return scores
+            evaluations[iou_type] = evaluation
+    return evaluations
+
+
+def average_precisions(
+    ground_truth: COCO, results: list[Result], splits: Mapping[str, set[int] | None]
+) -> Scores:
+    """AP, AP50 and AP75 in percent of each split and IoU type."""
+    return scores_of(evaluate_splits(ground_truth, results, splits), splits)
+
+
+def scores_of(
+    evaluations: Mapping[str, SplitCOCOeval], splits: Mapping[str, set[int] | None]
+) -> Scores:
+    """AP, AP50 and AP75 of what :func:`evaluate_splits` returned."""
+    return {
+        split: {
+            iou_type: evaluations[iou_type].percentages(i)
+            if evaluations
+            else dict.fromkeys(METRICS, 0.0)
+            for iou_type in IOU_TYPES
+        }
+        for i, split in enumerate(splits)
+    }
 
 
 def format_table(rows: dict[str, Scores]) -> str:

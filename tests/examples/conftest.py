@@ -18,7 +18,7 @@ pytest.importorskip("pycocotools")
 
 from mrrcnn import weights  # noqa: E402
 from mrrcnn.backbones import build_mask_rcnn  # noqa: E402
-from study.huddle import HuddleConfig, write_huddle  # noqa: E402
+from study.datasets.huddle import HuddleConfig, write_huddle  # noqa: E402
 from training.data import CocoInstances, make_transforms  # noqa: E402
 
 NUM_CLASSES = 5

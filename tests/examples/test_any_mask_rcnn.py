@@ -46,6 +46,7 @@ MODELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_any_mask_rcnn_trains_and_detects(name, batch):
     torch.manual_seed(0)
@@ -73,6 +74,7 @@ def test_poolers_are_replaced_unless_they_are_to_be_kept():
         assert type(heads.box_roi_pool) is type(heads.mask_roi_pool) is kind
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v1", "v2"])
 def test_another_number_of_classes_starts_new_predictors(name, batch):
     model = MODELS[name]()

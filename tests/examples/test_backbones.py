@@ -39,6 +39,7 @@ def tame(model):
             layer.weight.fill_(0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_step_on_every_backbone_reaches_every_parameter_that_trains(name, one_batch):
     torch.manual_seed(0)

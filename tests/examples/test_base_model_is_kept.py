@@ -194,6 +194,7 @@ def assert_close_predictions(actual, expected):
         torch.testing.assert_close(a, e)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [1e-5, 0.0])
 def test_a_file_of_torchvisions_weights_detects_what_torchvisions_model_does(
     published, tmp_path, publish, epsilon

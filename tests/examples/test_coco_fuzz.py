@@ -73,6 +73,7 @@ def read(path, content):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GIGABYTE
 
 
+@pytest.mark.slow
 @CHECKED
 @given(st.data())
 def test_any_value_in_any_place_is_read_or_refused(path, data):

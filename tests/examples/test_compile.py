@@ -50,6 +50,7 @@ def test_the_compiled_model_detects_the_same(models, images):
     assert all(torch.equal(actual[key], expected[key]) for key in expected)
 
 
+@pytest.mark.slow
 def test_export_stops_where_it_stops_for_torchvisions_model(models, images):
     vanilla, model = models
     assert where_export_stops(model, images) == where_export_stops(vanilla, images)

@@ -31,6 +31,7 @@ def test_maps_with_more_cells_than_samples_are_refused(base):
         with_torchvision_pools(MRRCNN.from_mask_rcnn(base))
 
 
+@pytest.mark.slow
 def test_every_model_is_timed_with_both_pools(base, tmp_path, capsys):
     weights, rows_file = tmp_path / "base.pth", tmp_path / "rows.jsonl"
     torch.save(base.state_dict(), weights)

@@ -135,6 +135,7 @@ def test_half_of_a_pair_is_refused(given, capsys, change, message):
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
 
 
+@pytest.mark.slow
 def test_a_roboflow_export_of_one_class_with_id_0_trains_and_is_scored(tmp_path):
     """Of two images, and of a validation part without the other category."""
 

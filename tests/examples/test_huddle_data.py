@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from study import huddle
-from study.huddle import (
+from study.datasets import huddle
+from study.datasets.huddle import (
     HuddleConfig,
     box_iou,
     huddledness,

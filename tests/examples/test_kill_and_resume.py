@@ -59,6 +59,7 @@ def save_until_killed(path, lines):
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_line_of_a_checkpoints_writing_leaves_a_whole_one(tmp_path):
     found = []
     for lines in range(100):

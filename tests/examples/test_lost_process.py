@@ -17,6 +17,8 @@ from torch import multiprocessing, nn
 from training import distributed
 from training.engine import Options, Schedule, Training
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LONGEST = 60  # seconds
 LONG = 600  # seconds of work that nobody waits for

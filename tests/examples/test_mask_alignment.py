@@ -22,6 +22,7 @@ def published():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replace_poolers", [False, True])
 def test_without_refining_torchvisions_alignment_is_torchvisions_model(batch, replace_poolers):
     model = published()
@@ -138,6 +139,7 @@ def test_torchvisions_own_model_keeps_its_masks():
         pass
 
 
+@pytest.mark.slow
 def test_boxes_of_any_mask_rcnn_stay_precise_under_autocast(batch):
     model = MRRCNN.from_mask_rcnn(published()).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

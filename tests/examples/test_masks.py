@@ -10,7 +10,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 
 from mrrcnn import masks as masks_module
 from mrrcnn.masks import paste_masks, project_masks
-from study.huddle import HuddleConfig, write_huddle
+from study.datasets.huddle import HuddleConfig, write_huddle
 from training.data import CocoInstances, make_transforms
 
 WHOLE = torch.tensor([[0.0, 0.0, 8.0, 8.0]])
@@ -92,6 +92,7 @@ def test_pasted_maps_lie_between_zero_and_one_and_match_interpolation(seed, heig
         torch.testing.assert_close(mask[0][inside], expected[0, 0][inside], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_perfect_learner_of_the_generated_masks_reaches_them(tmp_path):
     """Maps of true masks on true boxes, pasted and thresholded: what caps mask AP."""
     root = write_huddle(tmp_path, HuddleConfig(train_images=1, val_images=60))

@@ -126,6 +126,7 @@ def test_weights_that_do_not_fit_name_the_file(base, tmp_path):
         load_model(tmp_path / "model.pth", build_mask_rcnn("small", 3, 128))
 
 
+@pytest.mark.slow
 def test_resnet50_takes_published_weights_and_other_classes(tmp_path):
     torch.manual_seed(0)
     state = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=6).state_dict()
@@ -147,6 +148,7 @@ BUILT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT)
 def test_torchvisions_architectures_are_recognised(name, tmp_path):
     torch.manual_seed(0)
@@ -157,6 +159,7 @@ def test_torchvisions_architectures_are_recognised(name, tmp_path):
     torch.testing.assert_close(detect(again), detect(model), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_an_epsilon_of_zero_travels(tmp_path):
     """torchvision's builder sets it in the layers of its published weights."""
     torch.manual_seed(0)

@@ -8,6 +8,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 USE = """
 import sys
@@ -19,6 +21,7 @@ assert "training" not in sys.modules and "study" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_the_model_works_anywhere_without_the_scripts(tmp_path):
     source = tmp_path / "examples"
     shutil.copytree(EXAMPLES, source, ignore=shutil.ignore_patterns("__pycache__", "results"))

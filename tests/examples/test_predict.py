@@ -113,6 +113,7 @@ def test_images_of_one_name_have_drawings_of_their_own(photograph, weights, tmp_
     assert {p.name for p in output.glob("*.png")} == {"photograph-1.png", "photograph-2.png"}
 
 
+@pytest.mark.slow
 def test_torchvisions_weights_predict_what_torchvision_predicts(photograph, publish, tmp_path):
     torch.manual_seed(0)
     published = maskrcnn_resnet50_fpn(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mrrcnn.model import MRRCNN, RefineConfig
-from study.huddle import HuddleConfig
+from study.datasets.huddle import HuddleConfig
 from study.probe import class_probabilities, make_pairs, neighbour_effect
 from training.crowding import box_iou
 

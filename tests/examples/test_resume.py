@@ -80,6 +80,7 @@ def assert_equal(actual, expected, name="state"):
         assert actual == expected, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build, options, workers",
     [

@@ -1,4 +1,4 @@
-"""The study: rows that are made once, say what they are, and become tables."""
+"""The study: rows that are made once, say what they are, and become tables and intervals."""
 
 from __future__ import annotations
 
@@ -6,156 +6,171 @@ import json
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import study.run
 import study_mrrcnn
 from mrrcnn import backbones
 from mrrcnn.weights import load_weights
-from study.huddle import HuddleConfig
-from study.report import mean_deviation, write_report
-from study_mrrcnn import MAIN_ROWS, PRESETS, ROWS, main
+from study.bootstrap import SERIES, STEP
+from study.datasets.huddle import HuddleConfig
+from study.report import mean_deviation, verdict, write_report
+from study.rows import MAIN, ROWS
+from study.settings import PRESETS
+from study.summary import difference, load_runs
+from study_mrrcnn import main
 
-NAMES = ["rm_roialign", "rm_saroialign", "ceiling", "cls", "alpha=0", "control_time"]
-MADE = [
-    "mask_r_cnn",
-    "rm_roialign",
-    "rm_saroialign",
-    "ceiling",
-    "cls",
-    "alpha=0",
-    "control",
-    "control_time",
-]
+pytestmark = pytest.mark.slow
+NAMES = ["rm_saroialign", "rm_saroialign_recommended", "placebo_turned", "alpha=0", "ceiling"]
+MADE = ["mask_r_cnn", *NAMES]
+TRAINED = [name for name in MADE if ROWS[name].weights_of is None]
 
 
 def run(folder, *arguments):
     common = ["--preset", "smoke", "--device", "cpu", "--results", str(folder / "results")]
-    main([*common, "--work-dir", str(folder / "work"), *map(str, arguments)])
+    folders = ["--work-dir", str(folder / "work"), "--data-dir", str(folder / "data")]
+    main([*common, *folders, *map(str, arguments)])
 
 
-def rows_of(folder, seed=0):
-    return json.loads((folder / "results" / f"smoke-color-{seed}.json").read_text())
+def file_of(folder, number=0):
+    return folder / "results" / "runs" / f"smoke-shape-{number}.json"
+
+
+def rows_of(folder, number=0):
+    return json.loads(file_of(folder, number).read_text())["rows"]
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    run(folder, "--seeds", 0, 1, "--rows", *NAMES)
+    run(folder, "--runs", 0, "--rows", *NAMES, "control", "control_time")
+    run(folder, "--runs", 1, "--rows", *NAMES)
     return folder
 
 
-def test_rows_come_with_those_that_they_build_upon(study):
-    assert [row["row"] for row in rows_of(study)] == MADE
-    assert [row["row"] for row in rows_of(study, seed=1)] == MADE
+def test_rows_come_with_those_that_they_build_upon(made):
+    assert list(rows_of(made)) == [*MADE, "control", "control_time"]
+    assert list(rows_of(made, 1)) == MADE
 
 
-def test_a_row_says_what_it_is_and_what_it_took(study):
-    for row in rows_of(study):
-        assert row["seed"] == 0 and row["preset"] == "smoke" and row["class_by"] == "color"
-        assert row["title"] == ROWS[row["row"]].title
+def test_a_row_says_what_it_is_and_what_it_took(made):
+    for name, row in rows_of(made).items():
+        assert row["title"] == ROWS[name].title
         assert {"torch", "shape_roi_align", "commit", "device", "threads"} <= row["identity"].keys()
-        assert row["scores"].keys() == {"all", *row["instances"]}
-        assert sum(v for k, v in row["instances"].items() if "q" in k) > 0
-        assert row["detect_seconds"] > 0
-        if ROWS[row["row"]].weights_of is None:
-            assert row["seconds_per_iteration"] > 0
+        bins = json.loads(file_of(made).read_text())["instances"]
+        assert row["scores"].keys() == {"all", *bins}
+        if ROWS[name].weights_of is None:
+            assert row["iterations"] > 0
             assert row["probe"].keys() == {"alone", "beside"}
+        assert ("held_out" in row) == (name in ("mask_r_cnn", "control"))
 
 
-def test_the_configuration_of_a_row_is_the_models(study):
-    configs = {row["row"]: row["config"] for row in rows_of(study)}
+def test_the_configuration_of_a_row_is_the_models(made):
+    configs = {name: row["config"] for name, row in rows_of(made).items()}
     assert configs["mask_r_cnn"] is configs["control"] is configs["control_time"] is None
-    assert (configs["rm_roialign"]["guide"], configs["rm_saroialign"]["guide"]) == ("none", "p")
+    assert configs["rm_saroialign"]["detach_mask"] is False
+    assert configs["rm_saroialign_recommended"]["detach_mask"] is True
     assert configs["ceiling"]["guide"] == "gt"
-    assert configs["alpha=0"]["alpha"] == 0 and configs["cls"]["refine_reg"] is False
-    assert not any(c["freeze_base"] for c in configs.values() if c)
+    assert configs["alpha=0"]["alpha"] == 0
+    assert [name for name, c in configs.items() if c and c["freeze_base"]] == ["placebo_turned"]
 
 
-def test_all_rows_train_as_long_as_their_control(study):
-    rows = {row["row"]: row for row in rows_of(study)}
-    smoke = PRESETS["smoke"]
+def test_rows_train_equally_long_or_as_much_longer_as_an_iteration_is_cheaper(made):
+    rows = rows_of(made)
+    smoke = PRESETS["smoke"]["shape"]
     assert rows["mask_r_cnn"]["iterations"] == smoke.base.iterations
-    for name in ("control", "rm_roialign", "rm_saroialign"):
+    for name in ("control", "rm_saroialign", "placebo_turned", "ceiling"):
         assert rows[name]["iterations"] == smoke.refine.iterations
-    assert rows["control_time"]["iterations"] == round(
-        rows["rm_saroialign"]["train_seconds"] / rows["control"]["seconds_per_iteration"]
-    )
+    timed = rows["control_time"]
+    ratio = timed["cost"]["rm_saroialign"] / timed["cost"]["control_time"]
+    assert timed["iterations"] == pytest.approx(smoke.refine.iterations * ratio, abs=0.6)
+    assert ratio > 1
 
 
-def test_seeds_train_other_weights_on_the_same_data(study):
+def test_every_row_keeps_draws_around_its_ap(made):
+    with np.load(file_of(made).with_suffix(".npz")) as draws:
+        assert set(draws) == set(rows_of(made))
+        for name, row in rows_of(made).items():
+            assert draws[name].shape == (len(SERIES), 1000) and draws[name].dtype == np.int16
+            for (subset, iou_type), steps in zip(SERIES, draws[name], strict=True):
+                expected = row["scores"][subset][iou_type]["AP"]
+                assert steps.min() * STEP - 0.1 <= expected <= steps.max() * STEP + 0.1
+
+
+def test_seeds_train_other_weights_on_the_same_data(made):
     weights = [
-        load_weights(study / "work" / f"smoke-color-{seed}" / "mask_r_cnn.pth") for seed in (0, 1)
+        load_weights(made / "work" / f"smoke-shape-{seed}" / "mask_r_cnn.pth") for seed in (0, 1)
     ]
     assert not torch.equal(
         weights[0]["backbone.stem.0.weight"], weights[1]["backbone.stem.0.weight"]
     )
-    assert [r["instances"] for r in rows_of(study)] == [r["instances"] for r in rows_of(study, 1)]
-    assert len(list((study / "work").glob("huddle-*/huddle.json"))) == 1
+    assert len(list((made / "work").glob("huddle-*/huddle.json"))) == 1
 
 
-def test_rows_that_are_there_are_not_made_again(study, monkeypatch):
-    before = (study / "results" / "smoke-color-0.json").read_bytes()
-    monkeypatch.setattr(study_mrrcnn, "train", None)
-    monkeypatch.setattr(study_mrrcnn, "detect", None)
-    run(study, "--seeds", 0, "--rows", *NAMES)
-    assert (study / "results" / "smoke-color-0.json").read_bytes() == before
+def test_rows_that_are_there_are_not_made_again(made, monkeypatch):
+    before = file_of(made, 1).read_bytes()
+    monkeypatch.setattr(study.run, "train", None)
+    monkeypatch.setattr(study.run, "detect", None)
+    run(made, "--runs", 1, "--rows", *NAMES)
+    assert file_of(made, 1).read_bytes() == before
 
 
-def test_an_interrupted_study_goes_on_where_it_stopped(study, tmp_path, monkeypatch):
+def test_an_interrupted_study_goes_on_where_it_stopped(made, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(study_mrrcnn, "neighbour_effect", interrupt)
-        run(tmp_path, "--seeds", 0, "--rows", "mask_r_cnn")
+        patch.setattr(study.run, "neighbour_effect", interrupt)
+        run(tmp_path, "--rows", "mask_r_cnn")
     assert not (tmp_path / "results").exists()
-    run(tmp_path, "--seeds", 0, "--rows", "mask_r_cnn")
-    run(tmp_path, "--seeds", 0, "--rows", "rm_roialign")
-    assert [row["row"] for row in rows_of(tmp_path)] == ["mask_r_cnn", "rm_roialign"]
-    for again, whole in zip(rows_of(tmp_path), rows_of(study), strict=False):
-        assert again["scores"] == whole["scores"] and again["probe"] == whole["probe"]
+    run(tmp_path, "--rows", "mask_r_cnn")
+    run(tmp_path, "--rows", "rm_saroialign")
+    assert list(rows_of(tmp_path)) == ["mask_r_cnn", "rm_saroialign"]
+    for name, row in rows_of(tmp_path).items():
+        whole = rows_of(made)[name]
+        assert row["scores"] == whole["scores"] and row["probe"] == whole["probe"]
 
 
-def test_lost_weights_are_trained_again(study):
-    weights = study / "work" / "smoke-color-0" / "rm_saroialign.pth"
+def test_lost_weights_are_trained_again(made):
+    weights = made / "work" / "smoke-shape-1" / "rm_saroialign.pth"
     before = weights.read_bytes()
     weights.unlink()
-    run(study, "--seeds", 0, "--rows", "alpha=2")
-    assert [row["row"] for row in rows_of(study)] == [*MADE, "alpha=2"]
+    run(made, "--runs", 1, "--rows", "alpha=2")
+    assert list(rows_of(made, 1)) == [*MADE, "alpha=2"]
     assert weights.read_bytes() == before
 
 
-def test_rows_of_other_settings_are_not_mixed_in(study, monkeypatch):
-    changed = replace(PRESETS["smoke"], batch_size=3)
-    monkeypatch.setitem(PRESETS, "smoke", changed)
+def test_rows_of_other_settings_are_not_mixed_in(made, monkeypatch):
+    changed = replace(PRESETS["smoke"]["shape"], batch_size=3)
+    monkeypatch.setitem(PRESETS["smoke"], "shape", changed)
     with pytest.raises(SystemExit, match="rows of other settings"):
-        run(study, "--seeds", 0, "--rows", "mask_r_cnn")
+        run(made, "--rows", "mask_r_cnn")
 
 
-def test_the_report_has_a_line_for_every_row_and_every_table(study):
-    text = (study / "results" / "README.md").read_text()
-    for heading in ("Tables 1 and 3", "Differences", "Table 4", "Table 5", "Figure 2"):
-        assert f"### {heading}" in text
-    assert "q <= 0.05 | 0.05 < q <= 0.8 | q > 0.8" in text
-    for name in (
-        "mask_r_cnn",
-        "control",
-        "rm_roialign",
-        "rm_saroialign",
-        "ceiling",
-        "control_time",
+def test_the_report_has_every_table_and_picture(made):
+    run(made, "--rows", "rm_roialign", "rm_saroialign_frozen", "detached")
+    text = (made / "results" / "README.md").read_text()
+    for heading in (
+        "Data, and how far the base has converged",
+        "The paper's claims",
+        "Tables 1 and 3",
+        "Differences",
+        "Placebos",
+        "By crowding",
+        "Figure 1",
+        "Options",
+        "Tables 4 and 5",
+        "Figure 2",
     ):
+        assert f"## {heading}" in text
+    for name in ("control", "rm_roialign", "rm_saroialign", "control_time"):
         assert text.count(f"| {ROWS[name].title} |") >= 3, name
-    assert "±" in text
-
-
-def test_the_study_draws_what_the_models_find(study):
-    report = (study / "results" / "README.md").read_text()
-    for name in ("smoke-color-0-figure2.png", "smoke-color-0-figure5.png"):
-        assert f"]({name})" in report
-        with Image.open(study / "results" / name) as picture:
+    for name in ("smoke-shape-0-figure2.png", "smoke-shape-0-figure5.png"):
+        assert f"]({name})" in text
+        with Image.open(made / "results" / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
 
 
@@ -169,70 +184,111 @@ def test_the_gpu_preset_starts(tmp_path, monkeypatch):
         model.roi_heads.detections_per_img = 5
         return model
 
-    preset = PRESETS["gpu"]
+    setting = PRESETS["gpu"]["shape"]
     short = replace(
-        preset,
-        data=HuddleConfig(train_images=2, val_images=1, image_size=64),
+        setting,
+        image_size=64,
+        generated=HuddleConfig(train_images=3, val_images=1, image_size=64),
         batch_size=2,
-        base=replace(preset.base, iterations=2),
-        refine=replace(preset.refine, iterations=2),
+        base=replace(setting.base, iterations=2),
+        refine=replace(setting.refine, iterations=2),
         probe_pairs=1,
     )
-    monkeypatch.setitem(PRESETS, "gpu", short)
-    monkeypatch.setitem(backbones.BUILDERS, preset.backbone, few_proposals)
-    run(tmp_path, "--preset", "gpu", "--seeds", 0, "--rows", "rm_saroialign")
-    rows = json.loads((tmp_path / "results" / "gpu-color-0.json").read_text())
-    assert [(row["row"], row["iterations"]) for row in rows] == [
-        ("mask_r_cnn", 2),
-        ("rm_saroialign", 2),
-    ]
-    assert rows[0]["settings"]["amp"] == "bfloat16"
-    lines = (tmp_path / "work" / "gpu-color-0" / "metrics.jsonl").read_text().splitlines()
-    assert len(lines) == 4
+    monkeypatch.setitem(PRESETS["gpu"], "shape", short)
+    monkeypatch.setitem(backbones.BUILDERS, setting.backbone, few_proposals)
+    run(tmp_path, "--preset", "gpu", "--rows", "rm_saroialign")
+    kept = json.loads((tmp_path / "results" / "runs" / "gpu-shape-0.json").read_text())
+    assert {name: row["iterations"] for name, row in kept["rows"].items()} == {
+        "mask_r_cnn": 2,
+        "rm_saroialign": 2,
+    }
+    assert kept["settings"]["amp"] == "bfloat16"
     shutil.rmtree(tmp_path / "work")  # half a gigabyte of weights
 
 
-def record(row, seed, box, mask):
-    scores = {"bbox": dict.fromkeys(("AP", "AP50", "AP75"), box)}
-    scores["segm"] = dict.fromkeys(("AP", "AP50", "AP75"), mask)
-    settings = {
-        "data": {"train_images": 1, "val_images": 1, "image_size": 64},
-        "base": {"iterations": 5},
-        "refine": {"iterations": 4},
-        "backbone": "small",
-        "batch_size": 2,
+def write_run(folder, number, figures, draws, data="shape"):
+    """A file as of ``study.run`` with rows of box and mask AP, the same in all subsets.
+
+    Args:
+        draws: box and mask AP of each draw, by row.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    identity = dict.fromkeys(("device", "torch", "torchvision", "shape_roi_align"), "x")
+    rows = {}
+    for name, (box, mask) in figures.items():
+        scores = {
+            "bbox": dict.fromkeys(("AP", "AP50", "AP75"), box),
+            "segm": dict.fromkeys(("AP", "AP50", "AP75"), mask),
+        }
+        subsets = ("all", "q <= 0.05", "huddled")
+        rows[name] = {"scores": dict.fromkeys(subsets, scores), "identity": identity}
+    content = {
+        "name": f"cpu-{data}-{number}",
+        "run": number,
+        "settings": {"image_size": 1, "base": {"iterations": 5}, "refine": {"iterations": 4}},
+        "images": [5, 1, 3],
+        "instances": {"q <= 0.05": 4, "q > 0.8": 3, "huddled": 3},
+        "rows": rows,
     }
-    identity = dict.fromkeys(
-        ("device", "threads", "torch", "torchvision", "shape_roi_align", "commit"), "x"
+    path = folder / f"cpu-{data}-{number}.json"
+    path.write_text(json.dumps(content))
+    steps = {
+        name: np.stack([np.rint(np.array(v) / STEP) for _ in range(3) for v in values])
+        for name, values in draws.items()
+    }
+    np.savez_compressed(path.with_suffix(".npz"), **{k: v.astype("i2") for k, v in steps.items()})
+
+
+def test_differences_are_averaged_over_runs_before_the_interval_is_taken(tmp_path):
+    """Draw by draw the two runs differ by +1 and +3, +3 and +1, and so on: their mean by +2."""
+    sway = np.tile([1.0, -1.0], 500)
+    flat = np.full(1000, 30.0)
+    for number, sign in ((0, 1), (1, -1)):
+        write_run(
+            tmp_path / "runs",
+            number,
+            {"control": (30.0, 20.0), "rm_saroialign": (32.0 + sign, 21.0)},
+            {"control": (flat, flat), "rm_saroialign": (flat + 2 + sign * sway, flat + sway)},
+        )
+    (runs,) = load_runs(tmp_path / "runs")
+    box = difference(runs, "rm_saroialign", "control")
+    assert (box.mean, box.low, box.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert box.spread == pytest.approx(2**0.5) and box.runs == 2
+    mask = difference(runs, "rm_saroialign", "control", "huddled", "segm")
+    assert (mask.mean, mask.low, mask.high) == pytest.approx((1.0, -1.0, 1.0))
+    assert verdict(box) == "seen" and verdict(mask) == "undecided"
+    assert verdict(replace(mask, high=-0.1)) == "the contrary"
+    assert difference(runs, "rm_saroialign", "rm_roialign") is None
+
+
+def test_the_summary_has_every_difference(tmp_path):
+    draws = np.full(1000, 30.0)
+    names = ("mask_r_cnn", "rm_saroialign_recommended", "control", "control_time")
+    write_run(
+        tmp_path / "runs",
+        0,
+        {name: (30.0 + i, 20.0) for i, name in enumerate(names)},
+        {name: (draws + i, draws) for i, name in enumerate(names)},
+        data="bin",
     )
-    return {
-        "row": row,
-        "title": ROWS[row].title,
-        "preset": "hand",
-        "class_by": "color",
-        "seed": seed,
-        "scores": {"all": scores, "q > 0.8": scores},
-        "instances": {"q > 0.8": 7},
-        "settings": settings,
-        "identity": identity,
+    write_report(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary[1] == {
+        "data": "bin",
+        "preset": "cpu",
+        "real": True,
+        "a": "rm_saroialign_recommended",
+        "b": "control_time",
+        "time": "equal_time",
+        "seeds": 1,
+        "box": [-2.0, -2.0, -2.0],
+        "mask": [0.0, 0.0, 0.0],
     }
-
-
-def test_tables_hold_means_deviations_and_paired_differences(tmp_path):
-    figures = {
-        "rm_roialign": [(30.0, 20.0), (34.0, 22.0)],
-        "rm_saroialign": [(35.0, 21.0), (37.0, 25.0)],
-    }
-    for seed in (0, 1):
-        rows = [record(name, seed, *values[seed]) for name, values in figures.items()]
-        (tmp_path / f"{seed}.json").write_text(json.dumps(rows))
-    lines = write_report(tmp_path).read_text().splitlines()
-    cells = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in lines if "|" in line}
-    difference = cells["RM + SaRoIAlign over RM + RoIAlign"]
-    assert difference[0] == "+4.0 ± 1.4 (2.8)"  # of 5 and 3
-    assert difference[3].split(" |")[0] == "+2.0 ± 1.4 (1.4)"  # of 1 and 3
-    main_row = next(line for line in lines if line.startswith("| RM + SaRoIAlign |"))
-    assert main_row.split(" | ")[1] == "36.0 ± 1.4"
+    assert [(e["a"], e["b"]) for e in summary] == [
+        ("rm_saroialign_recommended", "control"),
+        ("rm_saroialign_recommended", "control_time"),
+        ("control", "mask_r_cnn"),
+    ]
 
 
 def test_one_seed_has_no_deviation():
@@ -246,5 +302,30 @@ def test_a_report_of_nothing_is_refused(tmp_path):
         main(["--report-only", "--results", str(tmp_path)])
 
 
+def test_photographs_without_a_licence_are_not_pictured(tmp_path, monkeypatch):
+    pictured = []
+
+    class Recorder:
+        def __init__(self, *arguments, **_):
+            self.name = arguments[2]
+
+        def make(self, names):
+            pass
+
+        def picture(self):
+            pictured.append(self.name)
+
+    monkeypatch.setattr(study_mrrcnn, "Run", Recorder)
+    monkeypatch.setattr(study_mrrcnn, "open_splits", lambda *_: None)
+    monkeypatch.setattr(study_mrrcnn, "write_report", lambda folder: folder)
+    run(tmp_path, "--data", "shape", "bin", "mushrooms", "--runs", 0, 1)
+    assert pictured == ["smoke-shape-0", "smoke-mushrooms-0"]
+
+
 def test_the_most_telling_rows_come_first():
-    assert list(MAIN_ROWS)[:4] == ["mask_r_cnn", "control", "rm_roialign", "rm_saroialign"]
+    assert list(MAIN)[:4] == [
+        "mask_r_cnn",
+        "control",
+        "rm_roialign",
+        "rm_saroialign_recommended",
+    ]

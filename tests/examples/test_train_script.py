@@ -340,6 +340,7 @@ def test_classes_of_other_names_start_new_predictors(quick_run, huddle_root, tmp
     assert not torch.equal(fitted.state_dict()[key], given)
 
 
+@pytest.mark.slow
 def test_published_weights_take_the_files_category_ids_for_labels(huddle_root, tmp_path):
     """COCO's 80 categories have ids up to 90, and the published weights 91 outputs."""
     root = tmp_path / "mine"
@@ -488,6 +489,7 @@ def test_the_picture_names_the_models_that_it_shows(quick_run, monkeypatch):
     assert titles == ["mask_r_cnn", "rm_roialign"]
 
 
+@pytest.mark.slow
 def test_a_score_that_was_interrupted_is_made_again(tmp_path, monkeypatch):
     arguments = ["--quick", "--device", "cpu", "--rows", "mask_r_cnn", "--evaluate-every", "6"]
     arguments += ["--checkpoint-every", "6"]

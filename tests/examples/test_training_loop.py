@@ -153,6 +153,7 @@ def test_training_ends_with_the_averaged_weights():
     assert model.weight.item() == pytest.approx(average) != pytest.approx(weights[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amp", ["bfloat16", "float16"])
 def test_mixed_precision_trains_the_refined_model(base, train_data, amp):
     losses = {}

@@ -299,6 +299,7 @@ def test_the_gpu_of_a_process_is_its_current_one(monkeypatch, device, local_rank
         assert current == [own] == [torch.device("cuda", expected)]
 
 
+@pytest.mark.slow
 def test_the_script_runs_under_torchrun(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD_SIZE)]
     command += ["--master-port", "0", "--standalone", str(EXAMPLES / "train_mrrcnn.py")]

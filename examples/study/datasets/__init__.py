@@ -1,0 +1,1 @@
+"""Data sets of the study: generated images and converters of published photographs."""

@@ -1,0 +1,316 @@
+"""All rows of one data set and one seed or fold."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.models.detection import MaskRCNN
+
+from mrrcnn.backbones import build_mask_rcnn
+from mrrcnn.base import EXACT
+from mrrcnn.model import MRRCNN, RefineConfig, save_model
+from mrrcnn.weights import load_weights
+from training import checkpoint
+from training.data import CocoInstances, make_loader
+from training.engine import Options, train
+from training.evaluate import (
+    IOU_TYPES,
+    SplitCOCOeval,
+    average_precisions,
+    detect,
+    evaluate_splits,
+    instance_bins,
+    instance_splits,
+    scores_of,
+)
+from training.identity import describe_run
+from training.visualize import compare
+
+from .bootstrap import SERIES, STEP, resample, resampled_precision
+from .neighbours import neighbour_kinds, recalls
+from .placebo import give_placebo
+from .probe import make_pairs, neighbour_effect, picture_pairs
+from .rows import BASE, ROWS, Row
+from .settings import Setting
+from .splits import Splits
+
+PICTURED_IMAGES = 5
+PICTURED_ROWS = ("control", "rm_saroialign_recommended")
+COST_ROUNDS = 12
+# One thread's own time does not count what other processes take. Ends with the work on a CPU only.
+CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time}
+
+Record = dict[str, Any]
+
+
+class Run:
+    """Makes rows and keeps them in ``folder/NAME.json``, their draws in ``folder/NAME.npz``.
+
+    Args:
+        number: the seed, and of photographs the fold.
+        folder: of the results.
+        work_dir: of weights and metrics.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        splits: Splits,
+        name: str,
+        number: int,
+        *,
+        folder: Path,
+        work_dir: Path,
+        device: str,
+        workers: int = 0,
+    ):
+        self.setting = setting
+        self.splits = splits
+        self.name = name
+        self.number = number
+        self.file = folder / f"{name}.json"
+        self.work_dir = work_dir / name
+        self.device = device
+        self.workers = workers
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        self.settings = json.loads(json.dumps(asdict(setting) | {"mask_alignment": EXACT}))
+        self.rows: dict[str, Record] = {}
+        if self.file.exists():
+            kept = json.loads(self.file.read_text())
+            if kept["settings"] != self.settings:
+                raise SystemExit(
+                    f"{self.file} holds rows of other settings than the preset has now; move it "
+                    "away or give another --results"
+                )
+            self.rows = kept["rows"]
+        self.bins = instance_bins(splits.val.coco)
+        self.bins["huddled"] = instance_splits(splits.val.coco)["huddled"]
+        self.kinds = neighbour_kinds(splits.val.coco)
+
+    def make(self, names: list[str]) -> None:
+        for name in names:
+            for needed in (*ROWS[name].needs, name):
+                if needed not in self.rows:
+                    self._make(needed)
+
+    def _make(self, name: str) -> None:
+        row = ROWS[name]
+        record: Record = {"title": row.title}
+        if row.weights_of:
+            model = self._model(name)
+        else:
+            model, training = self._train(name)
+            record |= training
+        record["config"] = asdict(model.roi_heads.config) if isinstance(model, MRRCNN) else None
+        scores, drawn = self._evaluate(model, name)
+        record |= scores
+        if name in (BASE, "control"):
+            record["held_out"] = self._held_out(model)
+        if not row.weights_of and self.setting.generated is not None:
+            pairs = make_pairs(self.setting.generated, self.setting.probe_pairs)
+            record["probe"] = neighbour_effect(model, pairs)
+        record["identity"] = describe_run(torch.device(self.device))
+        self._write(name, _rounded(record), drawn)
+        box, mask = (record["scores"]["all"][iou_type]["AP"] for iou_type in IOU_TYPES)
+        print(f"{self.name} {name}: box AP {box:.1f}, mask AP {mask:.1f}", flush=True)
+
+    def _write(self, name: str, record: Record, drawn: np.ndarray) -> None:
+        """Rows one by one on lines; draws before rows, so that a row that is there has its own."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        draws = self.file.with_suffix(".npz")
+        kept = dict(np.load(draws)) if draws.exists() else {}
+        steps = np.where(np.isnan(drawn), -1, np.rint(drawn / STEP)).astype(np.int16)
+        part = draws.with_suffix(".part.npz")
+        np.savez_compressed(part, **(kept | {name: steps}))
+        part.replace(draws)
+        self.rows[name] = record
+        lines = [f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in self.rows.items()]
+        head = {
+            "name": self.name,
+            "run": self.number,
+            "settings": self.settings,
+            "images": [len(part) for part in self.splits[:3]],
+            "groups": len(set(self.splits.groups)),
+            "instances": {k: len(v) for k, v in self.bins.items() if v is not None},
+        }
+        text = json.dumps(head)[:-1] + ',\n "rows": {\n' + ",\n".join(lines) + "\n }}\n"
+        part = self.file.with_suffix(".part")
+        part.write_text(text)
+        part.replace(self.file)
+
+    def _model(self, name: str) -> MaskRCNN:
+        """With the weights of its training; trained again if they are gone."""
+        trained = ROWS[name].weights_of or name
+        path = self.work_dir / f"{trained}.pth"
+        if not path.exists():
+            self._train(trained)
+        model = self._refined(self._new(), ROWS[name])
+        model.load_state_dict(load_weights(path))
+        return model
+
+    def _new(self) -> MaskRCNN:
+        model = build_mask_rcnn(
+            self.setting.backbone, self.splits.train.num_classes, self.setting.image_size
+        )
+        return model.to(self.device)
+
+    def _refined(self, model: MaskRCNN, row: Row) -> MaskRCNN:
+        if row.options is None:
+            return model
+        refined = MRRCNN.from_mask_rcnn(model, RefineConfig(**row.options))
+        if row.placebo is not None:
+            give_placebo(refined, row.placebo)
+        return refined
+
+    def _train(self, name: str) -> tuple[MaskRCNN, Record]:
+        """The model and what the training took."""
+        row = ROWS[name]
+        schedule = self.setting.base if name == BASE else self.setting.refine
+        taken: Record = {}
+        if row.as_long_as:
+            taken["cost"] = self._cost([name, row.as_long_as])
+            ratio = taken["cost"][row.as_long_as] / taken["cost"][name]
+            schedule = replace(schedule, iterations=round(schedule.iterations * ratio))
+        # The order of the images is the same for all rows but the first.
+        seed = 2 * self.number + (name != BASE)
+        torch.manual_seed(seed)
+        model = self._new() if name == BASE else self._refined(self._model(BASE), row)
+        torch.manual_seed(seed)
+        progress = self.work_dir / f"{name}.checkpoint.pth"
+        clock = CLOCKS.get(self.device, time.perf_counter)
+        start = clock()
+        train(
+            model,
+            self._loader(seed),
+            schedule,
+            description=f"{self.name} {name}",
+            metrics_file=self.work_dir / "metrics.jsonl",
+            options=Options(amp=self.setting.amp),
+            checkpoint_file=progress,
+            resume=True,
+            settings={"row": name},
+        )
+        seconds = clock() - start
+        save_model(model, self.work_dir / f"{name}.pth")
+        checkpoint.remove(progress)
+        return model, taken | {"iterations": schedule.iterations, "train_seconds": round(seconds)}
+
+    def _loader(self, seed: int) -> Any:
+        return make_loader(
+            self.splits.train,
+            self.setting.batch_size,
+            train=True,
+            workers=self.workers,
+            seed=seed,
+        )
+
+    def _cost(self, names: list[str]) -> dict[str, float]:
+        """Seconds of a training step, the median of steps taken in turn: what else the machine does
+        meanwhile falls on all of them."""
+        models = {name: self._refined(self._model(BASE), ROWS[name]).train() for name in names}
+        optimizers = {
+            name: self.setting.refine.make_optimizer(
+                [p for p in model.parameters() if p.requires_grad]
+            )
+            for name, model in models.items()
+        }
+        clock = CLOCKS.get(self.device, _synchronized)
+        seconds: dict[str, list[float]] = {name: [] for name in models}
+        batches = iter(self._loader(0))
+        for _ in range(COST_ROUNDS):
+            batch = next(batches, None)
+            if batch is None:
+                batches = iter(self._loader(0))
+                batch = next(batches)
+            images = [image.to(self.device) for image in batch[0]]
+            targets = [
+                {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in t.items()}
+                for t in batch[1]
+            ]
+            for name, model in models.items():
+                start = clock()
+                optimizers[name].zero_grad()
+                with torch.autocast(
+                    torch.device(self.device).type,
+                    torch.bfloat16,
+                    enabled=self.setting.amp is not None,
+                ):
+                    loss = torch.stack(list(model(images, targets).values())).sum()
+                loss.backward()
+                optimizers[name].step()
+                seconds[name].append(clock() - start)
+        return {name: statistics.median(values) for name, values in seconds.items()}
+
+    def _detect(self, model: MaskRCNN, data: CocoInstances, name: str) -> list[dict[str, Any]]:
+        show_targets = isinstance(model, MRRCNN) and model.roi_heads.config.guide == "gt"
+        loader = make_loader(data, self.setting.batch_size, train=False, workers=self.workers)
+        return detect(model, loader, f"{self.name} {name}", show_targets=show_targets)
+
+    def _evaluate(self, model: MaskRCNN, name: str) -> tuple[Record, np.ndarray]:
+        """What the row keeps, and AP in percent [SERIES, draws] of resampled images."""
+        clock = CLOCKS.get(self.device, time.perf_counter)
+        start = clock()
+        results = self._detect(model, self.splits.val, name)
+        seconds = clock() - start
+        evaluations = evaluate_splits(self.splits.val.coco, results, self.bins)
+        record = {
+            "detect_seconds": round(seconds),
+            "detections": len(results),
+            "scores": scores_of(evaluations, self.bins),
+        }
+        if evaluations:
+            record["recall"] = recalls(evaluations["bbox"], self.kinds)
+        return record, self._draw(evaluations)
+
+    def _draw(self, evaluations: dict[str, SplitCOCOeval]) -> np.ndarray:
+        weights = resample(self.splits.groups)
+        if not evaluations:
+            return np.zeros((len(SERIES), len(weights)))
+        names = list(self.bins)
+        return np.stack(
+            [
+                resampled_precision(evaluations[iou_type], names.index(subset), weights)
+                for subset, iou_type in SERIES
+            ]
+        )
+
+    def _held_out(self, model: MaskRCNN) -> dict[str, float]:
+        results = self._detect(model, self.splits.held_out, "held out")
+        scores = average_precisions(self.splits.held_out.coco, results, {"all": None})["all"]
+        return {iou_type: scores[iou_type]["AP"] for iou_type in IOU_TYPES}
+
+    def picture(self) -> None:
+        """Figure 2, of generated images: class scores for pairs of them. Figure 5: what two models
+        detect in validation images with crowded instances."""
+        if not self.rows.keys() >= set(PICTURED_ROWS):
+            return
+        models = {ROWS[name].title: self._model(name) for name in PICTURED_ROWS}
+        folder = self.file.parent.parent
+        if self.setting.generated is not None:
+            pairs = make_pairs(self.setting.generated, PICTURED_IMAGES)
+            names = self.setting.generated.class_names
+            picture_pairs(models, pairs, names, folder / f"{self.name}-figure2.png")
+        chosen = self.splits.val.holding(self.bins["q > 0.8"]) or range(len(self.splits.val))
+        figure5 = folder / f"{self.name}-figure5.png"
+        compare(self.splits.val, chosen[:PICTURED_IMAGES], models, figure5)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 3)
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list) else value
+
+
+def _synchronized() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
