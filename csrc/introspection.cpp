@@ -82,7 +82,7 @@ py::dict axis_samples(const Axis<double>& axis, int32_t size) {
   py::array_t<bool> reads(static_cast<py::ssize_t>(inside.size()));
   std::copy(inside.begin(), inside.end(), reads.mutable_data());
   return py::dict(
-      "bin"_a = to_array(bins), "coordinate"_a = to_array(coordinates), "uv"_a = to_array(uv),
+      "bin"_a = to_array(bins), "coordinate"_a = to_array(coordinates), "place"_a = to_array(uv),
       "inside"_a = reads, "samples_per_bin"_a = axis.samples);
 }
 
@@ -156,9 +156,8 @@ PYBIND11_MODULE(_C, m) {
       "output_size"_a, "spatial_scale"_a = 1.0, "sampling_ratio"_a = -1, "aligned"_a = false,
       "Samples of a box (x1, y1, x2, y2) on a map of height x width: for 'y' and 'x' a dict of "
       "arrays with one entry per sample: "
-      "'bin', 'coordinate' in feature pixels, 'uv' (v along y, u along x) in (0, 1), 'inside' "
-      "whether "
-      "it reads the map; and the number "
+      "'bin', 'coordinate' in feature pixels, 'place' inside the box in (0, 1) (v for y, u for x), "
+      "'inside' whether it reads the map; and the number "
       "'samples_per_bin'. Of boxes far larger than the map, samples beyond its border may be left "
       "out.");
   m.def(

@@ -16,8 +16,7 @@ class Pooler {
       : params_(params), boxes_(boxes), writer_(params, output) {}
 
   void pool(const WorkItem& item) {
-    with_reader<T, coord_t>(item.reader, [&](auto type) {
-      using Reader = typename decltype(type)::type;
+    with_reader<T, coord_t>(item.reader, [&]<typename Reader>() {
       Reader(params_, item, boxes_, memory_.template of<Reader>()).pool(writer_);
     });
     finish_streaming();

@@ -25,8 +25,7 @@ class MapAndBoxGradient {
         grad_rois_(grad_rois) {}
 
   void compute(const WorkItem& item) {
-    with_reader<T, coord_t>(item.reader, [&](auto type) {
-      using Reader = typename decltype(type)::type;
+    with_reader<T, coord_t>(item.reader, [&]<typename Reader>() {
       if constexpr (requires { &Reader::dot; }) {
         compute(item, Reader(params_, item, boxes_, memory_.template of<Reader>()));
       }

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -53,9 +54,8 @@ class Scheduler {
     const int64_t parts = num_images == 0 ? 1 : (wanted + num_images - 1) / num_images;
     std::vector<WorkItem> items;
     for (const ReadBoxes& image : images_) {
-      with_reader<T, coord_t>(image.reader, [&](auto reader) {
-        add_items<typename decltype(reader)::type>(image, parts, items);
-      });
+      with_reader<T, coord_t>(
+          image.reader, [&]<typename Reader>() { add_items<Reader>(image, parts, items); });
     }
     return items;
   }
@@ -77,94 +77,84 @@ class Scheduler {
     return std::accumulate(taps_.begin() + begin, taps_.begin() + end, 0.0);
   }
 
-  // f(index, std::type_identity of the reader) for each that can read the image.
-  template <typename F>
-  void for_each_candidate(const FeatureMap& feature_map, F f) const {
-    for (size_t reader = 0; reader < kNum; ++reader) {
-      with_reader<T, coord_t>(reader, [&](auto type) {
-        if (decltype(type)::type::can_read(job_, feature_map)) {
-          f(reader, type);
-        }
-      });
-    }
-  }
-
   // For the boxes [begin, end) of an image: one reader for all of them, or for each the reader that
-  // reads it alone at the lowest cost, whichever costs less.
+  // reads it alone at the lowest cost, whichever costs less in total.
   void choose_readers(size_t begin, size_t end) {
     const FeatureMap& feature_map = job_.feature_map(boxes_[begin].level);
-    size_t best = 0;
-    size_t num_candidates = 0;
-    for_each_candidate(feature_map, [&](size_t reader, auto) {
-      best = reader;
-      ++num_candidates;
+    std::array<bool, kNum> can_read;
+    for_each_reader<T, coord_t>([&]<typename Reader>(size_t reader) {
+      can_read[reader] = Reader::can_read(job_, feature_map);
     });
-    if (num_candidates == 1) {
-      images_.push_back({best, begin, end});
+    if (std::count(can_read.begin(), can_read.end(), true) == 1) {
+      const size_t only = std::find(can_read.begin(), can_read.end(), true) - can_read.begin();
+      images_.push_back({only, begin, end});
       return;
     }
+    std::array<double, kNum> alone{};  // cost of all boxes, each read alone by that reader
+    double cheapest = 0;               // cost of all boxes, each read alone by its cheapest reader
+    std::vector<size_t> chosen;        // the cheapest reader of each box
+    for (size_t b = begin; b < end; ++b) {
+      double lowest = std::numeric_limits<double>::infinity();
+      size_t best = 0;
+      for_each_reader<T, coord_t>([&]<typename Reader>(size_t reader) {
+        const double cost = can_read[reader] ? Reader::cost(job_, boxes_[b])
+                                             : std::numeric_limits<double>::infinity();
+        alone[reader] += cost;
+        if (cost < lowest || (cost == lowest && can_read[reader])) {
+          lowest = cost;
+          best = reader;
+        }
+      });
+      cheapest += lowest;
+      chosen.push_back(best);
+    }
     double together = std::numeric_limits<double>::infinity();
-    for_each_candidate(feature_map, [&](size_t reader, auto type) {
-      const double cost = decltype(type)::type::cost_together(job_, span(begin, end));
+    size_t best = 0;
+    for_each_reader<T, coord_t>([&]<typename Reader>(size_t reader) {
+      const double cost = can_read[reader]
+                              ? Reader::cost_together(job_, span(begin, end), alone[reader])
+                              : std::numeric_limits<double>::infinity();
       if (cost < together) {
         together = cost;
         best = reader;
       }
     });
-    double apart = 0;
-    std::vector<size_t> chosen;  // reader of each box
-    for (size_t b = begin; b < end; ++b) {
-      const Choice choice = cheapest(boxes_[b]);
-      apart += choice.cost;
-      chosen.push_back(choice.reader);
-    }
-    if (apart >= together) {
+    if (cheapest >= together) {
       images_.push_back({best, begin, end});
-      return;
+    } else {
+      sort_by_reader(begin, chosen);
     }
-    const std::vector<Box<coord_t>> in_order(boxes_.begin() + begin, boxes_.begin() + end);
+  }
+
+  // chosen: reader of each box from `begin` on. Keeps the order of the boxes of a reader.
+  void sort_by_reader(size_t begin, const std::vector<size_t>& chosen) {
+    const auto first = boxes_.begin() + begin;
+    const std::vector<Box<coord_t>> in_order(first, first + chosen.size());
     size_t to = begin;
     for (size_t reader = 0; reader < kNum; ++reader) {
-      const size_t first = to;
-      for (size_t i = 0; i < in_order.size(); ++i) {
+      const size_t from = to;
+      for (size_t i = 0; i < chosen.size(); ++i) {
         if (chosen[i] == reader) {
           boxes_[to++] = in_order[i];
         }
       }
-      if (first < to) {
-        images_.push_back({reader, first, to});
+      if (from < to) {
+        images_.push_back({reader, from, to});
       }
     }
-  }
-
-  struct Choice {
-    size_t reader;
-    double cost;
-  };
-
-  // Of equal costs the last reader's.
-  Choice cheapest(const Box<coord_t>& box) const {
-    Choice choice{0, std::numeric_limits<double>::infinity()};
-    for_each_candidate(job_.feature_map(box.level), [&](size_t reader, auto type) {
-      const double cost = decltype(type)::type::cost(job_, box);
-      if (cost <= choice.cost) {
-        choice = {reader, cost};
-      }
-    });
-    return choice;
   }
 
   // Items that divide the channels of a box build its taps again; items that divide the boxes of an
   // image read shared pixels again.
   template <typename Reader>
   void add_items(const ReadBoxes& image, int64_t parts, std::vector<WorkItem>& items) const {
-    const Grouping grouping =
-        Reader::group(job_, span(image.begin, image.end), taps_of(image.begin, image.end), parts);
+    const BoxSpan<coord_t> boxes = span(image.begin, image.end);
+    const Grouping grouping = Reader::group(job_, boxes, taps_of(image.begin, image.end), parts);
+    const int32_t shared_block = grouping.is_shared ? Reader::channels_per_block(job_, boxes) : 0;
     for (size_t begin = image.begin; begin < image.end; begin += grouping.boxes) {
       const size_t end = std::min<size_t>(begin + grouping.boxes, image.end);
-      const BoxSpan<coord_t> alike =
-          grouping.is_shared ? span(image.begin, image.end) : span(begin, end);
-      const int32_t block = Reader::channels_per_block(job_, alike);
+      const int32_t block =
+          grouping.is_shared ? shared_block : Reader::channels_per_block(job_, span(begin, end));
       // A single box may be most of the work of a call.
       const int64_t parts_of_item =
           grouping.is_shared

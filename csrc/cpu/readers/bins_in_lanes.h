@@ -61,12 +61,8 @@ class BinsInLanesReader {
   }
 
   // Boxes share nothing.
-  static double cost_together(const Job& job, BoxSpan<coord_t> boxes) {
-    double sum = 0;
-    for (const Box<coord_t>& box : boxes) {
-      sum += cost(job, box);
-    }
-    return sum;
+  static double cost_together(const Job&, BoxSpan<coord_t>, double alone) {
+    return alone;
   }
 
   static Grouping group(const Job&, BoxSpan<coord_t> boxes, double, int64_t parts) {

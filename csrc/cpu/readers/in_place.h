@@ -36,8 +36,8 @@ class InPlaceReader {
   static double cost(const Job&, const Box<coord_t>&) {
     return 0;
   }
-  static double cost_together(const Job&, BoxSpan<coord_t>) {
-    return 0;
+  static double cost_together(const Job&, BoxSpan<coord_t>, double alone) {
+    return alone;
   }
   static Grouping group(const Job&, BoxSpan<coord_t>, double, int64_t) {
     return {1, false};

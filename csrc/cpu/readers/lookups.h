@@ -63,7 +63,7 @@ class BoxLookups {
   int32_t bin_columns_ = 0;
   std::vector<int32_t> index_;          // [parts][lanes]
   std::vector<int32_t> lane_of_entry_;  // [entries of x]: into [parts][lanes]
-  std::vector<int32_t> step_begin_{0};  // [bin rows + 1]
+  std::vector<int32_t> step_begin_;     // [bin rows + 1]
   std::vector<int64_t> row_offset_;     // [steps]
   std::vector<acc_t> weight_;           // [steps][parts][lanes]
 

@@ -89,7 +89,7 @@ class PackedReader {
            cost_of(job).tap * taps_bound(box, job.feature_map(box.level));
   }
 
-  static double cost_together(const Job& job, BoxSpan<coord_t> boxes) {
+  static double cost_together(const Job& job, BoxSpan<coord_t> boxes, double) {
     double of_taps = 0;
     for (const Box<coord_t>& box : boxes) {
       of_taps += cost_of(job).tap * taps_bound(box, job.feature_map(box.level));

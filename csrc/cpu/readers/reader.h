@@ -1,22 +1,30 @@
 // What jobs, readers and the schedule agree on.
 //
-// A reader is one way of reading the pixels of boxes. It is a class template <T, coord_t>, T the
-// type of the features, with
+// A reader is one way of reading the pixels of boxes: a class template <T, coord_t>, T the type of
+// the features, with these members.
 //
 //   static bool can_read(const Job&, const FeatureMap&)
-//   static double cost(const Job&, const Box<coord_t>&)           // of a box read alone; may be
-//                                                                 // infinity
-//   static double cost_together(const Job&, BoxSpan<coord_t>)     // of boxes of an image
+//
+//   Costs in cycles per channel. They choose between the readers that can read an image; results do
+//   not depend on them. cost: of a box read alone; may be infinity. cost_together: of the boxes of
+//   an image, whose costs add up to `alone`.
+//   static double cost(const Job&, const Box<coord_t>&)
+//   static double cost_together(const Job&, BoxSpan<coord_t>, double alone)
+//
+//   How the boxes of an image are divided into work items. taps: a bound for all of the boxes.
+//   parts: work items wanted.
 //   static Grouping group(const Job&, BoxSpan<coord_t>, double taps, int64_t parts)
 //   static int32_t channels_per_block(const Job&, BoxSpan<coord_t>)
-//   struct Memory                                                 // kept by a worker between items
-//   Reader(const Params&, const WorkItem&, BoxSpan<coord_t>, Memory&)  // ready to read
-//   void pool(PooledWriter<T>&)                                   // the forward pass
-//   void dot(...)                                                 // see readers/packed.h; absent
-//                                                                 // where can_read refuses sums
 //
-// Costs are in cycles per channel. They decide between the readers that can read an image; results
-// do not depend on them. readers/readers.h lists the readers.
+//   Memory: buffers that a worker keeps between items. The constructor builds all taps of the item.
+//   pool: the forward pass. dot: products of pixels and gradients of bins, summed over channels; a
+//   reader without it accepts only jobs that divide channels.
+//   struct Memory
+//   Reader(const Params&, const WorkItem&, BoxSpan<coord_t>, Memory&)
+//   void pool(PooledWriter<T>&)
+//   void dot(const PooledGradient<T>&, std::vector<std::vector<acc_t>>& products)
+//
+// readers/readers.h lists the readers.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // All readers. A new one is a file beside this one and a line here.
 #pragma once
 
+#include <cstddef>
 #include <tuple>
-#include <type_traits>
 
 #include "cpu/readers/bins_in_lanes.h"
 #include "cpu/readers/in_place.h"
@@ -17,15 +17,23 @@ using Readers =
 template <typename T, typename coord_t>
 constexpr size_t kNumReaders = std::tuple_size_v<Readers<T, coord_t>>;
 
-// Calls f(std::type_identity of the reader) and returns its result.
+// Calls f.operator()<Reader>(index) for every reader.
 template <typename T, typename coord_t, size_t I = 0, typename F>
-auto with_reader(size_t reader, F f) {
-  if constexpr (I + 1 < kNumReaders<T, coord_t>) {
-    if (reader != I) {
-      return with_reader<T, coord_t, I + 1>(reader, f);
-    }
+void for_each_reader(const F& f) {
+  if constexpr (I < kNumReaders<T, coord_t>) {
+    f.template operator()<std::tuple_element_t<I, Readers<T, coord_t>>>(I);
+    for_each_reader<T, coord_t, I + 1>(f);
   }
-  return f(std::type_identity<std::tuple_element_t<I, Readers<T, coord_t>>>{});
+}
+
+// Calls f.operator()<Reader>() for the reader with that index.
+template <typename T, typename coord_t, typename F>
+void with_reader(size_t reader, const F& f) {
+  for_each_reader<T, coord_t>([&]<typename Reader>(size_t index) {
+    if (index == reader) {
+      f.template operator()<Reader>();
+    }
+  });
 }
 
 // The memory of a worker that reads with any of the readers.

@@ -23,28 +23,29 @@ struct AxisSample {
 };
 
 // An entry is a bin and a row (or column) in its span. The entries of all bins are numbered bin by
-// bin.
+// bin. Without bins until the first assign().
 template <typename T>
 class AxisTaps {
  public:
   std::vector<int32_t> touched;          // rows or columns of the feature map, ascending
   std::vector<AxisSample<T>> samples;    // of all bins, without samples outside
-  std::vector<int32_t> sample_begin{0};  // [bins + 1]
+  std::vector<int32_t> sample_begin;     // [bins + 1]
   std::vector<Range<int32_t>> bin_span;  // [bins]: indices into `touched`
-  std::vector<int32_t> entry_begin{0};   // [bins + 1]
+  std::vector<int32_t> entry_begin;      // [bins + 1]
 
   int32_t num_bins() const {
     return static_cast<int32_t>(bin_span.size());
   }
   int32_t num_entries() const {
-    return entry_begin.back();
+    return entry_begin.empty() ? 0 : entry_begin.back();
   }
 
   // size: height or width of the feature map. prob_map_size: cells of the probability map along
   // this axis, 0 without one.
   void assign(const Axis<T>& axis, int32_t size, int32_t prob_map_size, bool map_aligned) {
     samples.clear();
-    sample_begin.assign(1, 0);
+    sample_begin.resize(axis.bins + 1);
+    sample_begin[0] = 0;
     Range<int32_t> reach{size, 0};
     for (int32_t bin = 0; bin < axis.bins; ++bin) {
       const Range<int32_t> visible = visible_samples(axis, bin, size);
@@ -62,7 +63,7 @@ class AxisTaps {
         reach.begin = std::min(reach.begin, pixels.low);
         reach.end = std::max(reach.end, pixels.high + 1);
       }
-      sample_begin.push_back(static_cast<int32_t>(samples.size()));
+      sample_begin[bin + 1] = static_cast<int32_t>(samples.size());
     }
     list_touched(reach);
     number_entries(axis.bins, reach.begin);
@@ -89,8 +90,9 @@ class AxisTaps {
 
   // first: of the reach.
   void number_entries(int32_t num_bins, int32_t first) {
-    bin_span.clear();
-    entry_begin.assign(1, 0);
+    bin_span.resize(num_bins);
+    entry_begin.resize(num_bins + 1);
+    entry_begin[0] = 0;
     for (int32_t bin = 0; bin < num_bins; ++bin) {
       Range<int32_t> span{static_cast<int32_t>(touched.size()), 0};
       for (int32_t s = sample_begin[bin]; s < sample_begin[bin + 1]; ++s) {
@@ -101,13 +103,13 @@ class AxisTaps {
         span.end = std::max(span.end, sample.high_index + 1);
       }
       span.begin = std::min(span.begin, span.end);
-      const int32_t to_entry = entry_begin.back() - span.begin;
+      const int32_t to_entry = entry_begin[bin] - span.begin;
       for (int32_t s = sample_begin[bin]; s < sample_begin[bin + 1]; ++s) {
         samples[s].low_entry = samples[s].low_index + to_entry;
         samples[s].high_entry = samples[s].high_index + to_entry;
       }
-      bin_span.push_back(span);
-      entry_begin.push_back(span.end + to_entry);
+      bin_span[bin] = span;
+      entry_begin[bin + 1] = span.end + to_entry;
     }
   }
 };

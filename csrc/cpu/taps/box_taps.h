@@ -13,8 +13,8 @@ namespace shape_roi_align::cpu {
 // by row.
 template <typename weight_t>
 struct BoxTaps {
-  std::vector<int32_t> bin_begin{0};  // [PH * PW + 1]
-  std::vector<int64_t> offset;        // of each tap: row_offset + column_offset
+  std::vector<int32_t> bin_begin;  // [PH * PW + 1]; empty until the first assign()
+  std::vector<int64_t> offset;     // of each tap: row_offset + column_offset
   std::vector<weight_t> weight;
 
   // weights: of the same axes. row_offset, column_offset: of each touched row and column.

@@ -52,7 +52,7 @@ class UnsortedPixelTaps {
 template <typename acc_t>
 class PixelTaps {
  public:
-  std::vector<int32_t> pixel_begin{0};  // [pixels + 1]
+  std::vector<int32_t> pixel_begin;  // [pixels + 1]; empty until the first assign()
   std::vector<int64_t> source;
   std::vector<acc_t> weight;
 
