@@ -1,8 +1,10 @@
-// Box -> samples -> taps: the only copy of the sampling geometry, shared by host and device,
-// forward and backward.  Coordinates are those of RoIAlign: pixel j of a feature map sits at
-// coordinate j. T is the coordinate type: float or double. The order of operations is
-// torchvision's, and each is rounded: all call sites on both devices, and torchvision on the CPU,
-// agree on which side of a discontinuity a sample falls.
+// Box -> samples -> interpolation: the only copy of the sampling geometry, for host and device,
+// forward and backward. Coordinates are RoIAlign's: pixel j of a feature map is at coordinate j. T
+// is the coordinate type: float or double.
+//
+// The order of operations is torchvision's. Every operation that decides which pixels a sample
+// reads is rounded on its own, whatever the compiler's flags (see rounded_product). All call sites,
+// both devices and torchvision's CPU kernels therefore agree on which side of a border a sample is.
 #pragma once
 
 #include <cmath>
@@ -17,7 +19,7 @@
 
 namespace shape_roi_align {
 
-// How boxes are cut into bins and samples; the same for every box of a call.
+// How the boxes of a call are divided into bins and samples.
 struct SamplingOptions {
   int32_t pooled_height;
   int32_t pooled_width;
@@ -26,8 +28,7 @@ struct SamplingOptions {
   bool map_aligned;        // map cells are pixels with centres at j + 0.5
 };
 
-// Adaptive sampling counts above this make a box invalid: its samples would be weighted by less
-// than 1e-9.
+// More adaptive samples per bin make a box invalid; each would weigh less than 1e-9.
 constexpr int32_t kMaxAdaptiveSamples = 1 << 30;
 
 // Axis::samples of a box that is not finite or too large.
@@ -36,11 +37,11 @@ constexpr int32_t kNoSamples = -1;
 // The samples of one box along one axis, in feature pixels.
 template <typename T>
 struct Axis {
-  T start;             // first edge of the box
+  T start;             // low edge of the box
   T extent;            // length of the box, at least 1 when not aligned
   int32_t bins;        // P
   int32_t samples;     // S per bin; <= 0: the box has none
-  bool extent_varies;  // false where the minimum size holds the extent fixed
+  bool extent_varies;  // with the edges; false where the extent is the minimum size
 };
 
 template <typename T>
@@ -52,7 +53,8 @@ struct BoxGeometry {
   bool valid;  // false: output and gradients of this box are 0
 };
 
-// Two neighbouring cells and what a coordinate between them takes from each.
+// The two pixels (or cells of a probability map) next to a coordinate along one axis, and their
+// weights.
 template <typename T>
 struct Interpolation {
   int32_t low;
@@ -74,11 +76,12 @@ SHAPE_ROI_ALIGN_HD bool is_finite(T value) {
   return value >= -kLargest && value <= kLargest;
 }
 
-// a * b, rounded to T before an addition reads it. nvcc, and GCC and Clang for processors with a
-// fused multiply-add, fuse a * b + c at some call sites of an inlined function and not at others.
-// The results differ by one rounding: call sites would disagree on whether a sample on the border
-// is inside. For every expression that decides which pixels or map cells a sample reads; bounds
-// that have a margin do without.
+// a * b, rounded to T before an addition reads it: compilers may not contract it into a fused
+// multiply-add. nvcc contracts by default, and so do GCC and Clang for processors that have the
+// instruction (aarch64 always, x86-64 with -mfma), at some call sites of an inlined function and
+// not at others. The results differ by one rounding, so call sites would disagree on whether a
+// sample on the border is inside. Used in every expression that decides which pixels or map cells a
+// sample reads. Bounds that have a margin, and weights, may be contracted.
 template <typename T>
 SHAPE_ROI_ALIGN_HD T rounded_product(T a, T b) {
 #ifdef __CUDA_ARCH__
@@ -88,7 +91,9 @@ SHAPE_ROI_ALIGN_HD T rounded_product(T a, T b) {
     return __fmul_rn(a, b);
   }
 #else
-  const volatile T product = a * b;  // GCC ignores #pragma STDC FP_CONTRACT OFF
+  // volatile: GCC ignores #pragma STDC FP_CONTRACT OFF, and -ffp-contract=off for a whole file
+  // would slow its other arithmetic.
+  const volatile T product = a * b;
   return product;
 #endif
 }
@@ -119,7 +124,7 @@ SHAPE_ROI_ALIGN_HD Axis<T> make_axis(
   return axis;
 }
 
-// Indices are truncated to integers, as torchvision does: a finite difference around 0 stays in
+// Indices are truncated to integers, as in torchvision, so a finite difference around 0 stays in
 // image 0. False for NaN.
 template <typename box_t>
 SHAPE_ROI_ALIGN_HD bool is_batch_index(box_t index, int64_t num_images) {
@@ -141,7 +146,7 @@ SHAPE_ROI_ALIGN_HD BoxGeometry<T> make_box_geometry(
   return geometry;
 }
 
-// Feature coordinate of sample i of a bin (paper eq. 1's a or b).
+// Feature coordinate of sample i of a bin: a along x, b along y (paper eq. 1).
 template <typename T>
 SHAPE_ROI_ALIGN_HD T sample_coordinate(const Axis<T>& axis, int32_t bin, int32_t i) {
   const T bin_size = axis.extent / T(axis.bins);
@@ -149,19 +154,19 @@ SHAPE_ROI_ALIGN_HD T sample_coordinate(const Axis<T>& axis, int32_t bin, int32_t
   return axis.start + rounded_product(T(bin), bin_size) + in_bin;
 }
 
-// Place of sample i inside the box, in (0, 1): u or v.
+// Position of sample i inside the box, in (0, 1): u along x, v along y.
 template <typename T>
-SHAPE_ROI_ALIGN_HD T sample_place(const Axis<T>& axis, int32_t bin, int32_t i) {
+SHAPE_ROI_ALIGN_HD T sample_uv(const Axis<T>& axis, int32_t bin, int32_t i) {
   return (T(bin) + (T(i) + T(0.5)) / T(axis.samples)) / T(axis.bins);
 }
 
-// Whether a sample reads the map at all: RoIAlign's border rule. False for NaN.
+// RoIAlign's border rule: whether a sample reads the feature map. False for NaN.
 template <typename T>
 SHAPE_ROI_ALIGN_HD bool is_inside(T coordinate, int32_t size) {
   return coordinate >= T(-1) && coordinate <= T(size);
 }
 
-// Taps of a coordinate clamped to [0, size - 1]; size >= 1, coordinate not NaN.
+// Clamps the coordinate to [0, size - 1]. size >= 1; coordinate is not NaN.
 template <typename T>
 SHAPE_ROI_ALIGN_HD Interpolation<T> interpolate(T coordinate, int32_t size) {
   const T last = T(size - 1);
@@ -176,25 +181,25 @@ SHAPE_ROI_ALIGN_HD Interpolation<T> interpolate(T coordinate, int32_t size) {
   return {low, low + 1, T(1) - fraction, fraction, T(1)};
 }
 
-// Taps on a probability map of `size` cells along this axis (paper eq. 5), clamped to its border.
+// On a probability map of `size` cells along this axis (paper eq. 5), clamped to its border.
 template <typename T>
-SHAPE_ROI_ALIGN_HD Interpolation<T> interpolate_map(T place, int32_t size, bool map_aligned) {
-  return interpolate<T>(rounded_product(place, T(size)) - (map_aligned ? T(0.5) : T(0)), size);
+SHAPE_ROI_ALIGN_HD Interpolation<T> interpolate_prob_map(T uv, int32_t size, bool map_aligned) {
+  return interpolate<T>(rounded_product(uv, T(size)) - (map_aligned ? T(0.5) : T(0)), size);
 }
 
-// How far rounding may move a sample_coordinate, in pixels.
+// Upper bound on the rounding error of sample_coordinate, in pixels.
 template <typename T>
 SHAPE_ROI_ALIGN_HD double coordinate_error(const Axis<T>& axis) {
   return 8.0 * double(std::numeric_limits<T>::epsilon()) *
          (std::fabs(double(axis.start)) + std::fabs(double(axis.extent)));
 }
 
-// A range [begin, end) of sample indices of a bin that holds every sample inside [-1, size]. It may
-// hold a few more: is_inside decides. Bounds the work of a box far larger than the map.
+// A superset of the samples of a bin that are inside [-1, size]; is_inside decides. Bounds the work
+// for a box far larger than the feature map.
 template <typename T>
 SHAPE_ROI_ALIGN_HD Range<int32_t> visible_samples(const Axis<T>& axis, int32_t bin, int32_t size) {
-  constexpr int32_t kNotWorthTheArithmetic = 8;
-  if (axis.samples <= kNotWorthTheArithmetic || !(axis.extent > T(0))) {
+  constexpr int32_t kFewSamples = 8;  // computing the range costs more
+  if (axis.samples <= kFewSamples || !(axis.extent > T(0))) {
     return {0, axis.samples > 0 ? axis.samples : 0};
   }
   const double bin_size = double(axis.extent) / axis.bins;

@@ -9,7 +9,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-MAX_LEVELS = 8  # kMaxLevels of csrc/sa_roi_align.h
+MAX_LEVELS = 8  # kMaxLevels of csrc/params.h
 
 FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

@@ -1,6 +1,7 @@
 """The build: what it decides, what the libraries import, and their use from C++."""
 
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -59,6 +60,13 @@ def test_a_symbol_of_libtorch_is_recognised_as_unstable():
 def test_no_symbol_of_cudart_is_exported(library):
     exported = dynamic_symbols(library, "--defined-only")
     assert [symbol for symbol in exported if re.search(r" _*cuda[A-Z]", symbol)] == []
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86-64")
+def test_the_vector_kernels_fuse_multiplications_and_additions():
+    code = run("objdump", "--disassemble", PACKAGE / "libshape_roi_align.so")
+    for register in ("ymm", "zmm"):  # of the AVX2 and the AVX-512 kernels
+        assert re.search(rf"vfmadd\w+ps .*%{register}", code)
 
 
 @each_operator_library

@@ -76,9 +76,9 @@ def test_samples_are_the_oracles(case: Case) -> None:
             assert got["samples_per_bin"] == count
             place = (np.arange(bins * count) + 0.5) / (bins * count)
             coordinate = box.start[axis] + place * box.extent[axis]
-            shown = np.isin(np.arange(bins * count), np.rint(got["place"] * bins * count - 0.5))
+            shown = np.isin(np.arange(bins * count), np.rint(got["uv"] * bins * count - 0.5))
             tolerance = 1e-9 * (1 + abs(box.start[axis]) + abs(box.extent[axis]))
-            np.testing.assert_allclose(got["place"], place[shown], rtol=1e-12)
+            np.testing.assert_allclose(got["uv"], place[shown], rtol=1e-12)
             np.testing.assert_allclose(got["coordinate"], coordinate[shown], rtol=0, atol=tolerance)
             np.testing.assert_array_equal(got["bin"], np.arange(bins * count)[shown] // count)
             reads = (coordinate >= -1 + tolerance) & (coordinate <= size - tolerance)

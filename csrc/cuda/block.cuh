@@ -1,24 +1,25 @@
-// Warps, lanes and channels: how the threads of a block share the work.
+// Warps, lanes and channels: how the threads of a block divide the work.
 //
-// Blocks consist of whole warps. Where channels are innermost in memory, the lanes of a warp serve
-// neighbouring channels; elsewhere they serve neighbouring pixels and each runs through channels.
+// Blocks consist of whole warps. Where channels are innermost in memory, a warp has channels in the
+// lanes: its lanes serve neighbouring channels. Elsewhere it has bins in the lanes: its lanes serve
+// the taps of a few bins, and each lane loops over channels.
 #pragma once
 
-#include "sampling.cuh"
+#include "cuda/sampling.cuh"
 
 namespace shape_roi_align::cuda {
 
 constexpr int32_t kWarp = 32;
 constexpr int32_t kMaxThreads = 256;
 constexpr int32_t kChannelsPerLane = 8;  // in registers at a time
-// Blocks per multiprocessor, at least, and thus registers per thread: either many warps, each with
-// few loads in flight, or the reverse. float64 takes twice the registers.
+// Fewest blocks per multiprocessor, which bounds the registers per thread: many warps with few
+// loads in flight each, or the reverse. float64 takes twice the registers.
 constexpr int32_t kManyBlocks = 3;  // 80 registers
 constexpr int32_t kFewBlocks = 2;   // 128 registers
 template <typename coord_t, int32_t blocks>
 constexpr int32_t kMinBlocks = sizeof(coord_t) == sizeof(double) ? blocks - 1 : blocks;
 
-// Times kChannelsPerLane channels that a lane loads before it uses the first.
+// Loads of kChannelsPerLane channels that a lane issues before it uses the first.
 template <typename T, int32_t blocks>
 constexpr int32_t kLoadsInFlight = blocks == kManyBlocks ? (sizeof(T) == sizeof(double) ? 1 : 2)
                                                          : (sizeof(T) == sizeof(double) ? 2 : 4);
@@ -48,8 +49,8 @@ __host__ __device__ index_t most(index_t a, std::type_identity_t<index_t> b) {
   return a > b ? a : b;
 }
 
-// A lane's share of kChannelsPerWarp channels of which neighbours are adjacent in memory: vectors
-// of `width`, kWarp vectors apart. The number of channels is a multiple of `width`.
+// A lane's part of kChannelsPerWarp channels that are adjacent in memory: vectors of `width`
+// channels, kWarp vectors apart. The number of channels is a multiple of `width`.
 template <int32_t width>
 struct LaneChannels {
   static constexpr int32_t kVectors = kChannelsPerLane / width;
@@ -74,7 +75,7 @@ struct LaneChannels {
     }
   }
 
-  // Leaves channels that are not there as they are.
+  // Does not change `to` for channels that do not exist.
   template <typename T>
   __device__ void load(const T* from, accumulate_t<T>* to) const {
     for_each([&](int32_t i, int32_t offset) { load_vector<width>(from + offset, to + i); });
@@ -94,8 +95,8 @@ __device__ void add_scaled(acc_t weight, const acc_t* values, acc_t* sum) {
   }
 }
 
-// Sums of kChannelsPerLane values each over teams of lanes, 8 or all 32 of a warp: lane i returns
-// the total of value i % 8. To be called by whole warps; destroys `values`.
+// Sums each of kChannelsPerLane values over a team of lanes, 8 or all 32 of a warp. Lane i returns
+// the total of value i % 8. Called by whole warps; destroys `values`.
 template <typename T>
 __device__ T sum_over_lanes(T* values, int32_t lanes) {
   static_assert(kChannelsPerLane == 8);

@@ -1,10 +1,10 @@
-#include "on_stream.h"
-#include "stream_launcher.h"
+#include "cuda/jobs.h"
+#include "cuda/stream_launcher.h"
 
 namespace shape_roi_align::cuda {
 
 void feature_gradient_on(
-    cudaStream_t stream, const Params& params, const PooledMap& grad,
+    cudaStream_t stream, const Params& params, const PooledTensor& grad,
     const FeatureGradients& gradients, void* boxes, void* images, void* bits) {
   feature_gradient(
       params, grad, gradients, boxes, images, bits, LaunchOptions{}, StreamLauncher{stream});

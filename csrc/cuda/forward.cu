@@ -1,9 +1,9 @@
-#include "on_stream.h"
-#include "stream_launcher.h"
+#include "cuda/jobs.h"
+#include "cuda/stream_launcher.h"
 
 namespace shape_roi_align::cuda {
 
-void forward_on(cudaStream_t stream, const Params& params, const PooledMap& output) {
+void forward_on(cudaStream_t stream, const Params& params, const PooledTensor& output) {
   forward(params, output, LaunchOptions{}, StreamLauncher{stream});
 }
 

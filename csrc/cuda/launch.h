@@ -1,17 +1,17 @@
-// Which kernels run with how many threads, for any way of launching them, by shapes and strides
-// alone.
+// The three jobs of the CUDA operators: which kernels run with how many threads, chosen by shapes
+// and strides alone.
 //
-// A Launcher has operator()(kernel, blocks, threads, arguments...). The kernels thus run as
-// configured here on a GPU and, in the tests, on the host.
+// A Launcher has operator()(kernel, blocks, threads, arguments...). The tests run the same
+// configuration on the host.
 #pragma once
 
 #include <algorithm>
 #include <limits>
 #include <type_traits>
 
-#include "feature_gradient_kernels.cuh"
-#include "forward_kernels.cuh"
-#include "map_and_box_kernel.cuh"
+#include "cuda/feature_gradient.cuh"
+#include "cuda/forward.cuh"
+#include "cuda/map_and_box_gradient.cuh"
 
 namespace shape_roi_align::cuda {
 
@@ -20,7 +20,7 @@ constexpr int64_t kMaxBlocks = (int64_t(1) << 31) - 1;
 struct LaunchOptions {
   int32_t threads = kMaxThreads;  // of a block; a multiple of kWarp, at most kMaxThreads
   int64_t blocks = kMaxBlocks;    // of a grid, at most
-  // Fewer boxes than this are shared among blocks: some four per multiprocessor of large GPUs.
+  // Fewer boxes than this are divided among blocks. Some four per multiprocessor of large GPUs.
   int64_t wanted_blocks = 512;
 };
 
@@ -39,7 +39,7 @@ constexpr bool counts_fit(const Params& params) {
   return params.num_rois <= kMost && left >= 0 && num_bins(params) <= kMost / kBatch;
 }
 
-// The type of coordinates and weights, in which the gradients of maps and boxes are summed.
+// Of coordinates and weights; also of the sums of the gradients of prob_maps and rois.
 inline ScalarType coordinate_type(const Params& params) {
   const bool wide =
       params.feature_type == ScalarType::kDouble || params.roi_type == ScalarType::kDouble;
@@ -62,36 +62,38 @@ void dispatch(const Params& params, F f) {
   }
 }
 
-// The width of vectors for which there are kernels, apart from 1; none where boxes are f64 and
-// features are not.
+// Channels per vector for which kernels exist, besides 1. Where boxes are f64 and features are not,
+// only 1.
 template <typename feature_t, typename coord_t>
 constexpr int32_t kKernelWidth =
     std::is_same_v<accumulate_t<feature_t>, coord_t> ? kVectorWidth<feature_t> : 1;
 
-inline bool channels_innermost(const FeatureMap& map) {
-  return map.channel_stride == 1;
+inline bool has_channels_innermost(const FeatureMap& feature_map) {
+  return feature_map.channel_stride == 1;
 }
 
-// Few channels leave most lanes of a warp idle: these are better served pixel by pixel.
-inline bool lanes_serve_channels(const Params& params) {
+// Whether channels are in the lanes. Few channels would leave most lanes of a warp idle.
+inline bool reads_channels_in_lanes(const Params& params) {
   return params.channels >= kChannelsPerLane &&
-         std::all_of(params.levels, params.levels + params.num_levels, channels_innermost);
+         std::all_of(params.levels, params.levels + params.num_levels, has_channels_innermost);
 }
 
-template <typename map_t>
-bool is_aligned(const map_t& map, std::initializer_list<int64_t> strides, int32_t width) {
-  return reinterpret_cast<uintptr_t>(map.data) % kVectorBytes == 0 &&
+inline bool is_aligned(const void* data, std::initializer_list<int64_t> strides, int32_t width) {
+  return reinterpret_cast<uintptr_t>(data) % kVectorBytes == 0 &&
          std::all_of(strides.begin(), strides.end(), [&](int64_t s) { return s % width == 0; });
 }
-inline bool allows_vectors(const FeatureMap& map, int32_t width) {
-  return is_aligned(map, {map.image_stride, map.row_stride, map.column_stride}, width);
+inline bool allows_vectors(const FeatureMap& feature_map, int32_t width) {
+  return is_aligned(
+      feature_map.data,
+      {feature_map.image_stride, feature_map.row_stride, feature_map.column_stride}, width);
 }
-inline bool allows_vectors(const PooledMap& map, int32_t width) {
-  return is_aligned(map, {map.box_stride, map.row_stride, map.column_stride}, width);
+inline bool allows_vectors(const PooledTensor& pooled, int32_t width) {
+  return is_aligned(
+      pooled.data, {pooled.box_stride, pooled.row_stride, pooled.column_stride}, width);
 }
-inline bool allow_vectors(const FeatureMap* maps, int32_t count, int32_t width) {
-  return std::all_of(maps, maps + count, [&](const FeatureMap& map) {
-    return !channels_innermost(map) || allows_vectors(map, width);
+inline bool allow_vectors(const FeatureMap* levels, int32_t count, int32_t width) {
+  return std::all_of(levels, levels + count, [&](const FeatureMap& level) {
+    return !has_channels_innermost(level) || allows_vectors(level, width);
   });
 }
 
@@ -108,13 +110,13 @@ void dispatch_width(bool vectors, F f) {
 }
 
 template <typename feature_t>
-bool is_vectorizable(const Params& params, const PooledMap& pooled) {
+bool is_vectorizable(const Params& params, const PooledTensor& pooled) {
   constexpr int32_t kWidth = kVectorWidth<feature_t>;
   return params.channels % kWidth == 0 && pooled.channel_stride == 1 &&
          allows_vectors(pooled, kWidth) && allow_vectors(params.levels, params.num_levels, kWidth);
 }
 
-// Boxes are shared among blocks where they are few.
+// Divides boxes among blocks where they are few.
 inline BoxGrid make_box_grid(
     const Params& params, int64_t slab_channels, const LaunchOptions& options) {
   BoxGrid grid;
@@ -128,9 +130,9 @@ inline BoxGrid make_box_grid(
   return grid;
 }
 
-// Channels that a block of forward_pixels_kernel serves with the same taps: few enough that the
-// features' slab stays in the second-level cache while all boxes pass, or that there are blocks for
-// the whole GPU.
+// Channels that a block of forward_bins_in_lanes_kernel serves with the same taps: few enough that
+// the slab of the features stays in the second-level cache while all boxes pass, and that the
+// blocks fill the GPU.
 template <typename feature_t>
 int64_t channels_per_slab(const Params& params, const LaunchOptions& options) {
   constexpr int64_t kCacheBytes = 25 << 20;  // half of an H100's
@@ -150,40 +152,43 @@ int64_t channels_per_slab(const Params& params, const LaunchOptions& options) {
 // output: [K, C, PH, PW] of params.feature_type, every element is written.
 template <typename Launcher>
 void forward(
-    const Params& params, const PooledMap& output, const LaunchOptions& options, Launcher launch) {
+    const Params& params, const PooledTensor& output, const LaunchOptions& options,
+    Launcher launch) {
   if (params.num_rois == 0 || params.channels == 0) {
     return;
   }
-  const bool by_channels = lanes_serve_channels(params) && output.channel_stride == 1;
+  const bool channels_in_lanes = reads_channels_in_lanes(params) && output.channel_stride == 1;
   dispatch(params, [&](auto feature, auto coordinate) {
     using feature_t = decltype(feature);
     using coord_t = decltype(coordinate);
     const BoxGrid grid = make_box_grid(
-        params, by_channels ? kChannelsPerWarp : channels_per_slab<feature_t>(params, options),
+        params,
+        channels_in_lanes ? kChannelsPerWarp : channels_per_slab<feature_t>(params, options),
         options);
     const int64_t blocks = std::min(grid.size(), options.blocks);
-    if (!by_channels) {
+    if (!channels_in_lanes) {
       return launch(
-          forward_pixels_kernel<feature_t, coord_t>, blocks, options.threads, params, output, grid);
+          forward_bins_in_lanes_kernel<feature_t, coord_t>, blocks, options.threads, params, output,
+          grid);
     }
     dispatch_width<feature_t, coord_t>(is_vectorizable<feature_t>(params, output), [&](auto width) {
       launch(
-          forward_channels_kernel<feature_t, coord_t, width>, blocks, options.threads, params,
-          output, grid);
+          forward_channels_in_lanes_kernel<feature_t, coord_t, width>, blocks, options.threads,
+          params, output, grid);
     });
   });
 }
 
-// Tiles of the maps that a gradient is asked for. Wider ones where columns are innermost, which
-// they are written along.
+// Tiles of the levels whose gradient is asked for. Wider where columns are innermost: stores are
+// along rows.
 inline TileGrid make_tiles(
     const Params& params, const FeatureGradients& gradients, const LaunchOptions& options) {
-  bool by_channels = true;
+  bool all_innermost = true;
   for (int32_t l = 0; l < params.num_levels; ++l) {
-    by_channels = by_channels && channels_innermost(gradients.levels[l]);
+    all_innermost = all_innermost && has_channels_innermost(gradients.levels[l]);
   }
   const int32_t warps = options.threads / kWarp;
-  int32_t warps_across = by_channels ? 2 : 4;
+  int32_t warps_across = all_innermost ? 2 : 4;
   while (warps % warps_across != 0) {
     warps_across /= 2;
   }
@@ -193,16 +198,16 @@ inline TileGrid make_tiles(
   tiles.height = warps / warps_across;
   tiles.words = ceil_div(params.num_rois, kBoxesPerWord);
   for (int32_t l = 0; l < params.num_levels; ++l) {
-    const FeatureMap& map = params.levels[l];
+    const FeatureMap& feature_map = params.levels[l];
     const bool is_asked = gradients.levels[l].data != nullptr;
-    tiles.down[l] = is_asked ? static_cast<int32_t>(ceil_div(map.height, tiles.height)) : 0;
-    tiles.across[l] = is_asked ? static_cast<int32_t>(ceil_div(map.width, tiles.width)) : 0;
+    tiles.down[l] = is_asked ? static_cast<int32_t>(ceil_div(feature_map.height, tiles.height)) : 0;
+    tiles.across[l] = is_asked ? static_cast<int32_t>(ceil_div(feature_map.width, tiles.width)) : 0;
     tiles.first[l + 1] = tiles.first[l] + tiles.down[l] * tiles.across[l];
   }
   return tiles;
 }
 
-// Scratch of feature_gradient, in bytes; in this order it may be one block of memory.
+// Scratch of feature_gradient, in bytes. In this order it may be one block of memory.
 struct FeatureGradientScratch {
   int64_t boxes;   // uninitialised
   int64_t images;  // zeroed, as is `bits`
@@ -220,10 +225,10 @@ struct FeatureGradientScratch {
   }
 };
 
-// grad: channels are innermost. gradients: of params.feature_type, every element is written.
+// grad: with channels innermost. gradients: of params.feature_type, every element is written.
 template <typename Launcher>
 void feature_gradient(
-    const Params& params, const PooledMap& grad, const FeatureGradients& gradients, void* boxes,
+    const Params& params, const PooledTensor& grad, const FeatureGradients& gradients, void* boxes,
     void* images, void* bits, const LaunchOptions& options, Launcher launch) {
   const TileGrid tiles = make_tiles(params, gradients, options);
   const int64_t size =
@@ -254,28 +259,28 @@ void feature_gradient(
   });
 }
 
-// Whether map_and_box_gradient reads a grad with channels innermost best.
+// Whether map_and_box_gradient is faster with channels innermost in grad.
 inline bool prefers_channels_innermost(const Params& params) {
-  return lanes_serve_channels(params);
+  return reads_channels_in_lanes(params);
 }
 
-// How many gradients of maps and boxes map_and_box_gradient makes, to be added up.
+// Number of partial gradients that map_and_box_gradient computes; the caller adds them up.
 inline int32_t map_and_box_shares(const Params& params, const LaunchOptions& options) {
   return make_box_grid(params, std::max<int64_t>(1, params.channels), options).shares;
 }
 
-// grad_maps: [shares, K, map_height, map_width], zeroed, or null. grad_rois: [shares, K, 5] or
+// grad_prob_maps: [shares, K, Mh, Mw], zeroed, or null. grad_rois: [shares, K, 5] or
 // null. Both of coordinate_type(params).
 template <typename Launcher>
 void map_and_box_gradient(
-    const Params& params, const PooledMap& grad, void* grad_maps, void* grad_rois,
+    const Params& params, const PooledTensor& grad, void* grad_prob_maps, void* grad_rois,
     const LaunchOptions& options, Launcher launch) {
   if (params.num_rois == 0) {
     return;
   }
   BoxGrid grid = make_box_grid(params, std::max<int64_t>(1, params.channels), options);
   grid.slabs = 1;
-  const bool by_channels = lanes_serve_channels(params) && grad.channel_stride == 1;
+  const bool channels_in_lanes = reads_channels_in_lanes(params) && grad.channel_stride == 1;
   const int64_t blocks = std::min(grid.size(), options.blocks);
   dispatch(params, [&](auto feature, auto coordinate) {
     using feature_t = decltype(feature);
@@ -283,9 +288,9 @@ void map_and_box_gradient(
     const auto run = [&](auto width) {
       launch(
           map_and_box_gradient_kernel<feature_t, coord_t, width>, blocks, options.threads, params,
-          grad, grid, static_cast<coord_t*>(grad_maps), static_cast<coord_t*>(grad_rois));
+          grad, grid, static_cast<coord_t*>(grad_prob_maps), static_cast<coord_t*>(grad_rois));
     };
-    if (by_channels) {
+    if (channels_in_lanes) {
       dispatch_width<feature_t, coord_t>(is_vectorizable<feature_t>(params, grad), run);
     } else {
       run(std::integral_constant<int32_t, 0>{});

@@ -1,8 +1,8 @@
-// A box as the kernels see it, and which of its bins and samples read a pixel.
+// A box as the kernels see it, and the ranges of its bins and samples.
 #pragma once
 
-#include "../sa_roi_align.h"
-#include "scalar.cuh"
+#include "cuda/scalar.cuh"
+#include "params.h"
 
 namespace shape_roi_align::cuda {
 
@@ -11,7 +11,7 @@ struct Box {
   int64_t index;  // k
   int32_t level;
   BoxGeometry<T> geometry;
-  bool reads;  // false: it reads no pixel and receives no gradient
+  bool reads;  // false: its output and gradients are 0
 };
 
 template <typename T>
@@ -27,10 +27,11 @@ __device__ Box<T> make_box(const Params& params, int64_t k) {
   Box<T> box;
   box.index = k;
   box.level = has_level ? static_cast<int32_t>(level) : 0;
-  const FeatureMap& map = params.levels[box.level];
-  box.geometry = make_box_geometry<T>(roi, T(map.spatial_scale), params.num_images, params.options);
+  const FeatureMap& feature_map = params.levels[box.level];
+  box.geometry =
+      make_box_geometry<T>(roi, T(feature_map.spatial_scale), params.num_images, params.options);
   box.reads = has_level && box.geometry.valid && box.geometry.y.samples > 0 &&
-              box.geometry.x.samples > 0 && map.height > 0 && map.width > 0;
+              box.geometry.x.samples > 0 && feature_map.height > 0 && feature_map.width > 0;
   return box;
 }
 
@@ -66,7 +67,7 @@ __device__ Range<int32_t> samples_within(const Axis<T>& axis, int32_t bin, T low
   return samples;
 }
 
-// Bins that may have samples in [low, high]: no other bin has.
+// A superset of the bins that have samples in [low, high].
 template <typename T>
 __device__ Range<int32_t> bins_within(const Axis<T>& axis, T low, T high) {
   const bool falls = axis.extent < T(0);
@@ -87,14 +88,15 @@ __device__ Range<int32_t> samples_inside(const Axis<T>& axis, int32_t bin, int32
   return samples_within(axis, bin, T(-1), T(size));
 }
 
+// Weight of pixel (or map cell) i along one axis.
 template <typename T>
-__device__ T weight_at(const Interpolation<T>& at, int32_t cell) {
-  return (at.low == cell ? at.low_weight : T(0)) + (at.high == cell ? at.high_weight : T(0));
+__device__ T weight_at(const Interpolation<T>& at, int32_t i) {
+  return (at.low == i ? at.low_weight : T(0)) + (at.high == i ? at.high_weight : T(0));
 }
 
 template <typename T>
-__device__ T load_map(const Params& params, int64_t i) {
-  switch (params.map_type) {
+__device__ T load_prob_map(const Params& params, int64_t i) {
+  switch (params.prob_map_type) {
     case ScalarType::kDouble:
       return T(static_cast<const double*>(params.prob_maps)[i]);
     case ScalarType::kFloat:
@@ -106,16 +108,16 @@ __device__ T load_map(const Params& params, int64_t i) {
   }
 }
 
-// p_k between cells of the map of box k (paper eq. 3).
+// p_k between cells of the probability map of box k (paper eq. 3).
 template <typename T>
-__device__ T
-sample_map(const Params& params, int64_t k, const Interpolation<T>& y, const Interpolation<T>& x) {
-  const int64_t low = (k * params.map_height + y.low) * params.map_width;
-  const int64_t high = (k * params.map_height + y.high) * params.map_width;
-  const T at_low = x.low_weight * load_map<T>(params, low + x.low) +
-                   x.high_weight * load_map<T>(params, low + x.high);
-  const T at_high = x.low_weight * load_map<T>(params, high + x.low) +
-                    x.high_weight * load_map<T>(params, high + x.high);
+__device__ T sample_prob_map(
+    const Params& params, int64_t k, const Interpolation<T>& y, const Interpolation<T>& x) {
+  const int64_t low = (k * params.prob_map_height + y.low) * params.prob_map_width;
+  const int64_t high = (k * params.prob_map_height + y.high) * params.prob_map_width;
+  const T at_low = x.low_weight * load_prob_map<T>(params, low + x.low) +
+                   x.high_weight * load_prob_map<T>(params, low + x.high);
+  const T at_high = x.low_weight * load_prob_map<T>(params, high + x.low) +
+                    x.high_weight * load_prob_map<T>(params, high + x.high);
   return y.low_weight * at_low + y.high_weight * at_high;
 }
 

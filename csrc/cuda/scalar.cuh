@@ -1,4 +1,4 @@
-// Storage types of the CUDA kernels and their conversion to the type they are accumulated in.
+// Storage types of the CUDA kernels, and their conversion to and from the accumulate type.
 #pragma once
 
 #ifdef SHAPE_ROI_ALIGN_CUDA_ON_HOST
@@ -14,7 +14,7 @@
 
 namespace shape_roi_align::cuda {
 
-// f64 accumulates in f64; f32, f16 and bf16 in f32.
+// double for f64; float for f32, f16 and bf16.
 template <typename T>
 using accumulate_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
@@ -44,7 +44,7 @@ __device__ inline void store(float value, __nv_bfloat16* to) {
   *to = __float2bfloat16_rn(value);
 }
 
-// Neighbours that one thread reads or writes at once; the widest access is 16 bytes.
+// Adjacent elements that one thread reads or writes in one access, at most 16 bytes.
 constexpr int32_t kVectorBytes = 16;
 template <typename T>
 constexpr int32_t kVectorWidth = kVectorBytes / sizeof(T);
@@ -79,7 +79,7 @@ __device__ void store_vector(const accumulate_t<T>* from, T* to) {
     }
     uint4 bits;
     std::memcpy(&bits, values, sizeof(bits));
-    __stcs(reinterpret_cast<uint4*>(to), bits);  // streamed: the caches are for what is read
+    __stcs(reinterpret_cast<uint4*>(to), bits);  // streamed: leaves the caches to the features
   }
 }
 

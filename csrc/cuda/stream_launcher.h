@@ -1,4 +1,4 @@
-// Launches kernels on a CUDA stream, as launch.h wants it.
+// A Launcher, as launch.h defines it, for a CUDA stream.
 #pragma once
 
 #include <cuda_runtime.h>

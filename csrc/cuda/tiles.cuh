@@ -1,7 +1,7 @@
-// Which boxes read which tile of the feature maps: a bit per box and tile.
+// Which boxes read which tile of the feature maps: one bit per box and tile.
 #pragma once
 
-#include "block.cuh"
+#include "cuda/block.cuh"
 
 namespace shape_roi_align::cuda {
 
@@ -9,8 +9,8 @@ constexpr int32_t kPixelsPerWarp = 4;  // of a tile, neighbours along a row
 constexpr int32_t kMaxTilePixels = kMaxThreads / kWarp * kPixelsPerWarp;
 constexpr int32_t kBoxesPerWord = 32;
 
-// The tiles of one image: rectangles of as many pixels as a block serves, level by level. Levels
-// that no gradient is asked for have none.
+// The tiles of one image, level by level. A tile is a rectangle of as many pixels as a block
+// serves. Levels whose gradient is not asked for have none.
 struct TileGrid {
   int32_t height;  // of a tile, in pixels
   int32_t width;
@@ -38,7 +38,7 @@ struct BoxesOfImage {
   int32_t end;
 };
 
-// Bins of which a sample may lie in [low, high], without those at either end that have none there.
+// A superset of the bins that have samples in [low, high]; the first and the last of it have some.
 template <typename T>
 __device__ Range<int32_t> bins_with_samples_within(const Axis<T>& axis, T low, T high) {
   Range<int32_t> bins = bins_within(axis, low, high);
@@ -55,8 +55,8 @@ __device__ Range<int32_t> bins_with_samples_within(const Axis<T>& axis, T low, T
   return bins;
 }
 
-// Every sample inside the map that reads one of the cells [begin, end) is within one pixel of them,
-// those clamped to the border included.
+// A superset of the bins that read the rows (or columns) [begin, end). A sample that reads one of
+// them, clamped to the border or not, is within one pixel of them.
 template <typename T>
 __device__ Range<int32_t> bins_reading(
     const Axis<T>& axis, int32_t begin, int32_t end, int32_t size) {
@@ -66,7 +66,8 @@ __device__ Range<int32_t> bins_reading(
   return bins_with_samples_within(axis, T(begin) - T(1), T(least(end, size)));
 }
 
-// boxes: [K]. bits: [tiles, words], zeroed. images: [num_images], zeroed. A warp serves a box.
+// boxes: [K]. bits: [tiles, words], zeroed. images: [num_images], zeroed. A warp serves a box. Only
+// integer atomics, whose result does not depend on order.
 template <typename coord_t>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
     touched_tiles_kernel(
@@ -87,16 +88,16 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
       atomicMax(&image.to_first, static_cast<int32_t>(params.num_rois - k));
       atomicMax(&image.end, static_cast<int32_t>(k + 1));
     }
-    const FeatureMap& map = params.levels[box.level];
+    const FeatureMap& feature_map = params.levels[box.level];
     const int32_t across = tiles.across[box.level];
     const auto reads_rows = [&](int32_t i) {
-      const Range<int32_t> bins =
-          bins_reading(box.geometry.y, i * tiles.height, (i + 1) * tiles.height, map.height);
+      const Range<int32_t> bins = bins_reading(
+          box.geometry.y, i * tiles.height, (i + 1) * tiles.height, feature_map.height);
       return i < tiles.down[box.level] && bins.begin < bins.end;
     };
     const auto reads_columns = [&](int32_t i) {
       const Range<int32_t> bins =
-          bins_reading(box.geometry.x, i * tiles.width, (i + 1) * tiles.width, map.width);
+          bins_reading(box.geometry.x, i * tiles.width, (i + 1) * tiles.width, feature_map.width);
       return i < across && bins.begin < bins.end;
     };
     const uint32_t bit = uint32_t(1) << (k % kBoxesPerWord);
@@ -155,7 +156,7 @@ struct BoxList {
   }
 
  private:
-  // Boxes chosen by the first `words` words.
+  // Number of boxes that the first `words` words choose.
   __device__ int32_t count(int32_t words) const {
     int32_t sum = 0;
 #pragma unroll 1

@@ -154,18 +154,19 @@ int64_t count_unequal(const Setting& setting, const std::vector<T>& rois) {
   params.num_rois = kRois;
   params.rois = rois.data();
   params.prob_maps = maps.data();
-  params.feature_type = params.map_type = ScalarType::kFloat;
+  params.feature_type = params.prob_map_type = ScalarType::kFloat;
   params.roi_type = sizeof(T) == sizeof(double) ? ScalarType::kDouble : ScalarType::kFloat;
-  params.map_height = params.map_width = kMapSize;
+  params.prob_map_height = params.prob_map_width = kMapSize;
   params.options = options;
   const cuda::LaunchOptions launch_options{cuda::kWarp, cuda::kMaxBlocks, 1};
 
-  const PooledMap of_pooled{pooled.data(), pooled_box, 1, pooled_row, kChannels};
+  const PooledTensor of_pooled{pooled.data(), pooled_box, 1, pooled_row, kChannels};
   const cuda::BoxGrid grid = cuda::make_box_grid(params, kChannels, launch_options);
-  launch(cuda::forward_pixels_kernel<float, Coordinate>, grid.size(), params, of_pooled, grid);
+  launch(
+      cuda::forward_bins_in_lanes_kernel<float, Coordinate>, grid.size(), params, of_pooled, grid);
 
-  const PooledMap of_grad{grad.data(), pooled_box, 1, pooled_row, kChannels};
-  cuda::FeatureGradients gradients{};
+  const PooledTensor of_grad{grad.data(), pooled_box, 1, pooled_row, kChannels};
+  FeatureGradients gradients{};
   gradients.levels[0] = params.levels[0];
   gradients.levels[0].data = grad_features.data();
   const cuda::TileGrid tiles = cuda::make_tiles(params, gradients, launch_options);

@@ -24,7 +24,7 @@
 #include <vector>
 
 #include "block_on_host.h"
-#include "cpu/scalar.h"
+#include "cpu/simd/scalar.h"
 #include "symbols.h"
 
 #define __host__

@@ -22,8 +22,8 @@ __host__ __device__ Sample<T> make_sample(
     const T* box, T scale, const SamplingOptions& options, int32_t bin, int32_t i, int32_t size) {
   const Axis<T> axis = make_box_geometry<T>(box, scale, 1, options).y;
   const T at = sample_coordinate(axis, bin, i);
-  const T place = sample_place(axis, bin, i);
-  return {at, interpolate(at, size), interpolate_map(place, size, options.map_aligned)};
+  const T place = sample_uv(axis, bin, i);
+  return {at, interpolate(at, size), interpolate_prob_map(place, size, options.map_aligned)};
 }
 
 template <typename T>

@@ -129,9 +129,9 @@ class Job {
     params_.num_rois = file.read<int64_t>();
     params_.feature_type = static_cast<ScalarType>(file.read_int());
     params_.roi_type = static_cast<ScalarType>(file.read_int());
-    params_.map_type = static_cast<ScalarType>(file.read_int());
-    params_.map_height = file.read_int();
-    params_.map_width = file.read_int();
+    params_.prob_map_type = static_cast<ScalarType>(file.read_int());
+    params_.prob_map_height = file.read_int();
+    params_.prob_map_width = file.read_int();
     SamplingOptions& sampling = params_.options;
     sampling.pooled_height = file.read_int();
     sampling.pooled_width = file.read_int();
@@ -150,11 +150,11 @@ class Job {
     }
     asks_maps_ = file.read_int() != 0;
     asks_rois_ = file.read_int() != 0;
-    output_ = read_pooled_map(file);
-    grad_ = read_pooled_map(file);
+    output_ = read_pooled_tensor(file);
+    grad_ = read_pooled_tensor(file);
     grad_.data = read_elements(file);
     move_apart(grad_);
-    grad_by_channels_ = read_pooled_map(file);
+    grad_by_channels_ = read_pooled_tensor(file);
     grad_by_channels_.data = read_elements(file);
     move_apart(grad_by_channels_);
   }
@@ -176,7 +176,7 @@ class Job {
     results.write(output);
 
     std::vector<Array> arrays = allocate_gradients(feature_size);
-    const cuda::FeatureGradients gradients = feature_gradients(arrays);
+    const FeatureGradients gradients = feature_gradients(arrays);
     const cuda::FeatureGradientScratch scratch(params_, gradients, options_);
     Array boxes(scratch.boxes);
     Array images = zeroed(scratch.images);
@@ -192,7 +192,7 @@ class Job {
     }
 
     const int64_t shares = cuda::map_and_box_shares(params_, options_);
-    const int64_t map_cells = params_.num_rois * params_.map_height * params_.map_width;
+    const int64_t map_cells = params_.num_rois * params_.prob_map_height * params_.prob_map_width;
     const size_t coordinate_size = size_of(cuda::coordinate_type(params_));
     Array of_maps = zeroed(asks_maps_ ? shares * map_cells * coordinate_size : 0);
     Array of_rois(asks_rois_ ? shares * params_.num_rois * 5 * coordinate_size : 0);
@@ -214,9 +214,9 @@ class Job {
   bool is_asked_[kMaxLevels];
   bool asks_maps_;
   bool asks_rois_;
-  PooledMap output_;
-  PooledMap grad_;
-  PooledMap grad_by_channels_;
+  PooledTensor output_;
+  PooledTensor grad_;
+  PooledTensor grad_by_channels_;
   std::vector<Array> arrays_;
   int64_t far_factor_;  // 1: tensors stay as they are
   std::list<cuda_on_host::FarTensor> far_;
@@ -239,7 +239,7 @@ class Job {
   void move_apart(FeatureMap& map, int64_t num_images) {
     move_apart(map, {num_images, params_.channels, map.height, map.width}, map.image_stride);
   }
-  void move_apart(PooledMap& map) {
+  void move_apart(PooledTensor& map) {
     const SamplingOptions& sampling = params_.options;
     move_apart(
         map, {params_.num_rois, params_.channels, sampling.pooled_height, sampling.pooled_width},
@@ -303,8 +303,8 @@ class Job {
     return map;
   }
 
-  static PooledMap read_pooled_map(File& file) {
-    PooledMap map{};
+  static PooledTensor read_pooled_tensor(File& file) {
+    PooledTensor map{};
     map.box_stride = file.read<int64_t>();
     map.channel_stride = file.read<int64_t>();
     map.row_stride = file.read<int64_t>();
@@ -322,8 +322,8 @@ class Job {
     return arrays;
   }
 
-  cuda::FeatureGradients feature_gradients(std::vector<Array>& arrays) {
-    cuda::FeatureGradients gradients{};
+  FeatureGradients feature_gradients(std::vector<Array>& arrays) {
+    FeatureGradients gradients{};
     for (int32_t l = 0; l < params_.num_levels; ++l) {
       gradients.levels[l] = gradients_[l];
       gradients.levels[l].data = is_asked_[l] ? arrays[l].data() : nullptr;

@@ -1,0 +1,82 @@
+// The work items of the gradient of the features: bands of pixel rows.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/boxes/boxes.h"
+#include "cpu/boxes/taps_bound.h"
+#include "cpu/simd/kernels.h"
+
+namespace shape_roi_align::cpu {
+
+// Some channels of some pixel rows of one image, and the boxes of that image.
+struct Band {
+  int32_t level;
+  int64_t image;
+  Range<int32_t> rows;
+  int64_t channel;
+  int64_t channels;
+  size_t begin;  // boxes
+  size_t end;
+};
+
+// The bands cover all gradients whose data is not null.
+template <typename T, typename coord_t>
+std::vector<Band> plan_bands(
+    const Params& params, const FeatureGradients& gradients, BoxSpan<coord_t> boxes) {
+  constexpr int32_t kMaxRows = 16;
+  constexpr double kTapsOfBand = 1 << 16;  // 2 to 3 MB, if boxes are spread evenly
+  constexpr int64_t kBandsPerThread = 4;  // bounds the time for which threads wait for the last one
+  int64_t total_rows = 0;
+  for (int32_t level = 0; level < params.num_levels; ++level) {
+    if (gradients.levels[level].data != nullptr) {
+      total_rows += params.num_images * gradients.levels[level].height;
+    }
+  }
+  const int64_t wanted = kBandsPerThread * static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t rows_per_band = std::clamp<int64_t>(total_rows / wanted, 4, kMaxRows);
+  const int64_t num_bands = std::max<int64_t>(total_rows / rows_per_band, 1);
+  const int64_t fewest_channels = 4 * kernels<T>().lanes;  // each band builds all of its taps
+  const int64_t channels_per_band = std::max(
+      params.channels * num_bands / wanted / fewest_channels * fewest_channels, fewest_channels);
+
+  std::vector<Band> bands;
+  size_t begin = 0;
+  for (int32_t level = 0; level < params.num_levels; ++level) {
+    const FeatureMap& gradient = gradients.levels[level];
+    for (int64_t image = 0; image < params.num_images; ++image) {
+      size_t end = begin;
+      double taps = 0;
+      while (end < boxes.size() && boxes[end].level == level &&
+             boxes[end].geometry.batch == image) {
+        taps += taps_bound(boxes[end++], gradient);
+      }
+      if (gradient.data != nullptr && gradient.width > 0) {
+        constexpr int64_t kMaxPixels = 1 << 30;  // of a band; counted in 32 bits
+        const double most_rows = double(std::min(rows_per_band, kMaxPixels / gradient.width));
+        const int32_t rows = static_cast<int32_t>(
+            std::max(std::min(kTapsOfBand * gradient.height / (taps + 1), most_rows), 1.0));
+        for (int32_t row = 0; row < gradient.height; row += rows) {
+          for (int64_t c = 0; c < params.channels; c += channels_per_band) {
+            bands.push_back(
+                {level,
+                 image,
+                 {row, std::min(row + rows, gradient.height)},
+                 c,
+                 std::min(channels_per_band, params.channels - c),
+                 begin,
+                 end});
+          }
+        }
+      }
+      begin = end;
+    }
+  }
+  return bands;
+}
+
+}  // namespace shape_roi_align::cpu

@@ -1,0 +1,26 @@
+// Upper bounds on the taps of a box, cheap enough to plan memory and work by.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/boxes/boxes.h"
+
+namespace shape_roi_align::cpu {
+
+// Rows (or columns) of all bins; one counts once for every bin that touches it. size: of the
+// feature map.
+template <typename T>
+double entries_bound(const Axis<T>& axis, int32_t size) {
+  const double per_bin =
+      std::min(2.0 * axis.samples, std::fabs(double(axis.extent)) / axis.bins + 3.0);
+  return std::min(axis.bins * per_bin, size + 3.0 * axis.bins);
+}
+
+template <typename T>
+double taps_bound(const Box<T>& box, const FeatureMap& feature_map) {
+  return entries_bound(box.geometry.y, feature_map.height) *
+         entries_bound(box.geometry.x, feature_map.width);
+}
+
+}  // namespace shape_roi_align::cpu

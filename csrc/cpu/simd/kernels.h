@@ -1,0 +1,115 @@
+// The vectorised inner loops of the CPU operators: one table per instruction set and feature type.
+//
+// A buffer holds bins or pixels x channels in the accumulate type, channels innermost. Its stride
+// is the number of elements from one bin or pixel to the next.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/simd/scalar.h"
+
+namespace shape_roi_align::cpu {
+
+// A sparse matrix by rows. Forward, its rows are bins and its columns are pixels; in the gradient
+// of the features, the reverse. Passed by value: the kernels then hold its pointers in registers.
+template <typename acc_t>
+struct TapMatrix {
+  int32_t rows;
+  const int32_t* begin;   // [rows + 1]: row r has the taps [begin[r], begin[r + 1])
+  const int64_t* offset;  // of each tap: elements from the source's first
+  const acc_t* weight;    // of each tap
+};
+
+// Some channels of one image, or of one box of a pooled tensor: one plane per channel. Plane rows
+// are pixel rows or bin rows.
+template <typename T>
+struct Planes {
+  T* data;
+  int64_t channel_stride;
+  int32_t channels;
+  const int64_t* row_offset;  // [num_rows]
+  int32_t num_rows;
+  const int64_t* column_offset;  // [num_columns]
+  int32_t num_columns;
+  bool unit_columns;  // column_offset[j] == column_offset[0] + j
+};
+
+constexpr int32_t kMaxRowVectors = 4;
+
+// How to pool one box with bins in the lanes: bin pw of a bin row in lane pw. Of each pixel row a
+// few vectors are loaded, in which the lanes look their pixels up. A bin reads up to `parts` pixels
+// of a pixel row. A step is one pixel row of one bin row. BoxLookups makes it.
+template <typename acc_t>
+struct Lookups {
+  int32_t vectors;                 // of a pixel row: 1, 2 or 4
+  int32_t starts[kMaxRowVectors];  // their first columns
+  int32_t parts;
+  const int32_t* index;  // [parts][lanes]: into the loaded pixels; -1: none
+  int32_t bin_rows;
+  int32_t bin_columns;
+  const int32_t* step_begin;  // [bin_rows + 1]
+  const int64_t* row_offset;  // [steps]: of the pixel row
+  const acc_t* weight;        // [steps][parts][lanes]
+};
+
+template <typename T>
+struct Kernels {
+  using acc_t = accumulate_t<T>;
+
+  int32_t lanes;         // of a vector of acc_t
+  int32_t planar_block;  // channels per block where planes are packed or unpacked
+
+  // out[r * row_stride + c] = sum of weight[t] * source[offset[t] + c] over the taps t of row r.
+  // gather_streamed bypasses the caches with whole vectors if all of them are aligned; call
+  // finish_streaming() afterwards.
+  void (*gather)(
+      TapMatrix<acc_t> taps, const T* source, int32_t channels, T* out, int64_t row_stride);
+  void (*gather_streamed)(
+      TapMatrix<acc_t> taps, const T* source, int32_t channels, T* out, int64_t row_stride);
+  void (*gather_to_buffer)(
+      TapMatrix<acc_t> taps, const T* source, int32_t channels, acc_t* buffer, int64_t stride);
+  void (*gather_from_buffer)(
+      TapMatrix<acc_t> taps, const acc_t* source, int32_t channels, T* out, int64_t row_stride);
+  void (*gather_between_buffers)(
+      TapMatrix<acc_t> taps, const acc_t* source, int32_t channels, acc_t* buffer, int64_t stride);
+
+  // products[t] += sum over c of features[offset[t] + c] * bins[b * bin_stride + c], b the bin of
+  // tap t. Weights are not read.
+  void (*dot)(
+      TapMatrix<acc_t> taps, const T* features, int32_t channels, const acc_t* bins,
+      int64_t bin_stride, acc_t* products);
+  void (*dot_with_buffer)(
+      TapMatrix<acc_t> taps, const acc_t* features, int32_t channels, const acc_t* bins,
+      int64_t bin_stride, acc_t* products);
+
+  // out[c * out_channel_stride + ph * out_row_stride + pw] = bin (ph, pw) of channel c. Null where
+  // the instruction set cannot look lanes up.
+  void (*look_up)(
+      const Lookups<acc_t>& box, const T* features, int64_t channel_stride, int32_t channels,
+      T* out, int64_t out_channel_stride, int64_t out_row_stride);
+
+  // buffer[i * stride + c] = source[offset[i] + c] for i in [0, rows)
+  void (*copy_to_buffer)(
+      const T* source, const int64_t* offset, int32_t rows, int32_t channels, acc_t* buffer,
+      int64_t stride);
+  // buffer[(row * buffer_columns + column) * stride + c] = planes. Of each plane row, columns up to
+  // the next multiple of `lanes` may be written too.
+  void (*pack)(
+      const Planes<const T>& planes, acc_t* buffer, int64_t buffer_columns, int64_t stride);
+  // planes = buffer, with num_columns columns. Reads columns up to the next multiple of `lanes`.
+  void (*unpack)(const acc_t* buffer, int64_t stride, const Planes<T>& planes);
+};
+
+// The table of instruction_set().
+template <typename T>
+const Kernels<T>& kernels();
+
+// One table per instruction set, each defined in kernels_<name>.cpp.
+template <typename T>
+const Kernels<T>& portable_kernels();
+template <typename T>
+const Kernels<T>& avx2_kernels();
+template <typename T>
+const Kernels<T>& avx512_kernels();
+
+}  // namespace shape_roi_align::cpu

@@ -1,0 +1,96 @@
+// The weights of samples, merged: what each bin gives each pixel that it reads (paper eq. 4).
+//
+// Neighbouring samples read the same pixels. Their weights are added up once per box, so the work
+// per channel is proportional to pixels, not to samples.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/taps/axis_taps.h"
+#include "cpu/taps/prob_map_rows.h"
+
+namespace shape_roi_align::cpu {
+
+// The weights of one box, one bin row at a time.
+template <typename T>
+class BinWeights {
+ public:
+  // Kept from box to box to save allocations.
+  struct Memory {
+    std::vector<T> prob_map_row;
+    std::vector<T> of_sample_row;
+    std::vector<T> of_bin_row;
+  };
+
+  // prob_map: [prob_map_height, prob_map_width] of the box, or null for p = 1. All arguments
+  // outlive this object.
+  BinWeights(const BoxAxes<T>& axes, const T* prob_map, int32_t prob_map_width, Memory& memory)
+      : axes_(axes),
+        memory_(memory),
+        prob_map_rows_(prob_map, prob_map_width, axes.x, memory.prob_map_row) {
+    std::vector<T>& of_sample_row = memory_.of_sample_row;
+    of_sample_row.assign(axes_.x.num_entries(), T(0));
+    if (!prob_map_rows_.exist()) {  // the weights of all sample rows are the same
+      for (const AxisSample<T>& sample : axes_.x.samples) {
+        of_sample_row[sample.low_entry] += axes_.inverse_count * sample.pixels.low_weight;
+        of_sample_row[sample.high_entry] += axes_.inverse_count * sample.pixels.high_weight;
+      }
+    }
+  }
+
+  // [touched rows of bin row ph][entries of x], valid until the next call. Only the touched rows in
+  // `wanted`, indices into y.touched, are complete.
+  const T* of_bin_row(int32_t ph, Range<int32_t> wanted) {
+    const AxisTaps<T>& y = axes_.y;
+    const Range<int32_t> span = y.bin_span[ph];
+    const int32_t entries = axes_.x.num_entries();
+    memory_.of_bin_row.assign(size_t(span.end - span.begin) * entries, T(0));
+    T* weights = memory_.of_bin_row.data();
+    for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
+      const AxisSample<T>& sample = y.samples[iy];
+      if (sample.high_index < wanted.begin || sample.low_index >= wanted.end) {
+        continue;
+      }
+      if (prob_map_rows_.exist()) {
+        weigh_sample_row(prob_map_rows_.between(sample.prob_map));
+      }
+      add_sample_row(
+          sample.pixels.low_weight, weights + int64_t(sample.low_index - span.begin) * entries);
+      add_sample_row(
+          sample.pixels.high_weight, weights + int64_t(sample.high_index - span.begin) * entries);
+    }
+    return weights;
+  }
+
+  // All of them.
+  const T* of_bin_row(int32_t ph) {
+    return of_bin_row(ph, axes_.y.bin_span[ph]);
+  }
+
+ private:
+  const BoxAxes<T>& axes_;
+  Memory& memory_;
+  const ProbMapRows<T> prob_map_rows_;
+
+  void weigh_sample_row(const ProbMapRow<T>& prob_map_row) {
+    std::vector<T>& weights = memory_.of_sample_row;
+    std::fill(weights.begin(), weights.end(), T(0));
+    for (const AxisSample<T>& sample : axes_.x.samples) {
+      const T w = axes_.inverse_count * prob_map_row.at(sample.prob_map);
+      weights[sample.low_entry] += w * sample.pixels.low_weight;
+      weights[sample.high_entry] += w * sample.pixels.high_weight;
+    }
+  }
+
+  void add_sample_row(T scale, T* to) const {
+    const T* from = memory_.of_sample_row.data();
+    const size_t entries = memory_.of_sample_row.size();
+    for (size_t i = 0; i < entries; ++i) {
+      to[i] += scale * from[i];
+    }
+  }
+};
+
+}  // namespace shape_roi_align::cpu

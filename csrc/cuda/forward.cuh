@@ -1,0 +1,261 @@
+// Forward: bins as sums of taps, with channels in the lanes or with bins in the lanes.
+#pragma once
+
+#include "cuda/patch_taps.cuh"
+
+namespace shape_roi_align::cuda {
+
+// Adds the taps part, part + parts, ... of `count` to `sum`, for the channels of a lane.
+template <int32_t width, typename feature_t, typename acc_t>
+__device__ void add_taps(
+    const LaneChannels<width>& channels, const feature_t* from, const Tap<acc_t>* taps,
+    int32_t count, int32_t part, int32_t parts, acc_t* sum) {
+  constexpr int32_t kInFlight = kLoadsInFlight<feature_t, kManyBlocks>;
+  acc_t values[kInFlight][kChannelsPerLane] = {};
+  int32_t tap = part;
+#pragma unroll 1
+  for (; tap + (kInFlight - 1) * parts < count; tap += kInFlight * parts) {
+#pragma unroll
+    for (int32_t i = 0; i < kInFlight; ++i) {
+      channels.load(from + taps[tap + i * parts].offset, values[i]);
+    }
+#pragma unroll
+    for (int32_t i = 0; i < kInFlight; ++i) {
+      add_scaled(taps[tap + i * parts].weight, values[i], sum);
+    }
+  }
+#pragma unroll 1
+  for (; tap < count; tap += parts) {
+    channels.load(from + taps[tap].offset, values[0]);
+    add_scaled(taps[tap].weight, values[0], sum);
+  }
+}
+
+// Adds the sums of the other warps to the first warp's. sums: [num_warps() * kChannelsPerWarp] in
+// shared memory. Begins and ends with a barrier.
+template <typename acc_t>
+__device__ void add_warps(acc_t* sums, acc_t* sum) {
+  __syncthreads();
+#pragma unroll
+  for (int32_t c = 0; c < kChannelsPerLane; ++c) {
+    sums[(warp_index() * kChannelsPerLane + c) * kWarp + lane_index()] = sum[c];
+  }
+  __syncthreads();
+  if (warp_index() == 0) {
+    for (int32_t warp = 1; warp < num_warps(); ++warp) {
+#pragma unroll
+      for (int32_t c = 0; c < kChannelsPerLane; ++c) {
+        sum[c] += sums[(warp * kChannelsPerLane + c) * kWarp + lane_index()];
+      }
+    }
+  }
+  __syncthreads();
+}
+
+// Channels in the lanes: for channels innermost in the features and in the output. A warp serves a
+// bin. grid.slab_channels is kChannelsPerWarp. output: [K, C, PH, PW] of feature_t, every element
+// is written.
+template <typename feature_t, typename coord_t, int32_t width>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
+    forward_channels_in_lanes_kernel(
+        const __grid_constant__ Params params, const __grid_constant__ PooledTensor output,
+        const __grid_constant__ BoxGrid grid) {
+  using acc_t = accumulate_t<feature_t>;
+  __shared__ Box<coord_t> box;
+  __shared__ PatchPlan plan;
+  __shared__ PatchTables<coord_t> tables;
+  __shared__ Tap<acc_t> taps[kMaxTaps];
+  static_assert(sizeof(taps) >= kMaxThreads * kChannelsPerLane * sizeof(acc_t));
+
+  for (int64_t i = blockIdx.x; i < grid.size(); i += gridDim.x) {
+    load_box(params, grid.box(i), grid.max_bins, box, plan);
+    const FeatureMap& feature_map = params.levels[box.level];
+    const PatchGroups<coord_t> groups(params, box, plan);
+    const LaneChannels<width> channels(grid.slab(i), params.channels);
+    const feature_t* from = static_cast<const feature_t*>(feature_map.data) +
+                            box.geometry.batch * feature_map.image_stride + channels.first;
+    feature_t* to =
+        static_cast<feature_t*>(output.data) + box.index * output.box_stride + channels.first;
+    const bool is_shared = plan.has_many_taps();
+    const int32_t part = is_shared ? warp_index() : 0;
+    const int32_t parts = is_shared ? num_warps() : 1;
+    for (int32_t group = grid.share(i); group < groups.count(); group += grid.shares) {
+      acc_t sum[kChannelsPerLane] = {};
+      groups.for_each_patch(group, [&](const Patch& patch, bool is_first, bool is_last) {
+        fill_tables(params, box, patch, tables);
+        fill_taps(
+            feature_map, box.geometry.inverse_count, patch, plan.taps_per_bin(), tables, taps);
+        for (int32_t bin = is_shared ? 0 : warp_index(); bin < patch.bins(); bin += num_warps()) {
+          if (is_first) {
+#pragma unroll
+            for (int32_t c = 0; c < kChannelsPerLane; ++c) {
+              sum[c] = acc_t(0);
+            }
+          }
+          add_taps(
+              channels, from, taps + bin * plan.taps_per_bin(), taps_of_bin(patch, tables, bin),
+              part, parts, sum);
+          if (is_shared && is_last) {
+            add_warps(reinterpret_cast<acc_t*>(taps), sum);
+          }
+          if (is_last && (!is_shared || warp_index() == 0)) {
+            channels.store(sum, to + bin_offset(output, patch, bin));
+          }
+        }
+      });
+    }
+    __syncthreads();
+  }
+}
+
+// Adds the taps lane, lane + lanes, ... of one bin to `sum`, for kChannelsPerLane channels from
+// `from` on, of which `channels` exist.
+template <typename feature_t, typename acc_t>
+__device__ void add_lane_taps(
+    const feature_t* from, int64_t channel_stride, int32_t channels, const Tap<acc_t>* taps,
+    int32_t count, int32_t lane, int32_t lanes, acc_t* sum) {
+#pragma unroll 1  // kChannelsPerLane loads in flight
+  for (int32_t tap = lane; tap < count; tap += lanes) {
+    const acc_t weight = taps[tap].weight;
+    const feature_t* at = from + taps[tap].offset;
+    acc_t values[kChannelsPerLane];
+#pragma unroll
+    for (int32_t c = 0; c < kChannelsPerLane; ++c) {
+      values[c] = c < channels ? load(at[c * channel_stride]) : acc_t(0);
+    }
+#pragma unroll
+    for (int32_t c = 0; c < kChannelsPerLane; ++c) {
+      sum[c] += weight * values[c];
+    }
+  }
+}
+
+// Outputs of one warp, collected to write neighbouring bins together. One unused bin per channel
+// puts a warp's stores into different banks.
+template <typename acc_t>
+struct StagedBins {
+  static constexpr int32_t kBins = 128 / sizeof(acc_t);
+  acc_t of_channel[kChannelsPerLane][kBins + 1];
+};
+
+// What forward_bins_in_lanes_kernel does with one patch.
+template <typename feature_t, typename acc_t, typename coord_t>
+struct BinsInLanes {
+  const Patch& patch;
+  const PatchTables<coord_t>& tables;
+  const Tap<acc_t>* taps;
+  int32_t taps_per_bin;
+  bool is_first;  // patch of its bins
+  bool is_last;
+
+  // sum[i] of each lane: of channel i of the bin that its team serves. from: the first of
+  // `channels` channels, at most kChannelsPerLane. to: likewise of the box's output.
+  __device__ void pool(
+      const feature_t* from, int64_t from_stride, int32_t channels, acc_t* sum,
+      StagedBins<acc_t>& staged, const PooledTensor& output, feature_t* to) const {
+    // Enough lanes for all taps of most bins.
+    const int32_t lanes = taps_per_bin > kWarp ? kWarp : kChannelsPerLane;
+    const int32_t teams = kWarp / lanes;
+    const int32_t lane = lane_index() % lanes;
+#pragma unroll 1
+    for (int32_t first = 0; first < patch.bins(); first += staged.kBins) {
+      const int32_t bins = least(staged.kBins, patch.bins() - first);
+#pragma unroll 1
+      for (int32_t base = 0; base < bins; base += teams) {
+        const int32_t bin = base + lane_index() / lanes;
+        if (is_first) {
+#pragma unroll
+          for (int32_t c = 0; c < kChannelsPerLane; ++c) {
+            sum[c] = acc_t(0);
+          }
+        }
+        if (bin < bins) {
+          add_lane_taps(
+              from, from_stride, channels, taps + (first + bin) * taps_per_bin,
+              taps_of_bin(patch, tables, first + bin), lane, lanes, sum);
+        }
+        if (is_last) {
+          const acc_t total = sum_over_lanes(sum, lanes);
+          if (bin < bins && lane < kChannelsPerLane) {
+            staged.of_channel[lane][bin] = total;
+          }
+        }
+      }
+      if (is_last) {
+        write(staged, first, bins, channels, output, to);
+      }
+    }
+  }
+
+ private:
+  __device__ void write(
+      const StagedBins<acc_t>& staged, int32_t first, int32_t bins, int32_t channels,
+      const PooledTensor& output, feature_t* to) const {
+    __syncwarp();
+#pragma unroll 1
+    for (int32_t bin = lane_index(); bin < bins; bin += kWarp) {
+      feature_t* at = to + bin_offset(output, patch, first + bin);
+#pragma unroll 1
+      for (int32_t c = 0; c < channels; ++c) {
+        store(staged.of_channel[c][bin], at + c * output.channel_stride);
+      }
+    }
+    __syncwarp();
+  }
+};
+
+// Bins in the lanes: for any layout, best where columns are innermost. 8 or 32 lanes serve the taps
+// of a bin; a warp takes kChannelsPerLane channels at a time. output: [K, C, PH, PW] of feature_t,
+// every element is written.
+template <typename feature_t, typename coord_t>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
+    forward_bins_in_lanes_kernel(
+        const __grid_constant__ Params params, const __grid_constant__ PooledTensor output,
+        const __grid_constant__ BoxGrid grid) {
+  using acc_t = accumulate_t<feature_t>;
+  __shared__ Box<coord_t> box;
+  __shared__ PatchPlan plan;
+  __shared__ PatchTables<coord_t> tables;
+  __shared__ Tap<acc_t> taps[kMaxTaps];
+  __shared__ StagedBins<acc_t> staged[kMaxThreads / kWarp];
+
+  for (int64_t i = blockIdx.x; i < grid.size(); i += gridDim.x) {
+    load_box(params, grid.box(i), grid.max_bins, box, plan);
+    const FeatureMap& feature_map = params.levels[box.level];
+    const PatchGroups<coord_t> groups(params, box, plan);
+    const int64_t slab = grid.slab(i) * grid.slab_channels;
+    const int32_t channels =
+        static_cast<int32_t>(least(grid.slab_channels, params.channels - slab));
+    const feature_t* from = static_cast<const feature_t*>(feature_map.data) +
+                            box.geometry.batch * feature_map.image_stride +
+                            slab * feature_map.channel_stride;
+    feature_t* to = static_cast<feature_t*>(output.data) + box.index * output.box_stride +
+                    slab * output.channel_stride;
+    const int32_t step = num_warps() * kChannelsPerLane;
+    // A bin in several patches keeps its sums in registers, so a warp takes its channels once.
+    const int32_t at_once = plan.whole_bins ? channels : step;
+    for (int32_t group = grid.share(i); group < groups.count(); group += grid.shares) {
+      for (int32_t first = 0; first < channels; first += at_once) {
+        acc_t sum[kChannelsPerLane] = {};
+        groups.for_each_patch(group, [&](const Patch& patch, bool is_first, bool is_last) {
+          fill_tables(params, box, patch, tables);
+          fill_taps(
+              feature_map, box.geometry.inverse_count, patch, plan.taps_per_bin(), tables, taps);
+          const BinsInLanes<feature_t, acc_t, coord_t> work{
+              patch, tables, taps, plan.taps_per_bin(), is_first, is_last};
+          const int32_t last = least(first + at_once, channels);
+#pragma unroll 1
+          for (int32_t c = first + warp_index() * kChannelsPerLane; c < last; c += step) {
+            work.pool(
+                from + c * feature_map.channel_stride, feature_map.channel_stride,
+                least(last - c, kChannelsPerLane), sum, staged[warp_index()], output,
+                to + c * output.channel_stride);
+          }
+        });
+      }
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace shape_roi_align::cuda

@@ -1,0 +1,22 @@
+// The three jobs of the CUDA operators on a stream. Each has a source file of its own, so they
+// compile in parallel.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/launch.h"
+
+namespace shape_roi_align::cuda {
+
+// Contracts: launch.h.
+void forward_on(cudaStream_t stream, const Params& params, const PooledTensor& output);
+
+void feature_gradient_on(
+    cudaStream_t stream, const Params& params, const PooledTensor& grad,
+    const FeatureGradients& gradients, void* boxes, void* images, void* bits);
+
+void map_and_box_gradient_on(
+    cudaStream_t stream, const Params& params, const PooledTensor& grad, void* grad_prob_maps,
+    void* grad_rois);
+
+}  // namespace shape_roi_align::cuda

@@ -1,0 +1,121 @@
+// The operators on CUDA tensors.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <cstdint>
+#include <utility>
+
+#include "cuda/jobs.h"
+#include "operators.h"
+#include "results.h"
+
+namespace shape_roi_align {
+namespace {
+
+using torch::stable::accelerator::DeviceGuard;
+
+cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+torch::headeronly::ScalarType torch_type(ScalarType type) {
+  return type == ScalarType::kDouble ? torch::headeronly::ScalarType::Double
+                                     : torch::headeronly::ScalarType::Float;
+}
+
+void check_counts(const Params& params) {
+  STD_TORCH_CHECK(
+      cuda::counts_fit(params), "On CUDA the number of boxes, the pixels of an image and ",
+      cuda::kBatch, " times the bins of a box must be less than 2^31 - 4096, got ", params.num_rois,
+      " boxes of ", params.options.pooled_height, " x ", params.options.pooled_width, " bins");
+}
+
+Tensor forward_cuda(const Call& call) {
+  check_counts(call.params);
+  const Tensor& input = call.inputs[0];
+  const DeviceGuard guard(input.get_device_index());
+  Tensor output = empty_output(call);
+  cuda::forward_on(current_stream(input), call.params, to_pooled_tensor(output));
+  return output;
+}
+
+// grad: of the call, with channels innermost.
+std::vector<Tensor> feature_gradients(const BackwardCall& call, const Tensor& grad) {
+  using torch::headeronly::ScalarType::Byte;
+  std::vector<Tensor> tensors = empty_feature_gradients(call);
+  if (!call.wants_any_input()) {
+    return tensors;
+  }
+  const FeatureGradients gradients = to_feature_gradients(call, tensors);
+  const cuda::FeatureGradientScratch scratch(call.params, gradients, cuda::LaunchOptions{});
+  // The boxes too: kernels write their members and copy them whole, and compute-sanitizer's
+  // initcheck would report the padding.
+  const Tensor zeroed = zeros({scratch.boxes + scratch.images + scratch.bits}, Byte, grad);
+  char* const boxes = static_cast<char*>(zeroed.data_ptr());
+  char* const images = boxes + scratch.boxes;
+  cuda::feature_gradient_on(
+      current_stream(grad), call.params, to_pooled_tensor(grad), gradients, boxes, images,
+      images + scratch.images);
+  return tensors;
+}
+
+// grad: of the call, in either layout.
+std::pair<Tensor, Tensor> map_and_box_gradients(const BackwardCall& call, const Tensor& grad) {
+  const Params& params = call.params;
+  const auto type = torch_type(cuda::coordinate_type(params));
+  const int64_t shares = cuda::map_and_box_shares(params, cuda::LaunchOptions{});
+  const bool wants_prob_maps = call.wants_prob_maps();
+  const bool wants_rois = call.wants_rois();
+  const auto with_shares = [&](const Tensor& like) {
+    std::vector<int64_t> size = size_of(like);
+    size.insert(size.begin(), shares);
+    return size;
+  };
+  Tensor of_prob_maps =
+      wants_prob_maps ? zeros(with_shares(*call.prob_maps), type, grad) : no_gradient(type, grad);
+  Tensor of_rois = wants_rois ? empty(with_shares(call.rois), type, grad) : no_gradient(type, grad);
+  if (wants_prob_maps || wants_rois) {
+    cuda::map_and_box_gradient_on(
+        current_stream(grad), params, to_pooled_tensor(grad),
+        wants_prob_maps ? of_prob_maps.data_ptr() : nullptr,
+        wants_rois ? of_rois.data_ptr() : nullptr);
+  }
+  const auto add_shares = [&](const Tensor& of_shares, bool is_wanted, const Tensor& like) {
+    const Tensor sum = !is_wanted    ? of_shares
+                       : shares == 1 ? torch::stable::select(of_shares, 0, 0)
+                                     : torch::stable::sum(of_shares, {{0}});
+    return torch::stable::to(sum, like.scalar_type());
+  };
+  return {
+      call.prob_maps.has_value() ? add_shares(of_prob_maps, wants_prob_maps, *call.prob_maps)
+                                 : of_prob_maps,
+      add_shares(of_rois, wants_rois, call.rois)};
+}
+
+Gradients backward_cuda(const BackwardCall& call) {
+  const Params& params = call.params;
+  check_counts(params);
+  const DeviceGuard guard(call.grad.get_device_index());
+  const bool wants_channels_innermost = cuda::prefers_channels_innermost(params);
+  const bool needs_channels_innermost =
+      call.wants_any_input() ||
+      ((call.wants_prob_maps() || call.wants_rois()) && wants_channels_innermost);
+  const Tensor grad_channels_innermost =
+      needs_channels_innermost ? torch::stable::contiguous(call.grad, MemoryFormat::ChannelsLast)
+                               : call.grad;
+  std::vector<Tensor> grad_inputs = feature_gradients(call, grad_channels_innermost);
+  auto [grad_prob_maps, grad_rois] =
+      map_and_box_gradients(call, wants_channels_innermost ? grad_channels_innermost : call.grad);
+  return {grad_inputs, grad_prob_maps, grad_rois};
+}
+
+}  // namespace
+}  // namespace shape_roi_align
+
+STABLE_TORCH_LIBRARY_IMPL(shape_roi_align, CUDA, m) {
+  using namespace shape_roi_align;
+  m.impl("sa_roi_align", TORCH_BOX(&sa_roi_align<forward_cuda>));
+  m.impl("_sa_roi_align_backward", TORCH_BOX(&sa_roi_align_backward<backward_cuda>));
+}

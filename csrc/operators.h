@@ -1,0 +1,41 @@
+// The operators as the dispatcher calls them, the same on every device. The operands are spelled
+// out here and in schema.cpp only.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "tensor_arguments.h"
+
+namespace shape_roi_align {
+
+// Of inputs (L), prob_maps and rois; shape [0] where not asked for.
+using Gradients = std::tuple<std::vector<Tensor>, Tensor, Tensor>;
+
+template <Tensor (*forward)(const Call&)>
+Tensor sa_roi_align(
+    const std::vector<Tensor>& inputs, const Tensor& rois, const std::optional<Tensor>& levels,
+    const std::optional<Tensor>& prob_maps, const std::vector<double>& spatial_scales,
+    int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
+    bool map_aligned) {
+  return forward(Call(
+      {inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
+       aligned, map_aligned}));
+}
+
+template <Gradients (*backward)(const BackwardCall&)>
+Gradients sa_roi_align_backward(
+    const Tensor& grad, const std::vector<Tensor>& inputs, const Tensor& rois,
+    const std::optional<Tensor>& levels, const std::optional<Tensor>& prob_maps,
+    const std::vector<double>& spatial_scales, int64_t pooled_height, int64_t pooled_width,
+    int64_t sampling_ratio, bool aligned, bool map_aligned, const std::vector<bool>& output_mask) {
+  return backward(BackwardCall(
+      grad,
+      {inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
+       aligned, map_aligned},
+      output_mask));
+}
+
+}  // namespace shape_roi_align
