@@ -35,10 +35,11 @@ def check_options(
     aligned: bool,
     map_aligned: bool | None,
 ) -> Options:
-    """The options of the public functions and modules -> ``Options``."""
+    """The options of the public functions and modules -> ``Options``. ``spatial_scales`` are
+    checked by the caller."""
     pooled_height, pooled_width = check_output_size(output_size)
     return Options(
-        [check_scale(scale) for scale in spatial_scales],
+        spatial_scales,
         pooled_height,
         pooled_width,
         check_sampling_ratio(sampling_ratio),
@@ -59,7 +60,9 @@ def check_arguments(
 ) -> tuple[list[Tensor], Tensor, None, Tensor | None, Options]:
     """The arguments of :func:`shape_roi_align.sa_roi_align` -> those of ``pool``."""
     check_features(input)
-    options = check_options(output_size, [spatial_scale], sampling_ratio, aligned, map_aligned)
+    options = check_options(
+        output_size, [check_scale(spatial_scale)], sampling_ratio, aligned, map_aligned
+    )
     rois = to_rois(boxes, input.shape[0], input.device)
     if prob_maps is not None:
         prob_maps = check_prob_maps(prob_maps, rois.shape[0], input.device)

@@ -3,8 +3,8 @@ argument, the requirement and the value received."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from torch import Tensor
@@ -15,19 +15,25 @@ FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _INT = (int, torch.SymInt)
 _NUMBER = (int, float, torch.SymFloat)
+_SEQUENCE = (tuple, list, Sequence)  # isinstance is slow for the abstract class
 _MAX_INT32 = 2**31 - 1
 
 
 def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
     """``int`` or ``(height, width)`` -> ``(pooled_height, pooled_width)``, both >= 1."""
-    size = (output_size, output_size) if isinstance(output_size, _INT) else output_size
-    if not (
-        isinstance(size, Sequence) and len(size) == 2 and all(isinstance(s, _INT) for s in size)
+    if isinstance(output_size, _INT):
+        height = width = output_size
+    elif (
+        isinstance(output_size, _SEQUENCE)
+        and len(output_size) == 2
+        and isinstance(output_size[0], _INT)
+        and isinstance(output_size[1], _INT)
     ):
+        height, width = output_size
+    else:
         raise ValueError(
             f"output_size must be an int or a pair (height, width), got {output_size!r}"
         )
-    height, width = size
     if not (height >= 1 and width >= 1 and height * width <= _MAX_INT32):
         raise ValueError(
             "output_size must be at least 1 in both directions and hold less than 2^31 bins, "
@@ -39,7 +45,7 @@ def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
 def check_scale(scale: float, name: str = "spatial_scale") -> float:
     if not isinstance(scale, _NUMBER):
         raise TypeError(f"{name} must be a number, got {scale!r}")
-    if not 0 < scale < math.inf:
+    if not 0 < scale < inf:
         raise ValueError(f"{name} must be positive and finite, got {scale!r}")
     return float(scale)
 

@@ -66,8 +66,7 @@ class _Detections:
 
     def __init__(self, evaluation: SplitCOCOeval, category: int, split: int):
         images = len(evaluation.params.imgIds)
-        start = (category * len(evaluation.splits) + split) * images
-        per_image = evaluation.evalImgs[start : start + images]
+        per_image = evaluation.records(split)[category * images : (category + 1) * images]
         found = [(i, e) for i, e in enumerate(per_image) if e is not None]
         self.instances = np.zeros(images, dtype=int)
         for i, e in found:

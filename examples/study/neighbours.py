@@ -39,8 +39,8 @@ def recalls(evaluation: SplitCOCOeval, kinds: dict[int, str]) -> dict[str, list[
     """
     first = int(np.flatnonzero(np.isclose(evaluation.params.iouThrs, 0.5))[0])
     hits, counts = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0)
-    for record in evaluation.evalImgs:
-        if record is None or record["aRng"][0] != 0:
+    for record in evaluation.records(0):
+        if record is None:
             continue
         objects = evaluation.instances(record["image_id"], record["category_id"])
         for number, matched, ignored in zip(

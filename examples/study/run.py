@@ -104,11 +104,9 @@ class Run:
     def _make(self, name: str) -> None:
         row = ROWS[name]
         record: Record = {"title": row.title}
-        if row.weights_of:
-            model = self._model(name)
-        else:
-            model, training = self._train(name)
-            record |= training
+        model = self._model(name)
+        if not row.weights_of:
+            record |= json.loads(self._training_file(name).read_text())
         record["config"] = asdict(model.roi_heads.config) if isinstance(model, MRRCNN) else None
         scores, drawn = self._evaluate(model, name)
         record |= scores
@@ -147,7 +145,7 @@ class Run:
         part.replace(self.file)
 
     def _model(self, name: str) -> MaskRCNN:
-        """With the weights of its training; trained again if they are gone."""
+        """With the weights of its training, which is done first if they are not there."""
         trained = ROWS[name].weights_of or name
         path = self.work_dir / f"{trained}.pth"
         if not path.exists():
@@ -155,6 +153,10 @@ class Run:
         model = self._refined(self._new(), ROWS[name])
         model.load_state_dict(load_weights(path))
         return model
+
+    def _training_file(self, name: str) -> Path:
+        """What the training took; written before the weights."""
+        return self.work_dir / f"{name}.json"
 
     def _new(self) -> MaskRCNN:
         model = build_mask_rcnn(
@@ -170,13 +172,12 @@ class Run:
             give_placebo(refined, row.placebo)
         return refined
 
-    def _train(self, name: str) -> tuple[MaskRCNN, Record]:
-        """The model and what the training took."""
+    def _train(self, name: str) -> None:
         row = ROWS[name]
         schedule = self.setting.base if name == BASE else self.setting.refine
         taken: Record = {}
         if row.as_long_as:
-            taken["cost"] = self._cost([name, row.as_long_as])
+            taken["cost"] = self._kept_cost(name, row.as_long_as)
             ratio = taken["cost"][row.as_long_as] / taken["cost"][name]
             schedule = replace(schedule, iterations=round(schedule.iterations * ratio))
         # The order of the images is the same for all rows but the first.
@@ -185,8 +186,6 @@ class Run:
         model = self._new() if name == BASE else self._refined(self._model(BASE), row)
         torch.manual_seed(seed)
         progress = self.work_dir / f"{name}.checkpoint.pth"
-        clock = CLOCKS.get(self.device, time.perf_counter)
-        start = clock()
         train(
             model,
             self._loader(seed),
@@ -198,10 +197,10 @@ class Run:
             resume=True,
             settings={"row": name},
         )
-        seconds = clock() - start
+        taken["iterations"] = schedule.iterations
+        self._training_file(name).write_text(json.dumps(taken))
         save_model(model, self.work_dir / f"{name}.pth")
         checkpoint.remove(progress)
-        return model, taken | {"iterations": schedule.iterations, "train_seconds": round(seconds)}
 
     def _loader(self, seed: int) -> Any:
         return make_loader(
@@ -211,6 +210,14 @@ class Run:
             workers=self.workers,
             seed=seed,
         )
+
+    def _kept_cost(self, *names: str) -> dict[str, float]:
+        """Measured once, so that a training that is resumed is as long as it was."""
+        file = self.work_dir / "cost.json"
+        if not file.exists():
+            file.write_text(json.dumps(self._cost(list(names))))
+        cost: dict[str, float] = json.loads(file.read_text())
+        return cost
 
     def _cost(self, names: list[str]) -> dict[str, float]:
         """Seconds of a training step, the median of steps taken in turn: what else the machine does

@@ -75,6 +75,12 @@ class SplitCOCOeval(COCOeval):
             instance["ignore"] = instance["iscrowd"] or not chosen
         return super().evaluateImg(imgId, catId, [0, float("inf")], maxDet)
 
+    def records(self, split: int) -> list[dict[str, Any] | None]:
+        """Of ``evalImgs``, those of a subset: by category, then by image."""
+        images = len(self.params.imgIds)
+        starts = range(split * images, len(self.evalImgs), len(self.splits) * images)
+        return [record for start in starts for record in self.evalImgs[start : start + images]]
+
     def instances(self, image_id: int, category_id: int) -> dict[int, int]:
         """Annotation ids by the ids that the records of ``evalImgs`` have for them."""
         return {i["id"]: i["annotation"] for i in self._gts[image_id, category_id]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import study.run
 import study_mrrcnn
 from mrrcnn import backbones
 from mrrcnn.weights import load_weights
-from study.bootstrap import SERIES, STEP
+from study.bootstrap import SERIES, STEP, resample
 from study.datasets.huddle import HuddleConfig
 from study.report import mean_deviation, verdict, write_report
 from study.rows import MAIN, ROWS
@@ -27,6 +28,18 @@ pytestmark = pytest.mark.slow
 NAMES = ["rm_saroialign", "rm_saroialign_recommended", "placebo_turned", "alpha=0", "ceiling"]
 MADE = ["mask_r_cnn", *NAMES]
 TRAINED = [name for name in MADE if ROWS[name].weights_of is None]
+
+
+DRAWS = 40
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """Few draws and timed steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study.run, "resample", partial(resample, draws=DRAWS))
+        patch.setattr(study.run, "COST_ROUNDS", 2)
+        yield
 
 
 def run(folder, *arguments):
@@ -94,7 +107,7 @@ def test_every_row_keeps_draws_around_its_ap(made):
     with np.load(file_of(made).with_suffix(".npz")) as draws:
         assert set(draws) == set(rows_of(made))
         for name, row in rows_of(made).items():
-            assert draws[name].shape == (len(SERIES), 1000) and draws[name].dtype == np.int16
+            assert draws[name].shape == (len(SERIES), DRAWS) and draws[name].dtype == np.int16
             for (subset, iou_type), steps in zip(SERIES, draws[name], strict=True):
                 expected = row["scores"][subset][iou_type]["AP"]
                 assert steps.min() * STEP - 0.1 <= expected <= steps.max() * STEP + 0.1
@@ -221,7 +234,11 @@ def write_run(folder, number, figures, draws, data="shape"):
             "segm": dict.fromkeys(("AP", "AP50", "AP75"), mask),
         }
         subsets = ("all", "q <= 0.05", "huddled")
-        rows[name] = {"scores": dict.fromkeys(subsets, scores), "identity": identity}
+        rows[name] = {
+            "scores": dict.fromkeys(subsets, scores),
+            "held_out": {"bbox": box, "segm": mask},
+            "identity": identity,
+        }
     content = {
         "name": f"cpu-{data}-{number}",
         "run": number,
