@@ -9,7 +9,7 @@ from torch import Tensor
 # (height, width, stride) of the feature maps of an 800 x 1333 image, Mask R-CNN's size for COCO,
 # padded to multiples of 32: 800 x 1344.
 PYRAMID = ((200, 336, 4), (100, 168, 8), (50, 84, 16), (25, 42, 32))
-P2, P3, P4 = PYRAMID[:1], PYRAMID[1:2], PYRAMID[2:3]
+P2, P3, P4, P5 = PYRAMID[:1], PYRAMID[1:2], PYRAMID[2:3], PYRAMID[3:]
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,25 @@ SINGLE_LEVEL = [
             devices=("cuda",),
         )
         for bins in (7, 14)
+    ),
+    replace(
+        BOX_HEAD,
+        name="one_small_map",
+        source="1000 proposals of one image on a map of stride 32: many boxes, few pixels",
+        levels=P5,
+        num_images=1,
+        boxes_per_image=1000,
+        devices=(),
+    ),
+    Case(
+        "large_map",
+        "four boxes on 2048 x 2048: a gradient that is zero nearly everywhere",
+        levels=((2048, 2048, 4),),
+        channels=64,
+        num_images=1,
+        boxes_per_image=4,
+        output_size=7,
+        devices=(),
     ),
 ]
 

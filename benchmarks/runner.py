@@ -52,6 +52,10 @@ TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 HALF_COORDINATES = 0.5
 
 
+# Where cases are measured that are not asked for by name, as --help says it.
+WHERE = {("cpu", "cuda"): "", ("cuda",): " (CUDA only)", (): " (by name only)"}
+
+
 class Suite(NamedTuple):
     name: str
     cases: list[Case]
@@ -300,8 +304,7 @@ def choose_providers(suite: Suite, arguments: argparse.Namespace) -> list[Provid
 
 def parse(suite: Suite, argv: Sequence[str] | None) -> argparse.Namespace:
     listing = "\n".join(
-        f"  {case.name:<22} {case.source}" + ("" if "cpu" in case.devices else " (CUDA only)")
-        for case in suite.cases
+        f"  {case.name:<22} {case.source}{WHERE[case.devices]}" for case in suite.cases
     )
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,7 +1,6 @@
 """The benchmarks run, admit only who computes the right thing, and their rows say who, what, where
 and when."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -15,23 +14,16 @@ import pytest
 import torch
 import torchvision
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+from benchmark_modules import BENCHMARKS, import_benchmarks
+
 MODES = {"forward", "backward", "forward+backward"}
 
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[SimpleNamespace]:
-    """The modules of benchmarks/, one of which is a namesake of one here."""
-    names = ["cases", "timing", "providers", "report", "runner", "check_ratios", "plot"]
-    namesakes = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-        for name in names:
-            sys.modules.pop(name, None)
-        sys.modules.update(namesakes)
+    names = ("cases", "timing", "providers", "report", "runner", "check_ratios", "plot")
+    with import_benchmarks(*names) as modules:
+        yield modules
 
 
 def run_smoke(bench: SimpleNamespace, output: Path, *, suite: Any = None, options: str = "") -> int:

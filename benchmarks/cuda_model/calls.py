@@ -1,0 +1,36 @@
+"""The launches of a backward pass."""
+
+from __future__ import annotations
+
+from cases import Case
+from cuda_model.counts import Work, map_and_box_gradient, map_bytes, passes_over
+from cuda_model.kernels import BOX, NOW, Design, ceil_div, make_box_grid, tile_shape
+from cuda_model.tiles import gather_feature_gradient, touched_tiles
+
+
+def backward(
+    case: Case, channels_last: bool, element_size: int, design: Design = NOW
+) -> list[Work]:
+    """backward_cuda, asked for the gradients of features and maps."""
+    bins = case.output_size**2
+    grad = case.num_rois * case.channels * bins * element_size
+    height, width = tile_shape(channels_last, design.pixels_per_warp)
+    tiles = sum(ceil_div(h, height) * ceil_div(w, width) for h, w, _ in case.levels)
+    scratch = case.num_rois * BOX + tiles * ceil_div(case.num_rois, 32) * 4
+    shares = make_box_grid(case.num_rois, case.channels, case.channels, bins).shares
+    maps = map_bytes(case) * shares
+    works = [] if channels_last else [passes_over("copy to channels innermost", grad, grad)]
+    works += [
+        passes_over("zeros of boxes and bits", scratch),
+        touched_tiles(case, channels_last, design),
+        gather_feature_gradient(case, channels_last, element_size, design),
+        passes_over("zeros of map gradients", maps),
+        map_and_box_gradient(case, channels_last, element_size, design),
+    ]
+    if shares > 1:
+        works.append(passes_over("sum over shares", maps, map_bytes(case)))
+    return works
+
+
+def seconds(works: list[Work]) -> float:
+    return sum(work.seconds() for work in works)

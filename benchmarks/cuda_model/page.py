@@ -1,0 +1,378 @@
+"""benchmarks/cuda_prediction.md, from the counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import cases
+from cases import Case
+from cuda_model.calls import backward, seconds
+from cuda_model.counts import Work, forward, map_and_box_gradient
+from cuda_model.kernels import NOW, THREADS, Design, shared_bytes
+from cuda_model.machine import (
+    CAPABILITIES,
+    H100,
+    INSTRUCTION,
+    STEPS,
+    WAIT,
+    blocks_by,
+    read_baseline,
+)
+from cuda_model.tiles import gather_feature_gradient, tile_tally
+
+PAGE = Path(__file__).resolve().parents[1] / "cuda_prediction.md"
+ALL = {case.name: case for case in [*cases.SINGLE_LEVEL, *cases.MULTI_SCALE]}
+PREDICTED = (
+    "p2_1000_boxes_7x7",
+    "p2_7x7",
+    "p3_7x7",
+    "c4",
+    "refine_training",
+    "ten_boxes",
+    "one_box",
+    "channels_3",
+    "one_small_map",
+    "large_map",
+)
+LAYOUTS = {"channels_last": True, "contiguous": False}
+FLOAT32, FLOAT16 = 4, 2
+
+
+def number(value: float) -> str:
+    """Two significant digits at least."""
+    return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def microseconds(value: float) -> str:
+    return number(value * 1e6)
+
+
+def megabytes(value: float) -> str:
+    return number(value / 1e6)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def machine_rows() -> list[str]:
+    waits = [
+        f"wait for: {name}" for name in ("shared memory", "the first level", "the second level")
+    ]
+    waits += ["wait for: device memory", "wait for: a shuffle", "wait for: a barrier"]
+    rows = [
+        ("multiprocessors, clock", f"{H100.multiprocessors}, {H100.clock / 1e9:.1f} GHz"),
+        ("device memory", f"{H100.device_bandwidth / 1e12:.2f} TB/s (80 % of 3.35)"),
+        ("second-level cache", f"{H100.second_level_bandwidth / 1e12:.1f} TB/s"),
+        ("first level", f"{H100.first_level_bytes} bytes per clock and multiprocessor"),
+        ("instructions", f"{H100.instructions} warps' per clock and multiprocessor"),
+        ("an instruction of one warp", f"{INSTRUCTION} clocks until the next"),
+        *((name, f"{wait} clocks") for name, wait in zip(waits, WAIT.values(), strict=True)),
+        ("a launch", f"{H100.launch * 1e6:.0f} us"),
+    ]
+    return table(("assumption", "H100"), rows)
+
+
+def occupancy_rows() -> list[str]:
+    baseline = read_baseline()
+    rows = []
+    for kernel in (
+        "forward_channels_in_lanes_kernel<float, float, 4>",
+        "forward_bins_in_lanes_kernel<float, float>",
+        "gather_feature_gradient_kernel<float, float, 4>",
+        "map_and_box_gradient_kernel<float, float, 4>",
+        "touched_tiles_kernel<float>",
+        "gather_feature_gradient_kernel<double, double, 2>",
+    ):
+        cells = []
+        for capability in CAPABILITIES:
+            footprint = baseline[capability.architecture, kernel]
+            limits = blocks_by(footprint, capability, THREADS)
+            least = min(limits.values())
+            by = " and ".join(name for name, blocks in limits.items() if blocks == least)
+            cells.append(f"{least} ({by})")
+        shared = baseline["sm_90", kernel].shared / 1024
+        rows.append([f"`{kernel}`", f"{shared:.1f}", *cells])
+    head = ["kernel", "shared, KB", *(capability.name for capability in CAPABILITIES)]
+    return table(head, rows)
+
+
+def limits(work: Work) -> list[str]:
+    of = work.limits()
+    return [
+        " / ".join(megabytes(n) for n in (work.first_level, work.second_level, work.device)),
+        microseconds(of["instructions"]),
+        microseconds(of["latency"]),
+        microseconds(of["longest block"]),
+        f"**{microseconds(work.seconds())}**",
+        work.bound_by,
+    ]
+
+
+LIMITS = (
+    "MB: first / second level / device",
+    "instructions",
+    "latency",
+    "longest block",
+    "time",
+    "bound by",
+)
+
+
+def forward_rows(chosen: Sequence[Case]) -> list[str]:
+    rows = []
+    for case in chosen:
+        for layout, channels_last in LAYOUTS.items():
+            work = forward(case, channels_last, FLOAT32)
+            half = forward(case, channels_last, FLOAT16)
+            rows.append(
+                [
+                    f"{case.name}, {layout}",
+                    number(len(work.blocks)),
+                    number(work.counts["taps"] / case.num_rois),
+                    *limits(work),
+                    microseconds(half.seconds()),
+                ]
+            )
+    return table(["case", "blocks", "taps per box", *LIMITS, "float16"], rows)
+
+
+def gather_rows(chosen: Sequence[Case]) -> list[str]:
+    rows = []
+    for case in chosen:
+        work, contiguous = (
+            gather_feature_gradient(case, channels_last, FLOAT32) for channels_last in (True, False)
+        )
+        count = work.counts
+        of_longest = [number(count[f"longest {name}"]) for name in ("batches", "steps", "taps")]
+        rows.append(
+            [
+                case.name,
+                number(len(work.blocks)),
+                f"{100 * count['empty'] / count['tiles']:.0f} %",
+                number(count["batches"]),
+                " / ".join(of_longest),
+                f"{100 * count['balance']:.0f} %",
+                *limits(work),
+                microseconds(contiguous.seconds()),
+            ]
+        )
+    head = [
+        "case",
+        "blocks",
+        "empty",
+        "batches",
+        "of the longest",
+        "balance",
+        *LIMITS,
+        "contiguous",
+    ]
+    return table(head, rows)
+
+
+def map_rows(chosen: Sequence[Case]) -> list[str]:
+    rows = []
+    for case in chosen:
+        work, contiguous = (
+            map_and_box_gradient(case, channels_last, FLOAT32) for channels_last in (True, False)
+        )
+        both = [backward(case, channels_last, FLOAT32) for channels_last in (True, False)]
+        rows.append(
+            [
+                case.name,
+                number(len(work.blocks)),
+                *limits(work),
+                microseconds(contiguous.seconds()),
+                " / ".join(number(sum(w.launches for w in works)) for works in both),
+                " / ".join(microseconds(seconds(works)) for works in both),
+            ]
+        )
+    head = ["case", "blocks", *LIMITS, "contiguous", "backward: launches", "backward: time"]
+    return table(head, rows)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    text: str
+    design: Design
+
+
+DEALT = replace(NOW, taps_by_all=True, map_loads_together=True)
+FILLED = replace(DEALT, leaves_empty_tiles=True, rows_and_columns_apart=True, batch=16)
+GATHER_PROPOSALS = (
+    Proposal("as it is", NOW),
+    Proposal("A. a batch's taps are dealt to all threads; map values: four loads at once", DEALT),
+    Proposal(
+        "B. A; 16 boxes in hand; bits are counted by a warp; rows and columns by different warps",
+        FILLED,
+    ),
+    Proposal(
+        "C. B; the taps of a step are read before its pixels",
+        replace(FILLED, taps_in_registers=True),
+    ),
+    Proposal(
+        "D. C; a tile's boxes split among blocks, partial sums added in order",
+        replace(FILLED, taps_in_registers=True, list_parts=16),
+    ),
+    Proposal(
+        "E. D; two taps of a pixel in flight (float16 only: registers)",
+        replace(FILLED, taps_in_registers=True, list_parts=16, taps_in_flight=2),
+    ),
+    Proposal(
+        "F. B; one channel per lane, for 32 channels or fewer",
+        replace(FILLED, channel_per_lane=True),
+    ),
+    Proposal("list split alone", replace(NOW, list_parts=16)),
+    Proposal("16 boxes in hand alone", replace(NOW, batch=16)),
+)
+CHANNELS_OF_ONE = 32
+GATHER_CASES = ("one_small_map", "c4", "p2_7x7", "p3_7x7", "channels_3", "ten_boxes", "large_map")
+BOX_PROPOSALS = (
+    Proposal("as it is", NOW),
+    Proposal("map values: four loads at once", replace(NOW, map_loads_together=True)),
+    Proposal("a box is planned by several lanes", replace(NOW, planned_by_lanes=True)),
+    Proposal("channels_last: twice as many loads in flight", replace(NOW, taps_in_flight=2)),
+    Proposal("contiguous, few channels: warps over bins", replace(NOW, warps_over_bins=True)),
+)
+BOX_CASES = {
+    "p3_7x7": True,
+    "p2_7x7": True,
+    "one_box": True,
+    "ten_boxes": False,
+    "channels_3": False,
+}
+
+
+def gather_proposals(chosen: Sequence[Case]) -> list[str]:
+    columns = [case for case in chosen if case.name in GATHER_CASES]
+    rows = []
+    for proposal in GATHER_PROPOSALS:
+        works = [
+            gather_feature_gradient(case, True, FLOAT32, proposal.design)
+            if case.channels <= CHANNELS_OF_ONE or not proposal.design.channel_per_lane
+            else None
+            for case in columns
+        ]
+        rows.append([proposal.text, *(microseconds(w.seconds()) if w else "" for w in works)])
+    return table(("gradient of the features", *(case.name for case in columns)), rows)
+
+
+def box_proposals(chosen: Sequence[Case]) -> list[str]:
+    columns = [case for case in chosen if case.name in BOX_CASES]
+    rows = []
+    for proposal in BOX_PROPOSALS:
+        cells = [
+            microseconds(f(case, BOX_CASES[case.name], FLOAT16, proposal.design).seconds())
+            for case in columns
+            for f in (forward, map_and_box_gradient)
+        ]
+        pairs = zip(cells[::2], cells[1::2], strict=True)
+        rows.append([proposal.text, *(" / ".join(pair) for pair in pairs)])
+    layouts = {True: "channels_last", False: "contiguous"}
+    head = [f"{case.name}, {layouts[BOX_CASES[case.name]]}" for case in columns]
+    return table(("forward / gradient of the maps, float16", *head), rows)
+
+
+def render(names: Sequence[str] = PREDICTED) -> str:
+    """The page; with fewer names, that part of it."""
+    chosen = [ALL[name] for name in names]
+    shared = shared_bytes("gather_feature_gradient_kernel", FILLED) / 1024
+    return TEXT.format(
+        machine="\n".join(machine_rows()),
+        occupancy="\n".join(occupancy_rows()),
+        forward="\n".join(forward_rows(chosen)),
+        gather="\n".join(gather_rows(chosen)),
+        maps="\n".join(map_rows(chosen)),
+        gather_proposals="\n".join(gather_proposals(chosen)),
+        box_proposals="\n".join(box_proposals(chosen)),
+        step=STEPS["step"].clocks,
+        weight=full_tap(),
+        empty=f"{tile_tally(np.zeros(0, np.int64), 1, NOW).clocks:.0f}",
+        shared=f"{shared:.1f}",
+    )
+
+
+TEXT = """\
+# What the CUDA kernels should take
+
+**Nothing on this page was measured.** `python benchmarks/predict_cuda.py --write` generates it from
+counts of work (`benchmarks/cuda_model/`) and from the assumptions below, so that a measurement has
+something to refute. Times are microseconds on an H100. A time is one launch plus the largest of:
+
+* bytes over bandwidth, for each level of memory;
+* *instructions* of all warps over the issue rate;
+* the *longest block*: its steps one after another, each of the warp that takes longest between two
+  barriers, times the clocks of a step (`STEPS` in `benchmarks/cuda_model/machine.py`: executed
+  instructions, read from the SASS of sm_90, plus waits);
+* *latency*: the clocks of all blocks over the number of blocks that run at a time.
+
+Not modelled: second touches that miss the second level, bank conflicts, slow paths of divisions,
+the processor's part of a call, bins with more than 32 samples along an axis. `--case` prints more.
+
+{machine}
+
+## Blocks per multiprocessor
+
+Of 256 threads, by registers (`scripts/ptxas_baseline.tsv`), shared memory (plus the driver's 1 KB
+per block) and threads. 12.0 is given the registers of 10.0.
+
+{occupancy}
+
+## Forward, float32
+
+*Taps* are (bin, pixel) pairs, each once.
+
+{forward}
+
+## Gradient of the features, float32, channels_last
+
+A block serves a tile of 32 pixels and 256 channels, eight boxes at a time (a *batch*). Of the
+longest block: batches / steps / weights. *Weights* are taps that the busiest thread of a batch
+weighs one after another, *steps* taps that its busiest warp adds up. *Balance*: the mean warp's
+steps over the busiest's. A step takes {step} clocks, a weight up to {weight} (2 x 2 samples, with a
+map), an empty tile {empty}. float16 takes as long: it has as many steps and weights.
+
+{gather}
+
+## Gradient of the maps, float32, channels_last
+
+The last two columns are the whole backward pass, channels_last / contiguous.
+
+{maps}
+
+## Changes, predicted
+
+None is built. Sixteen boxes in hand take {shared} KB of shared memory per block.
+
+{gather_proposals}
+
+{box_proposals}
+
+## What to look at first on a GPU
+
+| ncu | kernel, case | the model is wrong where it is |
+| --- | --- | --- |
+| duration | gather_feature_gradient, one_small_map | below a third: weights are cheaper |
+| smsp__inst_executed | gather_feature_gradient, p2_7x7 | off by a half: other lengths of steps |
+| stall_barrier | gather_feature_gradient, c4 | below 30 % of the warps' stalls |
+| lts__t_sectors_op_read * 32 | forward_bins_in_lanes, p2_1000_boxes_7x7 | above the bytes given |
+| dram__bytes_read | forward_channels_in_lanes, p2_1000_boxes_7x7 | above twice the bytes given |
+| local memory traffic | all | not 0 |
+"""
+
+
+def full_tap() -> int:
+    """Clocks of a tap's weight where all 2 x 2 samples read the pixel."""
+    counts = {
+        "pixel tap": 1,
+        "row weight": 2,
+        "row in map": 2,
+        "column weight": 4,
+        "sample value": 4,
+    }
+    return sum(count * STEPS[name].clocks for name, count in counts.items())

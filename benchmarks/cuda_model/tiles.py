@@ -1,0 +1,286 @@
+"""Work of the kernels that make the gradient of the features: their blocks serve tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cases import Case
+from cuda_model.boxes import Box, Integers, boxes_of
+from cuda_model.counts import TYPES, Floats, Tally, Work
+from cuda_model.kernels import (
+    CHANNELS_PER_WARP,
+    CONSTANTS,
+    LISTED_BOXES,
+    MAX_TAPS,
+    NOW,
+    THREADS,
+    WANTED_BLOCKS,
+    WARP,
+    WARPS,
+    Design,
+    ceil_div,
+    tile_shape,
+    vector_width,
+)
+from cuda_model.machine import STEPS, clocks
+
+WORDS = LISTED_BOXES // WARP  # of a list's bits
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Of the boxes of one image and level along one axis, padded to whole tiles: [boxes, tiles,
+    rows or columns of a tile]."""
+
+    bins: Integers  # that read a row or column
+    reads: Integers  # samples that give it a weight
+    span: Integers  # [boxes, tiles]: bins that read the tile
+    samples: Integers  # [boxes], per bin
+
+    @classmethod
+    def make(cls, boxes: list[Box], axis: str, size: int, tile: int) -> Lines:
+        tiles = ceil_div(size, tile)
+        begin, end, reads = np.zeros((3, len(boxes), tiles * tile), np.int64)
+        for k, box in enumerate(boxes):
+            of_axis = getattr(box, axis)
+            begin[k, :size], end[k, :size] = of_axis.bins_reading()
+            reads[k, :size] = of_axis.samples_reading()
+        shape = (len(boxes), tiles, tile)
+        first = np.where(end > begin, begin, np.iinfo(np.int64).max).reshape(shape).min(axis=2)
+        span = np.maximum(end.reshape(shape).max(axis=2) - first, 0)
+        samples = np.array([getattr(box, axis).samples for box in boxes], np.int64)
+        return cls((end - begin).reshape(shape), reads.reshape(shape), span, samples)
+
+    def looked_at(self, k: Integers, bins: Integers, reads: Integers) -> Integers:
+        """samples_reading, over the bins that read a row or column."""
+        samples = self.samples[k, None]
+        return np.where(samples <= CONSTANTS["kFewSamples"], bins * samples, reads)
+
+    def searches(self, k: Integers) -> Integers:
+        """Steps of samples_reading's two binary searches."""
+        steps = 2 * np.ceil(np.log2(self.samples[k] + 1)).astype(np.int64)
+        return np.where(self.samples[k] <= CONSTANTS["kFewSamples"], 0, steps)
+
+
+@dataclass
+class TileCounts:
+    """Of one tile's list of boxes."""
+
+    batches: int
+    rounds: int
+    weights: float  # clocks for the taps' weights on the longest thread of each round
+    weight_taps: int  # taps of those threads
+    steps: int  # taps of the longest pixel of each round
+    warp_steps: int  # likewise, of each warp's longest pixel, over all warps
+    weight_instructions: float  # of all warps
+    taps: int
+
+
+def deal(of_boxes: Floats) -> Floats:
+    """Items of fill_pixel_taps, pixel by pixel: [batches, boxes, pixels] as [batches, passes,
+    warps, lanes]."""
+    items = of_boxes.transpose(0, 2, 1).reshape(len(of_boxes), -1)
+    missing = -items.shape[1] % THREADS
+    return np.pad(items, ((0, 0), (0, missing))).reshape(len(items), -1, WARPS, WARP)
+
+
+def count_tile(
+    y: Lines, x: Lines, k: Integers, i: int, j: int, has_map: bool, design: Design
+) -> TileCounts:
+    """gather_feature_gradient_kernel on the boxes k that read tile (i, j)."""
+    batch = design.batch
+    boxes = ceil_div(len(k), batch) * batch
+
+    def pixels(of_y: Integers, of_x: Integers) -> Any:
+        """Products for each box and pixel, row by row: [boxes, pixels], boxes padded to batches."""
+        product = (of_y[:, :, None] * of_x[:, None, :]).reshape(len(k), -1)
+        padded = np.zeros((boxes, product.shape[1]))
+        padded[: len(k)] = product
+        return padded
+
+    bins_y, bins_x = y.bins[k, i], x.bins[k, j]
+    # A tap looks at all samples of its bin where they are few; else it searches those that read.
+    reads_y, reads_x = y.reads[k, i], x.reads[k, j]
+    looked_y, looked_x = y.looked_at(k, bins_y, reads_y), x.looked_at(k, bins_x, reads_x)
+    searches = y.searches(k) + x.searches(k)
+    taps = pixels(bins_y, bins_x)
+    steps = {
+        "pixel tap": taps,
+        "search": pixels(bins_y * searches[:, None], bins_x),
+        "row weight": pixels(looked_y, bins_x),
+        "column weight": pixels(reads_y, looked_x),
+    }
+    if has_map:
+        steps["row in map"] = pixels(reads_y, bins_x)
+        together = " together" if design.map_loads_together else ""
+        steps["sample value" + together] = pixels(reads_y, reads_x)
+    some = np.maximum(taps, 1)
+    time_of_tap: Any = sum(count * clocks(name) for name, count in steps.items()) / some
+    work_of_tap: Any = sum(n * STEPS[name].instructions for name, n in steps.items()) / some
+
+    batches = boxes // batch
+    shape = (batches, batch, taps.shape[1])
+    taps = taps.reshape(shape)
+    time_of_tap, work_of_tap = time_of_tap.reshape(shape), work_of_tap.reshape(shape)
+    per_pixel = MAX_TAPS // taps.shape[2]
+    total = taps.sum(axis=1)  # [batches, pixels]
+    end = np.cumsum(taps, axis=1)
+    rounds_of = np.maximum(1, np.ceil(total.max(axis=1) / per_pixel)).astype(np.int64)
+    counts = TileCounts(batches, int(rounds_of.sum()), 0.0, 0, 0, 0, 0.0, int(total.sum()))
+    for r in range(int(rounds_of.max(initial=0))):
+        first, last = r * per_pixel, (r + 1) * per_pixel
+        of_round = np.clip(np.minimum(end, last) - np.maximum(end - taps, first), 0, None)
+        items = deal(of_round)
+        time_of, work_of = deal(of_round * time_of_tap), deal(of_round * work_of_tap)
+        if design.taps_by_all:
+            # Lanes of a warp diverge: a turn takes as long as the batch's longest tap.
+            turns = np.ceil(items.sum(axis=(1, 2, 3)) / THREADS)
+            warps = np.ceil(items.sum(axis=(1, 2, 3)) / WARP)
+            counts.weights += float((turns * time_of_tap.max(axis=(1, 2))).sum())
+            counts.weight_taps += int(turns.sum())
+            counts.weight_instructions += float((warps * work_of_tap.max(axis=(1, 2))).sum())
+        else:
+            of_threads = time_of.sum(axis=1).reshape(batches, -1)
+            longest = of_threads.argmax(axis=1)
+            counts.weights += float(of_threads.max(axis=1).sum())
+            counts.weight_taps += int(
+                items.sum(axis=1).reshape(batches, -1)[np.arange(batches), longest].sum()
+            )
+            counts.weight_instructions += float(work_of.max(axis=3).sum())
+        of_pixels = np.clip(total - first, 0, per_pixel).reshape(batches, WARPS, -1)
+        of_warps = np.ceil(of_pixels / design.taps_in_flight).max(axis=2)
+        counts.steps += int(of_warps.max(axis=1).sum())
+        counts.warp_steps += int(of_warps.sum())
+    return counts
+
+
+def add_list(tally: Tally, k: Integers, num_rois: int, design: Design) -> None:
+    """BoxList::fill for the boxes of a call, of which `k` read the tile."""
+    if design.leaves_empty_tiles:
+        if len(k):
+            for name in ("list", "listed", "count by warp"):
+                tally.add(name, 1, WARPS)
+        return
+    for first in range(0, max(num_rois, 1), LISTED_BOXES):
+        here = k[(k >= first) & (k < first + LISTED_BOXES)] - first
+        tally.add("list", 1, WARPS)
+        tally.add("count", WORDS, WARPS * WORDS)
+        if len(here):
+            tally.add("listed", 1, WARPS)
+        # A box's index in the list is counted word by word, up to the last of each pass.
+        words = here // WARP
+        for begin in range(0, WORDS, WARPS):
+            of_pass = words[(words >= begin) & (words < begin + WARPS)]
+            tally.add("count", int(of_pass.max(initial=0)), int(np.unique(of_pass).sum()))
+
+
+def tile_tally(k: Integers, num_rois: int, design: Design) -> Tally:
+    """Everything that a tile costs whether boxes read it or not."""
+    tally = Tally()
+    tally.add("lean tile" if design.leaves_empty_tiles else "tile", 1, WARPS)
+    add_list(tally, k, num_rois, design)
+    tally.add("store", 1, WARPS)
+    return tally
+
+
+def gather_feature_gradient(
+    case: Case, channels_last: bool, element_size: int, design: Design = NOW, has_map: bool = True
+) -> Work:
+    """feature_gradient: its second launch."""
+    height, width = tile_shape(channels_last, design.pixels_per_warp)
+    slabs = ceil_div(case.channels, CHANNELS_PER_WARP)
+    step = "step in registers" if design.taps_in_registers else "step"
+    step = "step of one" if design.channel_per_lane else step
+    batch = "batch apart" if design.rows_and_columns_apart else "batch"
+    lines = ceil_div(design.batch * (height + width), WARP)  # warps that fill a batch
+    tiles = case.num_images * sum(
+        ceil_div(rows, height) * ceil_div(columns, width) for rows, columns, _ in case.levels
+    )
+    parts = max(1, min(design.list_parts, WANTED_BLOCKS // (tiles * slabs)))
+    numbers = np.arange(case.num_rois)
+    nothing = tile_tally(numbers[:0], case.num_rois, design)
+    everything = boxes_of(case)
+    empty = serial_steps = warp_steps = taps = batches = 0
+    instructions = near = 0.0
+    blocks: list[float] = []
+    longest, longest_clocks = TileCounts(0, 0, 0.0, 0, 0, 0, 0.0, 0), 0.0
+    for image in range(case.num_images):
+        for level, (rows, columns, _) in enumerate(case.levels):
+            chosen = [n for n, b in enumerate(everything) if (b.image, b.level) == (image, level)]
+            boxes = [everything[n] for n in chosen]
+            y = Lines.make(boxes, "y", rows, height)
+            x = Lines.make(boxes, "x", columns, width)
+            reads = ((y.span > 0).T.astype(np.float32) @ (x.span > 0).astype(np.float32)) > 0
+            of_level = int((~reads).sum())
+            empty += of_level
+            blocks += [nothing.clocks] * of_level * slabs
+            instructions += nothing.instructions * of_level * slabs
+            for i, j in np.argwhere(reads):
+                k = np.flatnonzero((y.span[:, i] > 0) & (x.span[:, j] > 0))
+                near += float((y.span[k, i] * x.span[k, j]).sum())
+                for of_part in np.array_split(k, min(parts, ceil_div(len(k), design.batch))):
+                    counts = count_tile(y, x, of_part, i, j, has_map, design)
+                    tally = tile_tally(numbers[chosen][of_part], case.num_rois, design)
+                    tally.add(batch, counts.batches, counts.batches * lines)
+                    tally.add("round", counts.rounds, counts.rounds * WARPS)
+                    tally.add(step, counts.steps, counts.warp_steps)
+                    tally.clocks += counts.weights
+                    tally.instructions += counts.weight_instructions
+                    if tally.clocks > longest_clocks:
+                        longest, longest_clocks = counts, tally.clocks
+                    blocks += [tally.clocks] * slabs
+                    instructions += tally.instructions * slabs
+                    warp_steps += counts.warp_steps
+                    serial_steps += counts.steps
+                    taps += counts.taps
+                    batches += counts.batches
+    pixels = case.num_images * sum(rows * columns for rows, columns, _ in case.levels)
+    written = pixels * case.channels * element_size
+    partial = pixels * case.channels * 4 * (2 * parts if parts > 1 else 0)
+    grad = case.num_rois * case.output_size**2 * case.channels * element_size
+    type_, vector = TYPES[element_size], vector_width(case.channels, element_size)
+    return Work(
+        f"gather_feature_gradient_kernel<{type_}, float, {vector}>",
+        np.array(blocks),
+        instructions,
+        first_level=taps * case.channels * element_size,
+        second_level=near * case.channels * element_size + written + partial,
+        device=written + grad,
+        counts={
+            "tiles": tiles,
+            "empty": empty,
+            "batches": batches,
+            "longest batches": longest.batches,
+            "longest steps": longest.steps,
+            "longest taps": longest.weight_taps,
+            "balance": warp_steps / (WARPS * serial_steps) if serial_steps else 1.0,
+            "taps": taps,
+            "parts": parts,
+        },
+        launches=1 + (parts > 1),
+        resident=4 if design.channel_per_lane else None,
+    )
+
+
+def touched_tiles(case: Case, channels_last: bool, design: Design = NOW) -> Work:
+    """feature_gradient: its first launch; a warp serves a box."""
+    height, width = tile_shape(channels_last, design.pixels_per_warp)
+    clocks_of_box = []
+    for box in boxes_of(case):
+        tally = Tally()
+        tally.add("box", 1)
+        rows = ceil_div(ceil_div(case.levels[box.level][0], height), WARP)
+        columns = ceil_div(ceil_div(case.levels[box.level][1], width), WARP)
+        touched = box.y.touched() // height // WARP
+        tally.add("tile rows", rows)
+        tally.add("tile columns", len(np.unique(touched)) * columns)
+        clocks_of_box.append((tally.clocks, tally.instructions))
+    per_block = [clocks_of_box[i : i + WARPS] for i in range(0, len(clocks_of_box), WARPS)]
+    return Work(
+        "touched_tiles_kernel<float>",
+        np.array([max(c for c, _ in block) for block in per_block]),
+        sum(n for _, n in clocks_of_box),
+    )

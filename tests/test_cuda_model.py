@@ -1,0 +1,307 @@
+"""The counting model of the CUDA kernels agrees with counts made by hand and with the C++ source,
+and benchmarks/cuda_prediction.md is what it says today."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmark_modules import import_benchmarks
+
+CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+MODULES = ("kernels", "boxes", "counts", "tiles", "machine", "page", "calls")
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[SimpleNamespace]:
+    names = [f"cuda_model.{name}" for name in MODULES]
+    with import_benchmarks("cases", *names) as modules:
+        yield modules
+
+
+@pytest.fixture
+def grid(model: SimpleNamespace) -> object:
+    """2 x 2 bins of 2 x 2 samples on 8 x 8 pixels."""
+    return replace(
+        model.cases.BOX_HEAD, levels=((8, 8, 1),), output_size=2, num_images=1, boxes_per_image=1
+    )
+
+
+# The source
+
+
+def constants_of_the_source() -> dict[str, int]:
+    source = "".join(path.read_text() for path in sorted(CUDA.rglob("*.*h")))
+    pattern = r"\b(?:constexpr )?int(?:32|64)_t\s+(k[A-Z]\w+|wanted_blocks)\s*=\s*([^;]+);"
+    definitions = dict(re.findall(pattern, source))
+    found: dict[str, int] = {}
+    while True:
+        before = len(found)
+        for name, text in definitions.items():
+            expression = re.sub(r"\bint(32|64)_t\b", "", text).replace("/", "//")
+            if name not in found and re.fullmatch(r"[\w\s()+*/<-]+", expression):
+                with contextlib.suppress(NameError, SyntaxError):  # not yet known; a template's
+                    found[name] = eval(expression, {}, found)
+        if len(found) == before:
+            return found
+
+
+def test_constants_are_those_of_the_source(model):
+    source = constants_of_the_source()
+    ours = model.kernels.CONSTANTS
+    assert {name: source.get(name) for name in ours} == ours
+
+
+def test_shared_memory_is_what_the_compiler_found(model):
+    for (architecture, kernel), footprint in model.machine.read_baseline().items():
+        if ", double" not in kernel and "<double" not in kernel:
+            name, _ = kernel.split("<")
+            counted = model.kernels.shared_bytes(name)
+            assert counted == pytest.approx(footprint.shared, abs=16), (architecture, kernel)
+
+
+def test_every_kernel_of_a_case_has_a_footprint(model):
+    for element_size in (4, 2):
+        for channels_last in (True, False):
+            case = replace(model.cases.BOX_HEAD, boxes_per_image=1, levels=((8, 8, 64),))
+            for f in (
+                model.counts.forward,
+                model.counts.map_and_box_gradient,
+                model.tiles.gather_feature_gradient,
+            ):
+                kernel = f(case, channels_last, element_size).kernel
+                assert ("sm_90", kernel) in model.machine.read_baseline()
+
+
+# Launches
+
+
+@pytest.mark.parametrize(
+    ("boxes", "shares", "bins"), [(1, 49, 1), (10, 49, 1), (100, 5, 10), (512, 1, 49)]
+)
+def test_few_boxes_are_shared_among_blocks(model, boxes, shares, bins):
+    grid = model.kernels.make_box_grid(boxes, 256, 256, 49)
+    assert (grid.shares, grid.max_bins, grid.size) == (shares, bins, boxes * shares)
+
+
+def test_a_slab_fits_into_half_the_cache(model):
+    """64 channels of two images of 100 x 168 take 8.6 of 26.2 MB: three times 64. On 200 x 336 they
+    do not fit once. 4 slabs of 128 boxes are just the blocks that are wanted."""
+    assert model.kernels.channels_per_slab(512, 256, 2 * 100 * 168, 4) == 3 * 64
+    assert model.kernels.channels_per_slab(512, 256, 2 * 200 * 336, 4) == 64
+    assert model.kernels.channels_per_slab(128, 256, 10, 4) == 64
+
+
+def test_tiles_are_wider_where_columns_are_innermost(model):
+    assert model.kernels.tile_shape(True, 4) == (4, 8)
+    assert model.kernels.tile_shape(False, 4) == (2, 16)
+
+
+def test_a_box_of_small_bins_is_one_patch(model):
+    """Two samples half a pixel apart touch 3.5 rows at most, 9 taps a bin: 49 bins at once."""
+    touched = model.kernels.bin_extent(0.5, 2, 10.0)
+    assert touched == 3
+    plan = model.kernels.plan_patches((touched, touched), (2, 2), (7, 7), 49)
+    assert (plan.taps_per_bin, plan.bin_rows, plan.bin_columns) == (9, 7, 7)
+
+
+def test_a_bin_of_many_taps_has_a_patch_of_its_own(model):
+    plan = model.kernels.plan_patches((12, 11), (10, 10), (7, 7), 49)
+    assert plan.has_many_taps and (plan.bin_rows, plan.bin_columns) == (1, 1)
+
+
+def test_bins_that_no_patch_holds_are_refused(model):
+    with pytest.raises(NotImplementedError):
+        model.kernels.bin_extent(1.0, 40, 100.0)
+
+
+# Boxes
+
+
+def test_touched_rows_by_hand(model, grid):
+    """Samples at 1.25, 1.75 | 2.25, 2.75."""
+    axis = model.boxes.make_box(grid, 0, 0, (1, 1, 3, 3)).y
+    assert axis.taps_of_bins().tolist() == [2, 2]
+    assert axis.touched().tolist() == [1, 2, 3]
+    assert axis.samples_reading().tolist() == [0, 2, 4, 2, 0, 0, 0, 0]
+    begin, end = axis.bins_reading()
+    assert (end - begin).tolist() == [0, 1, 2, 1, 0, 0, 0, 0]
+
+
+def test_samples_outside_read_nothing(model, grid):
+    """Samples at 8, the last that is inside, 9 | 10, 11."""
+    axis = model.boxes.make_box(grid, 0, 0, (7.5, 7.5, 11.5, 11.5)).x
+    assert axis.taps_of_bins().tolist() == [1, 0]
+    assert axis.touched().tolist() == [7]
+
+
+def test_samples_far_apart_have_two_taps_each(model, grid):
+    """Samples at 1 and 3 touch all of 1 to 4; at 2.5 and 7.5, 2, 3 and 7 of 2 to 7."""
+    for x2, taps in ((8, 4), (20, 4)):
+        axis = model.boxes.make_box(grid, 0, 0, (0, 0, x2, 8)).x
+        assert axis.taps_of_bins()[0] == taps
+
+
+def test_sectors_by_hand(model, grid):
+    """Three rows of columns 1 to 3: one sector of eight floats each; of columns 7 and 8, two."""
+    assert model.boxes.make_box(grid, 0, 0, (1, 1, 3, 3)).sectors(4) == 3
+    wide = replace(grid, levels=((8, 16, 1),))
+    assert model.boxes.make_box(wide, 0, 0, (6.8, 1, 8.2, 3)).sectors(4) == 2 * 3
+
+
+# Steps
+
+
+def lines(model: SimpleNamespace, case: object, boxes: list[tuple[float, ...]]) -> tuple:
+    made = [model.boxes.make_box(case, 0, 0, box) for box in boxes]
+    y = model.tiles.Lines.make(made, "y", 8, 4)
+    x = model.tiles.Lines.make(made, "x", 8, 8)
+    return y, x, np.arange(len(boxes)), 0, 0
+
+
+def test_one_tile_by_hand(model, grid):
+    """Of the tile's rows, 1, 2, 3 are read by 1, 2, 1 bins, and so are the columns: 16 taps, four
+    of them pixel (2, 2)'s. A warp has half a row: three warps have 2, 4 and 2 steps."""
+    tile = lines(model, grid, [(1, 1, 3, 3)])
+    counts = model.tiles.count_tile(*tile, True, model.kernels.NOW)
+    assert (counts.batches, counts.rounds, counts.taps) == (1, 1, 16)
+    assert (counts.steps, counts.warp_steps, counts.weight_taps) == (4, 8, 4)
+    # Pixel (2, 2), bin after bin: two sample rows read it, and two sample columns of each.
+    clocks = model.machine.clocks
+    of_a_tap = clocks("pixel tap") + 2 * (clocks("row weight") + clocks("row in map"))
+    of_a_tap += 4 * (clocks("column weight") + clocks("sample value"))
+    assert counts.weights == 4 * of_a_tap
+    assert of_a_tap == model.page.full_tap()
+
+
+def test_a_batch_ends_after_eight_boxes(model, grid):
+    """Pixel (2, 2) has 4 taps of each of ten boxes: 32, then 8."""
+    tile = lines(model, grid, [(1, 1, 3, 3)] * 10)
+    counts = model.tiles.count_tile(*tile, True, model.kernels.NOW)
+    assert (counts.batches, counts.rounds, counts.steps, counts.weight_taps) == (2, 2, 40, 8)
+    sixteen = model.tiles.count_tile(*tile, True, replace(model.kernels.NOW, batch=16))
+    assert (sixteen.batches, sixteen.rounds, sixteen.steps) == (1, 2, 40)
+
+
+def test_a_pixel_of_many_taps_takes_rounds(model, grid):
+    """49 bins within a pixel: 32 taps, then 17, all on the thread of one pixel and box. Dealt to
+    256 threads, the taps of the box's pixels are one or two turns."""
+    case = replace(grid, output_size=7)
+    tile = lines(model, case, [(2.2, 2.2, 3.2, 3.2)])
+    counts = model.tiles.count_tile(*tile, True, model.kernels.NOW)
+    assert (counts.batches, counts.rounds, counts.steps, counts.weight_taps) == (1, 2, 49, 49)
+    dealt = model.tiles.count_tile(*tile, True, replace(model.kernels.NOW, taps_by_all=True))
+    assert dealt.weight_taps == 2 and dealt.steps == 49
+
+
+def test_an_empty_tile_counts_words_one_after_another(model):
+    clocks = model.machine.clocks
+    tally = model.tiles.tile_tally(np.zeros(0, np.int64), 1, model.kernels.NOW)
+    assert tally.clocks == clocks("tile") + clocks("list") + 32 * clocks("count") + clocks("store")
+
+
+def test_the_last_word_of_each_pass_is_counted_up_to(model):
+    """Boxes 0 and 300 are in words 0 and 9, of the first and the second pass: 0 + 9 words."""
+    one = model.tiles.tile_tally(np.array([0]), 1000, model.kernels.NOW).clocks
+    two = model.tiles.tile_tally(np.array([0, 300]), 1000, model.kernels.NOW).clocks
+    assert two - one == 9 * model.machine.clocks("count")
+
+
+def test_warps_take_bins_in_turn(model):
+    """Nine bins of 5 taps, two in flight: the first warp has two bins, 4 pairs and 2 odd taps."""
+    plan = model.kernels.PatchPlan(9, 3, 3)
+    patch = model.counts.Patch(np.full(9, 5), 36, plan)
+    tally = model.counts.Tally()
+    model.counts.add_channels_in_lanes(tally, patch, 2)
+    clocks = model.machine.clocks
+    assert tally.clocks == 2 * clocks("bin") + 4 * clocks("channels") + 2 * clocks("last")
+
+
+def test_three_channels_keep_one_warp_busy(model):
+    """49 bins are 13 times four; 16 taps at most, two for each of eight lanes; two stores of 32."""
+    patch = model.counts.Patch(np.full(49, 16), 196, model.kernels.PatchPlan(16, 7, 7))
+    clocks = model.machine.clocks
+    tally = model.counts.Tally()
+    model.counts.add_bins_in_lanes(tally, patch, 3, model.kernels.NOW)
+    assert tally.clocks == 13 * clocks("team") + 26 * clocks("pixels") + 2 * clocks("write")
+
+
+def test_time_by_hand(model):
+    """264 blocks of 1.7 us fill 132 multiprocessors once; 5.5 MB take the second level 1 us."""
+    work = model.counts.Work("", np.full(264, 2890.0), 0.0, second_level=5.5e6, resident=2)
+    limits = work.limits()
+    assert limits["latency"] == limits["longest block"] == pytest.approx(1.7e-6)
+    assert limits["second level"] == pytest.approx(1e-6)
+    assert work.seconds() == pytest.approx(3.7e-6)
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "blocks", "by"),
+    [(80, 28288, 3, "registers"), (128, 25536, 2, "registers"), (80, 36736, 2, "shared memory")],
+)
+def test_blocks_per_multiprocessor_by_hand(model, registers, shared, blocks, by):
+    """65536 registers hold 25 warps of 80 a thread; 100 KB two blocks of 36 + 1."""
+    small = next(c for c in model.machine.CAPABILITIES if c.name.startswith("8.6"))
+    limits = model.machine.blocks_by(model.machine.Footprint(registers, shared), small, 256)
+    assert min(limits.values()) == blocks == limits[by]
+
+
+def test_one_small_map_has_few_blocks(model):
+    """7 x 6 tiles of 4 x 8 pixels on 25 x 42."""
+    case = model.page.ALL["one_small_map"]
+    work = model.tiles.gather_feature_gradient(case, True, 4)
+    assert len(work.blocks) == work.counts["tiles"] == 42
+    assert work.counts["longest steps"] == 1302
+    assert work.bound_by == "longest block"
+
+
+# The page
+
+
+def cells_of(page: str) -> dict[tuple[str, str, str], str]:
+    """(table, row, column) -> cell."""
+    cells = {}
+    head: list[str] | None = None
+    for line in page.splitlines():
+        if not line.startswith("|"):
+            head = None
+        elif head is None:
+            head = [cell.strip() for cell in line.strip("|").split("|")]
+        elif "---" not in line:
+            row = [cell.strip() for cell in line.strip("|").split("|")]
+            cells.update(
+                {(head[0], row[0], column): cell for column, cell in zip(head, row, strict=True)}
+            )
+    return cells
+
+
+def is_close(ours: str, theirs: str) -> bool:
+    """Numbers may differ a little: boxes are drawn with the processor's own exp."""
+    numbers = r"\d+(?:\.\d+)?"
+    if re.sub(numbers, "", ours) != re.sub(numbers, "", theirs):
+        return False
+    pairs = zip(re.findall(numbers, ours), re.findall(numbers, theirs), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=0.03, abs_tol=0.11) for a, b in pairs)
+
+
+@pytest.mark.slow
+def test_the_page_is_up_to_date(model):
+    page = model.page.PAGE.read_text()
+    part = model.page.render(["one_small_map", "one_box"])
+    text = [line for line in part.splitlines() if not line.startswith("|")]
+    assert [line for line in page.splitlines() if not line.startswith("|")] == text
+    recorded = cells_of(page)
+    differing = {
+        key: (recorded.get(key), cell)
+        for key, cell in cells_of(part).items()
+        if not is_close(recorded.get(key, ""), cell)
+    }
+    assert differing == {}
