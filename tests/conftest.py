@@ -1,8 +1,9 @@
-"""Devices, hypothesis profiles, and which fixtures are slow."""
+"""Devices, hypothesis profiles, torch's compile cache, and which fixtures are slow."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -13,6 +14,15 @@ from shape_roi_align._library import has_cuda_operators
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=150)
 settings.register_profile("thorough", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A compile cache of this run. Torch's own outlives a change of a schema and would replay
+    graphs that call the operators with the former operands."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="shape_roi_align_inductor_")
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 # Fixtures of a module that take more than a second: the tests that use them are slow.

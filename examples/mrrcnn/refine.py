@@ -103,7 +103,7 @@ class RefineConfig:
 
     @classmethod
     def recommended(cls, **options: Any) -> RefineConfig:
-        """What served better than the paper's settings in the study, and other ``options``."""
+        """What did better than the paper's settings on generated images, and other ``options``."""
         return cls(**(RECOMMENDED | options))
 
 

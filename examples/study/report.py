@@ -102,8 +102,7 @@ def _data_table(all_runs: list[DataRuns]) -> str:
     for runs in all_runs:
         head = runs.heads[min(runs.heads)]
         train, held_out, val = head["images"]
-        instances = sum(v for k, v in head["instances"].items() if k.startswith("q"))
-        instances += sum(v for k, v in head["instances"].items() if "< q" in k)
+        instances = sum(v for k, v in head["instances"].items() if "q" in k)  # those bins
         crowded = head["instances"]["huddled"] / max(instances, 1)
         lines.append(
             [

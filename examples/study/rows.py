@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mrrcnn.refine import RECOMMENDED
+from training.presets import BASE
 
 from .placebo import PLACEBOS
 
@@ -30,12 +31,9 @@ class Row:
     @property
     def needs(self) -> tuple[str, ...]:
         """Rows that it is made from."""
-        if self.weights_of:
-            return "mask_r_cnn", self.weights_of
-        return ("mask_r_cnn",)
+        return (BASE, self.weights_of) if self.weights_of else (BASE,)
 
 
-BASE = "mask_r_cnn"
 NO_MAP: dict[str, Any] = {"guide": "none"}
 FROZEN: dict[str, Any] = {"freeze_base": True}
 ALPHAS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

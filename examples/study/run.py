@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 import time
@@ -20,7 +21,7 @@ from mrrcnn.model import MRRCNN, RefineConfig, save_model
 from mrrcnn.weights import load_weights
 from training import checkpoint
 from training.data import CocoInstances, make_loader
-from training.engine import Options, train
+from training.engine import Options, Training, train
 from training.evaluate import (
     IOU_TYPES,
     SplitCOCOeval,
@@ -82,6 +83,7 @@ class Run:
         self.workers = workers
         self.work_dir.mkdir(parents=True, exist_ok=True)
         self.settings = json.loads(json.dumps(asdict(setting) | {"mask_alignment": EXACT}))
+        self.options = Options(amp=setting.amp)
         self.rows: dict[str, Record] = {}
         if self.file.exists():
             kept = json.loads(self.file.read_text())
@@ -106,7 +108,7 @@ class Run:
         record: Record = {"title": row.title}
         model = self._model(name)
         if not row.weights_of:
-            record |= json.loads(self._training_file(name).read_text())
+            record |= json.loads(self._path(name, ".json").read_text())
         record["config"] = asdict(model.roi_heads.config) if isinstance(model, MRRCNN) else None
         scores, drawn = self._evaluate(model, name)
         record |= scores
@@ -147,16 +149,21 @@ class Run:
     def _model(self, name: str) -> MaskRCNN:
         """With the weights of its training, which is done first if they are not there."""
         trained = ROWS[name].weights_of or name
-        path = self.work_dir / f"{trained}.pth"
+        path = self._path(trained, ".pth")
         if not path.exists():
             self._train(trained)
         model = self._refined(self._new(), ROWS[name])
         model.load_state_dict(load_weights(path))
         return model
 
-    def _training_file(self, name: str) -> Path:
-        """What the training took; written before the weights."""
-        return self.work_dir / f"{name}.json"
+    def _path(self, name: str, suffix: str) -> Path:
+        """A file of a trained row. The name has a digest of what the training depends on, so that
+        weights of other settings are not taken for these."""
+        row = asdict(ROWS[name])
+        del row["title"]
+        text = json.dumps([self.settings, row], sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return self.work_dir / f"{name}-{digest}{suffix}"
 
     def _new(self) -> MaskRCNN:
         model = build_mask_rcnn(
@@ -185,21 +192,21 @@ class Run:
         torch.manual_seed(seed)
         model = self._new() if name == BASE else self._refined(self._model(BASE), row)
         torch.manual_seed(seed)
-        progress = self.work_dir / f"{name}.checkpoint.pth"
+        progress = self._path(name, ".checkpoint.pth")
         train(
             model,
             self._loader(seed),
             schedule,
             description=f"{self.name} {name}",
             metrics_file=self.work_dir / "metrics.jsonl",
-            options=Options(amp=self.setting.amp),
+            options=self.options,
             checkpoint_file=progress,
             resume=True,
-            settings={"row": name},
         )
         taken["iterations"] = schedule.iterations
-        self._training_file(name).write_text(json.dumps(taken))
-        save_model(model, self.work_dir / f"{name}.pth")
+        # Before the weights: what has weights has this, too.
+        self._path(name, ".json").write_text(json.dumps(taken))
+        save_model(model, self._path(name, ".pth"))
         checkpoint.remove(progress)
 
     def _loader(self, seed: int) -> Any:
@@ -213,7 +220,7 @@ class Run:
 
     def _kept_cost(self, *names: str) -> dict[str, float]:
         """Measured once, so that a training that is resumed is as long as it was."""
-        file = self.work_dir / "cost.json"
+        file = self._path(names[0], ".cost.json")
         if not file.exists():
             file.write_text(json.dumps(self._cost(list(names))))
         cost: dict[str, float] = json.loads(file.read_text())
@@ -222,37 +229,21 @@ class Run:
     def _cost(self, names: list[str]) -> dict[str, float]:
         """Seconds of a training step, the median of steps taken in turn: what else the machine does
         meanwhile falls on all of them."""
-        models = {name: self._refined(self._model(BASE), ROWS[name]).train() for name in names}
-        optimizers = {
-            name: self.setting.refine.make_optimizer(
-                [p for p in model.parameters() if p.requires_grad]
+        trainings = {
+            name: Training(
+                self._refined(self._model(BASE), ROWS[name]).train(),
+                self._loader(0),
+                self.setting.refine,
+                self.options,
             )
-            for name, model in models.items()
+            for name in names
         }
         clock = CLOCKS.get(self.device, _synchronized)
-        seconds: dict[str, list[float]] = {name: [] for name in models}
-        batches = iter(self._loader(0))
+        seconds: dict[str, list[float]] = {name: [] for name in names}
         for _ in range(COST_ROUNDS):
-            batch = next(batches, None)
-            if batch is None:
-                batches = iter(self._loader(0))
-                batch = next(batches)
-            images = [image.to(self.device) for image in batch[0]]
-            targets = [
-                {k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in t.items()}
-                for t in batch[1]
-            ]
-            for name, model in models.items():
+            for name, training in trainings.items():
                 start = clock()
-                optimizers[name].zero_grad()
-                with torch.autocast(
-                    torch.device(self.device).type,
-                    torch.bfloat16,
-                    enabled=self.setting.amp is not None,
-                ):
-                    loss = torch.stack(list(model(images, targets).values())).sum()
-                loss.backward()
-                optimizers[name].step()
+                training.step()
                 seconds[name].append(clock() - start)
         return {name: statistics.median(values) for name, values in seconds.items()}
 

@@ -47,8 +47,9 @@ def _huddle(class_by: str, images: tuple[int, int], size: int = 128) -> HuddleCo
 # Refining takes a tenth of the base's iterations, as in the paper.
 SMALL = Setting(
     image_size=128,
-    base=Schedule(6000, lr=2e-3),
-    refine=Schedule(600, lr=1e-3, warmup=20),
+    base=Schedule(8000, lr=2e-3),
+    refine=Schedule(800, lr=1e-3, warmup=20),
+    amp="bfloat16",  # a step takes 0.6 of its time in float32 where the processor has AVX512-BF16
 )
 RESNET50 = Setting(
     image_size=256,

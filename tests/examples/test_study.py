@@ -56,6 +56,11 @@ def rows_of(folder, number=0):
     return json.loads(file_of(folder, number).read_text())["rows"]
 
 
+def weights_of(folder, name, number=0):
+    (path,) = (folder / "work" / f"smoke-shape-{number}").glob(f"{name}-????????.pth")
+    return path
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
@@ -114,9 +119,7 @@ def test_every_row_keeps_draws_around_its_ap(made):
 
 
 def test_seeds_train_other_weights_on_the_same_data(made):
-    weights = [
-        load_weights(made / "work" / f"smoke-shape-{seed}" / "mask_r_cnn.pth") for seed in (0, 1)
-    ]
+    weights = [load_weights(weights_of(made, "mask_r_cnn", seed)) for seed in (0, 1)]
     assert not torch.equal(
         weights[0]["backbone.stem.0.weight"], weights[1]["backbone.stem.0.weight"]
     )
@@ -148,12 +151,21 @@ def test_an_interrupted_study_goes_on_where_it_stopped(made, tmp_path, monkeypat
 
 
 def test_lost_weights_are_trained_again(made):
-    weights = made / "work" / "smoke-shape-1" / "rm_saroialign.pth"
+    weights = weights_of(made, "rm_saroialign", 1)
     before = weights.read_bytes()
     weights.unlink()
     run(made, "--runs", 1, "--rows", "alpha=2")
     assert list(rows_of(made, 1)) == [*MADE, "alpha=2"]
     assert weights.read_bytes() == before
+
+
+def test_weights_of_other_settings_are_not_taken(made, tmp_path, monkeypatch):
+    shutil.copytree(made / "work", tmp_path / "work")
+    setting = PRESETS["smoke"]["shape"]
+    shorter = replace(setting, base=replace(setting.base, iterations=2))
+    monkeypatch.setitem(PRESETS["smoke"], "shape", shorter)
+    run(tmp_path, "--rows", "mask_r_cnn")
+    assert rows_of(tmp_path)["mask_r_cnn"]["iterations"] == 2
 
 
 def test_rows_of_other_settings_are_not_mixed_in(made, monkeypatch):
