@@ -146,12 +146,20 @@ SHAPE_ROI_ALIGN_HD BoxGeometry<T> make_box_geometry(
   return geometry;
 }
 
+// The two terms of sample_coordinate.
+template <typename T>
+SHAPE_ROI_ALIGN_HD T bin_start(const Axis<T>& axis, int32_t bin) {
+  return axis.start + rounded_product(T(bin), axis.extent / T(axis.bins));
+}
+template <typename T>
+SHAPE_ROI_ALIGN_HD T sample_in_bin(const Axis<T>& axis, int32_t i) {
+  return (T(i) + T(0.5)) * (axis.extent / T(axis.bins)) / T(axis.samples);
+}
+
 // Feature coordinate of sample i of a bin: a along x, b along y (paper eq. 1).
 template <typename T>
 SHAPE_ROI_ALIGN_HD T sample_coordinate(const Axis<T>& axis, int32_t bin, int32_t i) {
-  const T bin_size = axis.extent / T(axis.bins);
-  const T in_bin = (T(i) + T(0.5)) * bin_size / T(axis.samples);
-  return axis.start + rounded_product(T(bin), bin_size) + in_bin;
+  return bin_start(axis, bin) + sample_in_bin(axis, i);
 }
 
 // Position of sample i inside the box, in (0, 1): u along x, v along y.

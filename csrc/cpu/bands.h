@@ -9,6 +9,7 @@
 
 #include "cpu/boxes/boxes.h"
 #include "cpu/boxes/taps_bound.h"
+#include "cpu/readers/row_sums.h"
 #include "cpu/simd/kernels.h"
 
 namespace shape_roi_align::cpu {
@@ -24,12 +25,30 @@ struct Band {
   size_t end;
 };
 
+// Rows of a band whose taps fit the cache. taps: of all boxes of the image. most: rows wanted.
+inline int32_t rows_of_taps(const FeatureMap& gradient, double taps, int64_t most) {
+  constexpr double kTapsOfBand = 1 << 16;  // 2 to 3 MB, if boxes are spread evenly
+  constexpr int64_t kMaxPixels = 1 << 30;  // of a band; counted in 32 bits
+  const double most_rows = double(std::min(most, kMaxPixels / gradient.width));
+  return static_cast<int32_t>(
+      std::max(std::min(kTapsOfBand * gradient.height / (taps + 1), most_rows), 1.0));
+}
+
+// Rows of a band that is added up in the cache. Each band makes the taps of its boxes anew, so
+// bands are as tall as the cache and the number of threads allow.
+template <typename T>
+int32_t rows_of_row_sums(const Params& params, const FeatureMap& gradient, int64_t most) {
+  constexpr int64_t kBandBytes = 1 << 20;
+  const int64_t row_bytes = params.channels * gradient.width * int64_t(sizeof(accumulate_t<T>));
+  return static_cast<int32_t>(
+      std::clamp<int64_t>(std::min(most, kBandBytes / row_bytes), 1, gradient.height));
+}
+
 // The bands cover all gradients whose data is not null.
 template <typename T, typename coord_t>
 std::vector<Band> plan_bands(
     const Params& params, const FeatureGradients& gradients, BoxSpan<coord_t> boxes) {
   constexpr int32_t kMaxRows = 16;
-  constexpr double kTapsOfBand = 1 << 16;  // 2 to 3 MB, if boxes are spread evenly
   constexpr int64_t kBandsPerThread = 4;  // bounds the time for which threads wait for the last one
   int64_t total_rows = 0;
   for (int32_t level = 0; level < params.num_levels; ++level) {
@@ -56,18 +75,18 @@ std::vector<Band> plan_bands(
         taps += taps_bound(boxes[end++], gradient);
       }
       if (gradient.data != nullptr && gradient.width > 0) {
-        constexpr int64_t kMaxPixels = 1 << 30;  // of a band; counted in 32 bits
-        const double most_rows = double(std::min(rows_per_band, kMaxPixels / gradient.width));
-        const int32_t rows = static_cast<int32_t>(
-            std::max(std::min(kTapsOfBand * gradient.height / (taps + 1), most_rows), 1.0));
+        const bool by_rows = sums_rows<T>(params, gradient);
+        const int64_t channels = by_rows ? params.channels : channels_per_band;
+        const int32_t rows = by_rows ? rows_of_row_sums<T>(params, gradient, total_rows / wanted)
+                                     : rows_of_taps(gradient, taps, rows_per_band);
         for (int32_t row = 0; row < gradient.height; row += rows) {
-          for (int64_t c = 0; c < params.channels; c += channels_per_band) {
+          for (int64_t c = 0; c < params.channels; c += channels) {
             bands.push_back(
                 {level,
                  image,
                  {row, std::min(row + rows, gradient.height)},
                  c,
-                 std::min(channels_per_band, params.channels - c),
+                 std::min(channels, params.channels - c),
                  begin,
                  end});
           }

@@ -11,6 +11,7 @@
 #include "cpu/layout/planes.h"
 #include "cpu/layout/pooled_gradient.h"
 #include "cpu/parallel.h"
+#include "cpu/row_sum_feature_gradient.h"
 #include "cpu/simd/streaming.h"
 #include "cpu/taps/bin_weights.h"
 #include "cpu/taps/pixel_taps.h"
@@ -41,10 +42,15 @@ class BandGradient {
         gradients_(gradients),
         boxes_(boxes),
         is_large_(bytes_of<T>(params, gradients) >= kLargeResult),
-        pooled_(grad, params.options) {}
+        pooled_(grad, params.options),
+        by_rows_(params, grad, boxes, is_large_) {}
 
   void compute(const Band& band) {
     const FeatureMap& gradient = gradients_.levels[band.level];
+    if (sums_rows<T>(params_, gradient)) {
+      by_rows_.compute(band, gradient);
+      return;
+    }
     const bool is_innermost = has_channels_innermost(gradient, params_.channels);
     block_ = is_innermost && pooled_.is_in_place()
                  ? static_cast<int32_t>(band.channels)
@@ -78,6 +84,7 @@ class BandGradient {
   const bool is_large_;
   const Kernels<T>& kernels_ = kernels<T>();
   const PooledGradient<T> pooled_;
+  RowSumFeatureGradient<T, coord_t> by_rows_;
   BoxAxes<coord_t> axes_;
   typename BinWeights<coord_t>::Memory weights_;
   std::vector<coord_t> converted_prob_map_;
@@ -108,22 +115,6 @@ class BandGradient {
     taps_.assign(unsorted_taps_);
   }
 
-  // Bin rows of axes_ that touch some rows of `touched`, which are given as indices.
-  Range<int32_t> bin_rows_touching(Range<int32_t> touched) const {
-    const auto reaches = [&](int32_t ph) {
-      const Range<int32_t> span = axes_.y.bin_span[ph];
-      return span.begin < touched.end && touched.begin < span.end;
-    };
-    Range<int32_t> rows{0, axes_.y.num_bins()};
-    while (rows.begin < rows.end && !reaches(rows.begin)) {
-      ++rows.begin;
-    }
-    while (rows.begin < rows.end && !reaches(rows.end - 1)) {
-      --rows.end;
-    }
-    return rows;
-  }
-
   // For box k, whose axes are in axes_. num_bins: bins of earlier boxes. Returns how many of the
   // box's bins reach into the pixel rows of the band.
   int64_t collect_taps_of_box(Range<int32_t> band, int32_t width, int64_t k, int64_t num_bins) {
@@ -134,7 +125,7 @@ class BandGradient {
           std::lower_bound(y.touched.begin(), y.touched.end(), row) - y.touched.begin());
     };
     const Range<int32_t> touched{index_of(band.begin), index_of(band.end)};
-    const Range<int32_t> rows = bin_rows_touching(touched);
+    const Range<int32_t> rows = bin_rows_touching(y, touched);
     if (rows.begin == rows.end) {
       return 0;
     }

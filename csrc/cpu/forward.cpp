@@ -46,7 +46,7 @@ void forward(const Params& params, SortedBoxes sorted, const PooledTensor& outpu
       std::memset(
           static_cast<void*>(static_cast<T*>(output.data) + k * output.box_stride), 0, bytes);
     }
-    const Job job{params, true, output.column_stride == 1};
+    const Job job{params, true, element_rows(output, params.channels)};
     const std::vector<WorkItem> items = schedule<T, coord_t>(job, boxes.sampled);
     parallel_dynamic(
         static_cast<int64_t>(items.size()), [&] { return Worker(params, output, boxes.sampled); },

@@ -1,9 +1,11 @@
 // Gradients of the probability maps and of the boxes. Both are sums over channels, and both follow
 // from the same products <pixel, gradient of a bin>, one per tap. The channels are read once for
 // both; the rest is scalar work. One thread owns a box.
+#include "cpu/box_gradient_writer.h"
 #include "cpu/jobs.h"
 #include "cpu/layout/pooled_gradient.h"
 #include "cpu/parallel.h"
+#include "cpu/row_sum_map_and_box_gradient.h"
 #include "cpu/schedule.h"
 #include "cpu/taps/prob_map_rows.h"
 
@@ -21,24 +23,20 @@ class MapAndBoxGradient {
       : params_(params),
         boxes_(boxes),
         pooled_(grad, params.options),
-        grad_prob_maps_(grad_prob_maps),
-        grad_rois_(grad_rois) {}
+        writer_(params, grad_prob_maps, grad_rois),
+        by_rows_(params, grad, writer_) {}
 
   void compute(const WorkItem& item) {
     with_reader<T, coord_t>(item.reader, [&]<typename Reader>() {
       if constexpr (requires { &Reader::dot; }) {
         compute(item, Reader(params_, item, boxes_, memory_.template of<Reader>()));
+      } else if constexpr (requires { Reader::kExcludesOthers; }) {
+        by_rows_.compute(boxes_[item.begin]);
       }
     });
   }
 
  private:
-  // d(loss)/d(sample coordinate) summed over samples, and the same weighted by their u or v.
-  struct AxisGradient {
-    coord_t sum = 0;
-    coord_t times_uv = 0;
-  };
-
   // The products of a box, and how they are numbered.
   struct Products {
     const BoxAxes<coord_t>& axes;
@@ -49,8 +47,8 @@ class MapAndBoxGradient {
   const Params& params_;
   const BoxSpan<coord_t> boxes_;
   const PooledGradient<T> pooled_;
-  void* grad_prob_maps_;
-  void* grad_rois_;
+  const BoxGradientWriter writer_;
+  RowSumMapAndBoxGradient<T, coord_t> by_rows_;
   ReaderMemory<T, coord_t> memory_;
   std::vector<std::vector<acc_t>> products_;  // of each box of an item, one per tap
   std::vector<coord_t> converted_prob_map_;
@@ -60,8 +58,8 @@ class MapAndBoxGradient {
   std::vector<coord_t> of_bin_row_;             // products, [touched rows][entries of x]
   std::vector<coord_t> of_sample_row_;          // products interpolated along y, [entries of x]
   std::vector<coord_t> slope_of_sample_row_;    // their derivative along y
-  AxisGradient along_y_;
-  AxisGradient along_x_;
+  AxisGradient<coord_t> along_y_;
+  AxisGradient<coord_t> along_x_;
 
   template <typename Reader>
   void compute(const WorkItem& item, Reader reader) {
@@ -80,11 +78,11 @@ class MapAndBoxGradient {
   void differentiate(const Box<coord_t>& box, const Products& products) {
     const AxisTaps<coord_t>& y = products.axes.y;
     const coord_t* prob_map = prob_map_of_box(params_, box.index, converted_prob_map_);
-    const bool wants_prob_map = grad_prob_maps_ != nullptr;
+    const bool wants_prob_map = writer_.wants_prob_maps();
     const int64_t cells = int64_t(params_.prob_map_height) * params_.prob_map_width;
     prob_map_gradient_.assign(wants_prob_map ? cells : 0, coord_t(0));
     prob_map_row_gradient_.assign(wants_prob_map ? params_.prob_map_width : 0, coord_t(0));
-    along_y_ = along_x_ = AxisGradient{};
+    along_y_ = along_x_ = {};
     const ProbMapRows<coord_t> prob_map_rows(
         prob_map, params_.prob_map_width, products.axes.x, prob_map_row_);
     for (int32_t ph = 0; ph < y.num_bins(); ++ph) {
@@ -95,25 +93,21 @@ class MapAndBoxGradient {
         if (wants_prob_map) {
           add_to_prob_map(products.axes, sample.prob_map);
         }
-        if (grad_rois_ != nullptr && prob_map_rows.exist()) {
+        if (writer_.wants_rois() && prob_map_rows.exist()) {
           const ProbMapRow<coord_t> row = prob_map_rows.between(sample.prob_map);
           add_to_box(products.axes, sample, [&](const AxisSample<coord_t>& x) {
             return row.at(x.prob_map);
           });
-        } else if (grad_rois_ != nullptr) {
+        } else if (writer_.wants_rois()) {
           add_to_box(products.axes, sample, [](const AxisSample<coord_t>&) { return coord_t(1); });
         }
       }
     }
     if (wants_prob_map) {
-      store_prob_map_gradient(box.index);
+      writer_.write_prob_map(box.index, prob_map_gradient_);
     }
-    if (grad_rois_ != nullptr) {
-      if (params_.roi_type == ScalarType::kDouble) {
-        store_box_gradient(box, static_cast<double*>(grad_rois_) + 5 * box.index);
-      } else {
-        store_box_gradient(box, static_cast<float*>(grad_rois_) + 5 * box.index);
-      }
+    if (writer_.wants_rois()) {
+      writer_.write_box(box, along_y_, along_x_);
     }
   }
 
@@ -172,44 +166,9 @@ class MapAndBoxGradient {
     for (const AxisSample<coord_t>& x : axes.x.samples) {
       const coord_t weight = p(x) * axes.inverse_count;
       const coord_t slope = of_sample_row_[x.high_entry] - of_sample_row_[x.low_entry];
-      add_to_axis(along_y_, weight * interpolate(x, slope_of_sample_row_), y.uv);
-      add_to_axis(along_x_, weight * x.pixels.slope * slope, x.uv);
+      along_y_.add(weight * interpolate(x, slope_of_sample_row_), y.uv);
+      along_x_.add(weight * x.pixels.slope * slope, x.uv);
     }
-  }
-
-  static void add_to_axis(AxisGradient& axis, coord_t gradient, coord_t uv) {
-    axis.sum += gradient;
-    axis.times_uv += gradient * uv;
-  }
-
-  // grad_roi: [5] = (batch index, x1, y1, x2, y2).
-  template <typename roi_t>
-  void store_box_gradient(const Box<coord_t>& box, roi_t* grad_roi) const {
-    const coord_t scale = static_cast<coord_t>(params_.levels[box.level].spatial_scale);
-    store_axis(box.geometry.x, along_x_, scale, grad_roi + 1, grad_roi + 3);
-    store_axis(box.geometry.y, along_y_, scale, grad_roi + 2, grad_roi + 4);
-  }
-
-  // coordinate = edge1 * scale - offset + uv * extent, where extent = (edge2 - edge1) * scale
-  // unless the minimum size holds it fixed.
-  template <typename roi_t>
-  static void store_axis(
-      const Axis<coord_t>& axis, const AxisGradient& gradient, coord_t scale, roi_t* edge1,
-      roi_t* edge2) {
-    const coord_t of_extent = axis.extent_varies ? gradient.times_uv : coord_t(0);
-    *edge1 = static_cast<roi_t>(scale * (gradient.sum - of_extent));
-    *edge2 = static_cast<roi_t>(scale * of_extent);
-  }
-
-  void store_prob_map_gradient(int64_t k) {
-    dispatch(params_.prob_map_type, [&](auto instance) {
-      using prob_map_t = decltype(instance);
-      prob_map_t* to = static_cast<prob_map_t*>(grad_prob_maps_) +
-                       k * static_cast<int64_t>(prob_map_gradient_.size());
-      for (const coord_t value : prob_map_gradient_) {
-        store(static_cast<accumulate_t<prob_map_t>>(value), to++);
-      }
-    });
   }
 };
 
@@ -226,7 +185,7 @@ void map_and_box_gradient(
     using coord_t = decltype(coordinate);
     using Worker = MapAndBoxGradient<T, coord_t>;
     std::vector<Box<coord_t>>& boxes = std::get<Boxes<coord_t>>(sorted).sampled;
-    const Job job{params, false, false};
+    const Job job{params, false, {}};
     const std::vector<WorkItem> items = schedule<T, coord_t>(job, boxes);
     parallel_dynamic(
         static_cast<int64_t>(items.size()),

@@ -82,9 +82,17 @@ class Scheduler {
   void choose_readers(size_t begin, size_t end) {
     const FeatureMap& feature_map = job_.feature_map(boxes_[begin].level);
     std::array<bool, kNum> can_read;
+    size_t excludes_others = kNum;
     for_each_reader<T, coord_t>([&]<typename Reader>(size_t reader) {
       can_read[reader] = Reader::can_read(job_, feature_map);
+      if constexpr (requires { Reader::kExcludesOthers; }) {
+        excludes_others = can_read[reader] ? reader : excludes_others;
+      }
     });
+    if (excludes_others < kNum) {
+      images_.push_back({excludes_others, begin, end});
+      return;
+    }
     if (std::count(can_read.begin(), can_read.end(), true) == 1) {
       const size_t only = std::find(can_read.begin(), can_read.end(), true) - can_read.begin();
       images_.push_back({only, begin, end});
@@ -160,7 +168,10 @@ class Scheduler {
           grouping.is_shared
               ? parts
               : std::llround(double(num_threads_) * taps_of(begin, end) / total_taps_);
-      const int64_t channels = channels_per_item(parts_of_item);
+      int64_t channels = channels_per_item(parts_of_item);
+      if constexpr (requires { Reader::kExcludesOthers; }) {
+        channels = job_.params.channels;
+      }
       for (int64_t c = 0; c < job_.params.channels; c += channels) {
         items.push_back(
             {image.reader, begin, end, c, std::min(channels, job_.params.channels - c), block});

@@ -8,10 +8,6 @@
 
 namespace shape_roi_align::cpu {
 
-inline int64_t round_up(int64_t n, int64_t step) {
-  return (n + step - 1) / step * step;
-}
-
 // Channels per block, such that a buffer of `rows` bins or pixels stays in the cache: at least one
 // vector, at most `widest`.
 template <typename T>

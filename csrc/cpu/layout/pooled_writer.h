@@ -51,6 +51,10 @@ class PooledWriter {
     return output_.column_stride;
   }
 
+  int64_t bin_row_stride() const {
+    return output_.row_stride;
+  }
+
   // Channels per block for at() or buffer().
   int32_t channels_per_block(int64_t channels) const {
     return has_channels_innermost() ? static_cast<int32_t>(channels)

@@ -37,7 +37,7 @@ class BinsInLanesReader {
   static bool can_read(const Job& job, const FeatureMap& feature_map) {
     const Kernels<T>& table = kernels<T>();
     const int32_t bins = job.params.options.pooled_width;
-    return job.takes_bins_in_lanes && table.look_up != nullptr &&
+    return job.bin_rows.interleaved == 1 && table.look_up != nullptr &&
            !has_channels_innermost(feature_map, job.params.channels) &&
            feature_map.column_stride == 1 && feature_map.width >= table.lanes &&
            bins <= table.lanes && 4 * bins >= table.lanes;

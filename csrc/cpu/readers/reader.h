@@ -31,6 +31,7 @@
 #include <vector>
 
 #include "cpu/boxes/boxes.h"
+#include "cpu/layout/element_rows.h"
 #include "cpu/simd/kernels.h"
 #include "cpu/taps/box_taps.h"
 
@@ -41,8 +42,8 @@ struct Job {
   const Params& params;
   // Work items may take some of the channels. False for sums over channels.
   bool divides_channels;
-  // The job takes bins in the lanes: it pools, and bins of a bin row are adjacent in its output.
-  bool takes_bins_in_lanes;
+  // The bin rows of its output; none where it does not pool.
+  ElementRows bin_rows;
 
   const FeatureMap& feature_map(int32_t level) const {
     return params.levels[level];

@@ -7,12 +7,13 @@
 #include "cpu/readers/bins_in_lanes.h"
 #include "cpu/readers/in_place.h"
 #include "cpu/readers/packed.h"
+#include "cpu/readers/row_sums.h"
 
 namespace shape_roi_align::cpu {
 
 template <typename T, typename coord_t>
 using Readers =
-    std::tuple<BinsInLanesReader<T, coord_t>, PackedReader<T, coord_t>, InPlaceReader<T, coord_t>>;
+    std::tuple<RowSumReader<T, coord_t>, BinsInLanesReader<T, coord_t>, PackedReader<T, coord_t>, InPlaceReader<T, coord_t>>;
 
 template <typename T, typename coord_t>
 constexpr size_t kNumReaders = std::tuple_size_v<Readers<T, coord_t>>;

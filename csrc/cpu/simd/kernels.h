@@ -10,6 +10,10 @@
 
 namespace shape_roi_align::cpu {
 
+inline int64_t round_up(int64_t n, int64_t step) {
+  return (n + step - 1) / step * step;
+}
+
 // A sparse matrix by rows. Forward, its rows are bins and its columns are pixels; in the gradient
 // of the features, the reverse. Passed by value: the kernels then hold its pointers in registers.
 template <typename acc_t>
@@ -52,6 +56,33 @@ struct Lookups {
   const acc_t* weight;        // [steps][parts][lanes]
 };
 
+// A sparse matrix for results in the lanes: lane i of result vector v is the sum over p of
+// weight[v][p][i] * source[start[v] + index[v][p][i]]. LaneTapsTable makes it.
+template <typename acc_t>
+struct LaneTaps {
+  int32_t vectors;       // of results
+  int32_t parts;         // most taps of a lane
+  int32_t window;        // vectors that hold the sources of a result vector: 1, 2, 4; 0: more
+  const int32_t* start;  // [vectors]
+  const int32_t* index;  // [vectors][parts][lanes]; -1: none
+  const acc_t* weight;   // [vectors][parts][lanes]
+};
+
+// How to pool some rows of planes, rows first: for each row of `rows`, the source rows that its
+// taps name are added up, weighted; `columns` then gives the results from the sum. Rows of pixels
+// with channels innermost are rows of elements like any other.
+template <typename acc_t>
+struct RowSums {
+  TapMatrix<acc_t> rows;  // offset: of the first element of a source row
+  LaneTaps<acc_t> columns;
+  int32_t elements;  // of a source row
+  int32_t planes;    // channels, each with rows of its own
+  acc_t* sum;        // memory: [elements + kRowSumPadding]
+};
+
+// Elements after a row sum that are read, with the weight 0, and need not be set.
+constexpr int32_t kRowSumPadding = 64;
+
 template <typename T>
 struct Kernels {
   using acc_t = accumulate_t<T>;
@@ -87,6 +118,43 @@ struct Kernels {
   void (*look_up)(
       const Lookups<acc_t>& box, const T* features, int64_t channel_stride, int32_t channels,
       T* out, int64_t out_channel_stride, int64_t out_row_stride);
+
+  // out[plane * out_plane_stride + r * out_row_stride + i] = result i < results of row r. The other
+  // two read a buffer; the last one adds, and writes whole vectors.
+  void (*pool_rows)(
+      const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, T* out,
+      int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
+  void (*pool_buffer_rows)(
+      const RowSums<acc_t>& pool, const acc_t* source, int64_t plane_stride, acc_t* out,
+      int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
+  void (*add_buffer_rows)(
+      const RowSums<acc_t>& pool, const acc_t* source, int64_t plane_stride, acc_t* out,
+      int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
+
+  // For one row of whole vectors of results: to[plane][i] += factor[i] * result i.
+  void (*add_weighted_row)(
+      const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, const acc_t* factor,
+      acc_t* to);
+  // For one row of whole vectors of results:
+  // to[i] += sum over planes of factor[plane][i] * result i.
+  void (*add_row_products)(
+      const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, const acc_t* factor,
+      acc_t* to);
+
+  // to[plane * plane_stride + i] = result i of source + plane * source_stride. The other one writes
+  // whole vectors.
+  void (*look_up_rows)(
+      const LaneTaps<acc_t>& columns, const acc_t* source, int32_t planes, int64_t source_stride,
+      T* to, int64_t plane_stride, int32_t results);
+  void (*look_up_buffer_rows)(
+      const LaneTaps<acc_t>& columns, const acc_t* source, int32_t planes, int64_t source_stride,
+      acc_t* to, int64_t plane_stride, int32_t results);
+  // low[i] += low_weight * a[i] * b[i], and so for high; n: whole vectors. b: null for ones.
+  void (*add_product)(
+      const acc_t* a, const acc_t* b, int32_t n, acc_t low_weight, acc_t* low, acc_t high_weight,
+      acc_t* high);
+  // to[i] = from[i] for i in [0, n)
+  void (*copy_from_buffer)(const acc_t* from, int32_t n, T* to);
 
   // buffer[i * stride + c] = source[offset[i] + c] for i in [0, rows)
   void (*copy_to_buffer)(

@@ -332,6 +332,8 @@ static void look_up(
       });
 }
 
+#include "cpu/simd/row_sums.inl"
+
 template <typename T>
 static const Kernels<T>& table() {
   using acc_t = accumulate_t<T>;
@@ -353,6 +355,15 @@ static const Kernels<T>& table() {
       .dot = dot<T>,
       .dot_with_buffer = dot<acc_t>,
       .look_up = look_up_if_possible(),
+      .pool_rows = pool_rows<T, T, false>,
+      .pool_buffer_rows = pool_rows<acc_t, acc_t, false>,
+      .add_buffer_rows = pool_rows<acc_t, acc_t, true>,
+      .add_weighted_row = add_weighted_row<T>,
+      .add_row_products = add_row_products<T>,
+      .look_up_rows = look_up_rows<acc_t, T>,
+      .look_up_buffer_rows = look_up_rows<acc_t, acc_t>,
+      .add_product = add_product<acc_t>,
+      .copy_from_buffer = copy_from_buffer<T>,
       .copy_to_buffer = copy_to_buffer<T>,
       .pack = pack<T>,
       .unpack = unpack<T>,

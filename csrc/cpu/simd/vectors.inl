@@ -156,11 +156,30 @@ INLINE FloatVector load_partial(const float* from, int32_t n) {
 INLINE DoubleVector load_partial(const double* from, int32_t n) {
   return (DoubleVector)_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1u), from);
 }
+INLINE FloatVector load_partial(const BFloat16* from, int32_t n) {
+  const __m256i half = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1u), from);
+  return (FloatVector)_mm512_slli_epi32(_mm512_maskz_cvtepu16_epi32(0xffff, half), 16);
+}
+INLINE FloatVector load_partial(const Half* from, int32_t n) {
+  const __m256i half = _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1u << n) - 1u), from);
+  return (FloatVector)_mm512_maskz_cvtph_ps(0xffff, half);
+}
 INLINE void store_partial(float* to, FloatVector v, int32_t n) {
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << n) - 1u), (__m512)v);
 }
 INLINE void store_partial(double* to, DoubleVector v, int32_t n) {
   _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << n) - 1u), (__m512d)v);
+}
+#elif VECTOR_BYTES == 32
+// All bits of the first n lanes.
+INLINE __m256i first_lanes(int32_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE FloatVector load_partial(const float* from, int32_t n) {
+  return (FloatVector)_mm256_maskload_ps(from, first_lanes(n));
+}
+INLINE void store_partial(float* to, FloatVector v, int32_t n) {
+  _mm256_maskstore_ps(to, first_lanes(n), (__m256)v);
 }
 #endif
 

@@ -47,10 +47,17 @@ class AxisTaps {
     sample_begin.resize(axis.bins + 1);
     sample_begin[0] = 0;
     Range<int32_t> reach{size, 0};
+    // Divisions that the bins share.
+    constexpr int32_t kTabled = 8;
+    T in_bin[kTabled];
+    for (int32_t i = 0; i < std::min(axis.samples, kTabled); ++i) {
+      in_bin[i] = sample_in_bin(axis, i);
+    }
     for (int32_t bin = 0; bin < axis.bins; ++bin) {
       const Range<int32_t> visible = visible_samples(axis, bin, size);
+      const T start = bin_start(axis, bin);
       for (int32_t i = visible.begin; i < visible.end; ++i) {
-        const T coordinate = sample_coordinate(axis, bin, i);
+        const T coordinate = start + (i < kTabled ? in_bin[i] : sample_in_bin(axis, i));
         if (!is_inside(coordinate, size)) {
           continue;
         }
@@ -113,6 +120,33 @@ class AxisTaps {
     }
   }
 };
+
+// Bins that touch some of the rows (or columns) of `touched`, which are given as indices.
+template <typename T>
+Range<int32_t> bin_rows_touching(const AxisTaps<T>& axis, Range<int32_t> touched) {
+  const auto reaches = [&](int32_t bin) {
+    const Range<int32_t> span = axis.bin_span[bin];
+    return span.begin < touched.end && touched.begin < span.end;
+  };
+  Range<int32_t> bins{0, axis.num_bins()};
+  while (bins.begin < bins.end && !reaches(bins.begin)) {
+    ++bins.begin;
+  }
+  while (bins.begin < bins.end && !reaches(bins.end - 1)) {
+    --bins.end;
+  }
+  return bins;
+}
+
+// The weights of the samples at each entry, added up.
+template <typename T, typename weight_t>
+void add_entry_weights(const AxisTaps<T>& axis, T factor, std::vector<weight_t>& weights) {
+  weights.assign(axis.num_entries(), weight_t(0));
+  for (const AxisSample<T>& sample : axis.samples) {
+    weights[sample.low_entry] += factor * sample.pixels.low_weight;
+    weights[sample.high_entry] += factor * sample.pixels.high_weight;
+  }
+}
 
 // Both axes of one box.
 template <typename T>

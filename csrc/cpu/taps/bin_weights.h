@@ -30,13 +30,10 @@ class BinWeights {
       : axes_(axes),
         memory_(memory),
         prob_map_rows_(prob_map, prob_map_width, axes.x, memory.prob_map_row) {
-    std::vector<T>& of_sample_row = memory_.of_sample_row;
-    of_sample_row.assign(axes_.x.num_entries(), T(0));
-    if (!prob_map_rows_.exist()) {  // the weights of all sample rows are the same
-      for (const AxisSample<T>& sample : axes_.x.samples) {
-        of_sample_row[sample.low_entry] += axes_.inverse_count * sample.pixels.low_weight;
-        of_sample_row[sample.high_entry] += axes_.inverse_count * sample.pixels.high_weight;
-      }
+    if (prob_map_rows_.exist()) {
+      memory_.of_sample_row.assign(axes_.x.num_entries(), T(0));
+    } else {  // the weights of all sample rows are the same
+      add_entry_weights(axes_.x, axes_.inverse_count, memory_.of_sample_row);
     }
   }
 

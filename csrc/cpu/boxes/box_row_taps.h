@@ -1,0 +1,277 @@
+// The taps of one box for few channels: rows first, then columns.
+//
+// Without a probability map the weight of a pixel in a bin is a factor of its row times one of its
+// column. The pixel rows of a bin row are added up, weighted; then the bins take their columns from
+// the sum. With a map this is done for each row of samples: the results are samples, which the map
+// weights. Lanes run along the row. Interleaved channels lie side by side in it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/boxes/box_arguments.h"
+#include "cpu/simd/kernels.h"
+#include "cpu/taps/lane_taps.h"
+
+namespace shape_roi_align::cpu {
+
+template <typename acc_t, typename coord_t>
+class BoxRowTaps {
+ public:
+  // interleaved: channels per column. by_samples: results are samples, not bins.
+  void assign(
+      const Params& params, const Box<coord_t>& box, int32_t interleaved, bool by_samples,
+      int32_t lanes) {
+    assign_axes(params, box, axes_);
+    const AxisTaps<coord_t>& x = axes_.x;
+    interleaved_ = interleaved;
+    lanes_ = lanes;
+    results_ = by_samples ? static_cast<int32_t>(x.samples.size()) : x.num_bins();
+    first_column_ = x.touched.empty() ? 0 : x.touched.front();
+    columns_ = x.touched.empty() ? 0 : x.touched.back() - first_column_ + 1;
+    if (by_samples) {
+      list_samples();
+    } else {
+      list_bins();
+    }
+  }
+
+  const BoxAxes<coord_t>& axes() const {
+    return axes_;
+  }
+  int32_t first_column() const {
+    return first_column_;
+  }
+  // From the first to the last pixel column that samples read, of all interleaved channels.
+  int32_t elements() const {
+    return columns_ * interleaved_;
+  }
+
+  // Lanes of the results of a row, and of the bins of a bin row: whole vectors.
+  int32_t lanes() const {
+    return static_cast<int32_t>(round_up(results_ * interleaved_, lanes_));
+  }
+  int32_t bin_lanes() const {
+    return static_cast<int32_t>(round_up(axes_.x.num_bins() * interleaved_, lanes_));
+  }
+
+  // Results from the elements of a pixel row, and the reverse.
+  void assign_columns(LaneTapsTable<acc_t>& table) const {
+    table.assign(column_taps_, lanes(), {interleaved_, 1, 1}, false, lanes_);
+  }
+  void assign_transposed_columns(LaneTapsTable<acc_t>& table) const {
+    table.assign(column_taps_, elements(), {interleaved_, 1, 1}, true, lanes_);
+  }
+
+  // The members below are for results that are samples.
+
+  // Bins from their samples, of weight 1, and the reverse.
+  void assign_bins(LaneTapsTable<acc_t>& table) {
+    list_bins_of_samples();
+    table.assign(other_taps_, bin_lanes(), {interleaved_, 1, 1}, false, lanes_);
+  }
+  void assign_transposed_bins(LaneTapsTable<acc_t>& table) {
+    list_bins_of_samples();
+    table.assign(other_taps_, lanes(), {interleaved_, 1, 1}, true, lanes_);
+  }
+
+  // Derivatives of the results with respect to the x of their samples.
+  void assign_column_slopes(LaneTapsTable<acc_t>& table) {
+    std::vector<EndsOfTap<acc_t>>& taps = other_taps_;
+    taps.clear();
+    for_each_sample([&](const AxisSample<coord_t>& sample, int32_t result) {
+      const acc_t slope = static_cast<acc_t>(sample.pixels.slope);
+      taps.push_back({result, element_of(sample.pixels.high), slope});
+      taps.push_back({result, element_of(sample.pixels.low), -slope});
+    });
+    table.assign(taps, lanes(), {interleaved_, 1, 1}, false, lanes_);
+  }
+
+  // The map at the samples from the cells of a row of the map, and the reverse.
+  void assign_map_columns(LaneTapsTable<acc_t>& table) {
+    list_map_cells();
+    table.assign(other_taps_, lanes(), {interleaved_, 1, 0}, false, lanes_);
+  }
+  void assign_transposed_map_columns(LaneTapsTable<acc_t>& table, int32_t prob_map_width) {
+    list_map_cells();
+    table.assign(other_taps_, prob_map_width, {interleaved_, 0, 1}, true, lanes_);
+  }
+
+  // f(sample along x, its lane in channel 0)
+  template <typename F>
+  void for_each_sample(F f) const {
+    int32_t result = 0;
+    for (const AxisSample<coord_t>& sample : axes_.x.samples) {
+      f(sample, result);
+      result += interleaved_;
+    }
+  }
+
+ private:
+  BoxAxes<coord_t> axes_;
+  int32_t interleaved_ = 1;
+  int32_t lanes_ = 1;
+  int32_t results_ = 0;  // of a row, per channel
+  int32_t first_column_ = 0;
+  int32_t columns_ = 0;
+  std::vector<EndsOfTap<acc_t>> column_taps_;
+  std::vector<EndsOfTap<acc_t>> other_taps_;
+  std::vector<acc_t> entry_weights_;
+
+  int32_t element_of(int32_t column) const {
+    return (column - first_column_) * interleaved_;
+  }
+
+  void list_bins() {
+    const AxisTaps<coord_t>& x = axes_.x;
+    add_entry_weights(x, coord_t(1), entry_weights_);
+    column_taps_.clear();
+    for (int32_t pw = 0; pw < x.num_bins(); ++pw) {
+      for (int32_t i = 0; i < x.bin_span[pw].end - x.bin_span[pw].begin; ++i) {
+        column_taps_.push_back(
+            {pw * interleaved_, element_of(x.touched[x.bin_span[pw].begin + i]),
+             static_cast<acc_t>(entry_weights_[x.entry_begin[pw] + i])});
+      }
+    }
+  }
+
+  void list_samples() {
+    column_taps_.clear();
+    for_each_sample([&](const AxisSample<coord_t>& sample, int32_t result) {
+      column_taps_.push_back(
+          {result, element_of(sample.pixels.low), static_cast<acc_t>(sample.pixels.low_weight)});
+      column_taps_.push_back(
+          {result, element_of(sample.pixels.high), static_cast<acc_t>(sample.pixels.high_weight)});
+    });
+  }
+
+  void list_bins_of_samples() {
+    other_taps_.clear();
+    const AxisTaps<coord_t>& x = axes_.x;
+    for (int32_t pw = 0; pw < x.num_bins(); ++pw) {
+      for (int32_t s = x.sample_begin[pw]; s < x.sample_begin[pw + 1]; ++s) {
+        other_taps_.push_back({pw * interleaved_, s * interleaved_, acc_t(1)});
+      }
+    }
+  }
+
+  void list_map_cells() {
+    other_taps_.clear();
+    for_each_sample([&](const AxisSample<coord_t>& sample, int32_t result) {
+      const Interpolation<coord_t>& cells = sample.prob_map;
+      other_taps_.push_back({result, cells.low, static_cast<acc_t>(cells.low_weight)});
+      other_taps_.push_back({result, cells.high, static_cast<acc_t>(cells.high_weight)});
+    });
+  }
+};
+
+// One sample row between the two rows that it reads: pixel rows, or rows of the map.
+template <typename acc_t>
+class SampleRow {
+ public:
+  template <typename coord_t>
+  SampleRow(const Interpolation<coord_t>& y, int64_t row_stride)
+      : SampleRow(y.low, y.low_weight, y.high, y.high_weight, row_stride) {}
+
+  // Its derivative with respect to y.
+  template <typename coord_t>
+  static SampleRow slope(const Interpolation<coord_t>& y, int64_t row_stride) {
+    return {y.low, -y.slope, y.high, y.slope, row_stride};
+  }
+
+  TapMatrix<acc_t> view() const {
+    static constexpr int32_t kBegin[] = {0, 2};
+    return {1, kBegin, offset_, weight_};
+  }
+
+ private:
+  int64_t offset_[2];
+  acc_t weight_[2];
+
+  template <typename coord_t>
+  SampleRow(
+      int32_t low, coord_t low_weight, int32_t high, coord_t high_weight, int64_t row_stride)
+      : offset_{low * row_stride, high * row_stride},
+        weight_{static_cast<acc_t>(low_weight), static_cast<acc_t>(high_weight)} {}
+};
+
+// Rows of taps at rows of sources.
+template <typename acc_t>
+class SourceRows {
+ public:
+  // A row per bin row; its taps are pixel rows. row_stride: of the pixels.
+  template <typename coord_t>
+  void assign_bins(const BoxAxes<coord_t>& axes, int64_t row_stride) {
+    const AxisTaps<coord_t>& y = axes.y;
+    add_entry_weights(y, axes.inverse_count, entry_weights_);
+    begin_.assign(y.entry_begin.begin(), y.entry_begin.end());
+    weight_.assign(entry_weights_.begin(), entry_weights_.end());
+    offset_.clear();
+    for (const Range<int32_t>& span : y.bin_span) {
+      for (int32_t row = span.begin; row < span.end; ++row) {
+        offset_.push_back(y.touched[row] * row_stride);
+      }
+    }
+  }
+
+  // A row per pixel row of `pixel_rows`; its taps are those of `bin_rows` that touch it. row_stride:
+  // from one bin row to the next, of which bin_rows.begin is the first.
+  template <typename coord_t>
+  void assign_pixels(
+      const BoxAxes<coord_t>& axes, Range<int32_t> pixel_rows, Range<int32_t> bin_rows,
+      int64_t row_stride) {
+    const AxisTaps<coord_t>& y = axes.y;
+    add_entry_weights(y, axes.inverse_count, entry_weights_);
+    const int32_t rows = pixel_rows.end - pixel_rows.begin;
+    const auto for_each = [&](auto f) {
+      for (int32_t ph = bin_rows.begin; ph < bin_rows.end; ++ph) {
+        for (int32_t i = 0; i < y.bin_span[ph].end - y.bin_span[ph].begin; ++i) {
+          const int32_t row = y.touched[y.bin_span[ph].begin + i] - pixel_rows.begin;
+          if (row >= 0 && row < rows) {
+            f(row, ph, y.entry_begin[ph] + i);
+          }
+        }
+      }
+    };
+    begin_.assign(rows + 1, 0);
+    for_each([&](int32_t row, int32_t, int32_t) { ++begin_[row + 1]; });
+    for (int32_t row = 0; row < rows; ++row) {
+      begin_[row + 1] += begin_[row];
+    }
+    next_.assign(begin_.begin(), begin_.end() - 1);
+    offset_.resize(begin_.back());
+    weight_.resize(begin_.back());
+    for_each([&](int32_t row, int32_t ph, int32_t entry) {
+      const int32_t tap = next_[row]++;
+      offset_[tap] = (ph - bin_rows.begin) * row_stride;
+      weight_[tap] = static_cast<acc_t>(entry_weights_[entry]);
+    });
+  }
+
+  // Each row is the source row of the same number.
+  void assign_identity(int32_t rows, int64_t row_stride) {
+    begin_.clear();
+    offset_.clear();
+    for (int32_t row = 0; row < rows; ++row) {
+      begin_.push_back(row);
+      offset_.push_back(row * row_stride);
+    }
+    begin_.push_back(rows);
+    weight_.assign(rows, acc_t(1));
+  }
+
+  TapMatrix<acc_t> view() const {
+    return {
+        static_cast<int32_t>(begin_.size()) - 1, begin_.data(), offset_.data(), weight_.data()};
+  }
+
+ private:
+  std::vector<int32_t> begin_;
+  std::vector<int32_t> next_;
+  std::vector<int64_t> offset_;
+  std::vector<acc_t> weight_;
+  std::vector<acc_t> entry_weights_;
+};
+
+}  // namespace shape_roi_align::cpu

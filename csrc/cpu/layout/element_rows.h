@@ -1,0 +1,61 @@
+// Rows of elements: the pixels of a row, or the bins of a bin row, side by side in memory. Channels
+// are in planes, each with rows of its own, or interleaved: a row then holds channels x columns.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/layout/channel_block.h"
+#include "cpu/simd/kernels.h"
+#include "params.h"
+
+namespace shape_roi_align::cpu {
+
+struct ElementRows {
+  int32_t interleaved = 0;  // channels per column: all or 1; 0: there are no such rows
+  int32_t planes = 0;
+
+  bool exist() const {
+    return interleaved > 0;
+  }
+};
+
+// Of a feature map or a pooled tensor.
+template <typename Tensor>
+ElementRows element_rows(const Tensor& tensor, int64_t channels) {
+  const int32_t count = static_cast<int32_t>(channels);
+  if (tensor.channel_stride == 1 && tensor.column_stride == channels) {
+    return {count, 1};
+  }
+  return {tensor.column_stride == 1 ? 1 : 0, count};
+}
+
+// The elements of some bin rows of box k, converted: to[plane][bin row][of_row], of which the first
+// pooled_width * rows.interleaved are set. `rows` says how the channels are wanted.
+template <typename T>
+void copy_bin_rows(
+    const PooledTensor& pooled, int64_t k, Range<int32_t> bin_rows, int32_t pooled_width,
+    const ElementRows& rows, int32_t of_row, accumulate_t<T>* to) {
+  const int32_t channels = rows.interleaved * rows.planes;
+  const ElementRows here = element_rows(pooled, channels);
+  const T* box = static_cast<const T*>(pooled.data) + k * pooled.box_stride;
+  const bool is_alike = here.interleaved == rows.interleaved;
+  for (int32_t plane = 0; plane < rows.planes; ++plane) {
+    for (int32_t ph = bin_rows.begin; ph < bin_rows.end; ++ph, to += of_row) {
+      const T* from = box + plane * pooled.channel_stride + ph * pooled.row_stride;
+      if (is_alike) {
+        constexpr int64_t kNoOffset = 0;
+        kernels<T>().copy_to_buffer(from, &kNoOffset, 1, pooled_width * rows.interleaved, to, 0);
+        continue;
+      }
+      for (int32_t pw = 0; pw < pooled_width; ++pw) {
+        for (int32_t c = 0; c < rows.interleaved; ++c) {
+          to[pw * rows.interleaved + c] =
+              load(from[pw * pooled.column_stride + c * pooled.channel_stride]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace shape_roi_align::cpu

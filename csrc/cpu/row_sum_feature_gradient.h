@@ -1,0 +1,174 @@
+// Gradient of the features of a band of pixel rows, rows first: see readers/row_sums.h. The bin
+// rows, or sample rows, that a pixel row sends to are added up, weighted; its pixels then take their
+// columns from the sum. Boxes add to the band one after the other, in a fixed order.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "cpu/bands.h"
+#include "cpu/readers/row_sums.h"
+#include "cpu/simd/streaming.h"
+
+namespace shape_roi_align::cpu {
+
+template <typename T, typename coord_t>
+class RowSumFeatureGradient {
+ public:
+  using acc_t = accumulate_t<T>;
+
+  RowSumFeatureGradient(
+      const Params& params, const PooledTensor& grad, BoxSpan<coord_t> boxes, bool is_large)
+      : params_(params), grad_(grad), boxes_(boxes), is_large_(is_large) {}
+
+  // band: of all channels. gradient: of its level.
+  void compute(const Band& band, const FeatureMap& gradient) {
+    layout_ = element_rows(gradient, params_.channels);
+    rows_ = band.rows;
+    const int32_t elements = gradient.width * layout_.interleaved;
+    row_size_ = round_up(elements, kernels_.lanes) + kernels_.lanes;  // results are whole vectors
+    plane_size_ = int64_t(rows_.end - rows_.begin) * row_size_;
+    pixels_.assign(layout_.planes * plane_size_, acc_t(0));
+    is_touched_.assign(rows_.end - rows_.begin, false);
+    for (size_t b = band.begin; b < band.end; ++b) {
+      const Box<coord_t>& box = boxes_[b];
+      if (box.rows.begin < rows_.end && rows_.begin < box.rows.end) {
+        add(box);
+      }
+    }
+    write(band, gradient, elements);
+  }
+
+ private:
+  const Kernels<T>& kernels_ = kernels<T>();
+  const Params& params_;
+  const PooledTensor& grad_;
+  const BoxSpan<coord_t> boxes_;
+  const bool is_large_;
+  ElementRows layout_;
+  Range<int32_t> rows_;         // of the band
+  int64_t row_size_ = 0;        // elements from one row of pixels_ to the next
+  int64_t plane_size_ = 0;
+  std::vector<acc_t> pixels_;   // [planes][rows of the band][row_size_]
+  std::vector<bool> is_touched_;  // [rows of the band]
+  BoxRowTaps<acc_t, coord_t> taps_;
+  LaneTapsTable<acc_t> columns_;  // transposed
+  LaneTapsTable<acc_t> bins_of_samples_;  // transposed
+  SourceRows<acc_t> sources_;
+  MapRow<acc_t, coord_t> map_row_;
+  std::vector<acc_t> sum_;
+  std::vector<acc_t> bins_;     // [planes][bin rows][lanes of bins]
+  std::vector<acc_t> spread_;   // [planes][lanes of samples]: of the bin of each sample
+  std::vector<acc_t> samples_;  // [planes][pixel rows][lanes of samples]
+  std::vector<acc_t> elsewhere_;  // [lanes of samples]: for pixel rows outside the band
+
+  void add(const Box<coord_t>& box) {
+    const bool has_map = params_.prob_maps != nullptr;
+    taps_.assign(params_, box, layout_.interleaved, has_map, kernels_.lanes);
+    const AxisTaps<coord_t>& y = taps_.axes().y;
+    // Pixel rows of the band, and bin rows, from the first to the last that the box touches.
+    const auto first = std::lower_bound(y.touched.begin(), y.touched.end(), rows_.begin);
+    const auto last = std::lower_bound(first, y.touched.end(), rows_.end);
+    if (first == last || taps_.elements() == 0) {
+      return;
+    }
+    const Range<int32_t> pixel_rows{*first, *(last - 1) + 1};
+    const Range<int32_t> bin_rows = bin_rows_touching(
+        y, {static_cast<int32_t>(first - y.touched.begin()),
+            static_cast<int32_t>(last - y.touched.begin())});
+    taps_.assign_transposed_columns(columns_);
+    sum_.resize(taps_.lanes() + kRowSumPadding);
+    const int32_t of_row = taps_.bin_lanes();
+    const int32_t num_bin_rows = bin_rows.end - bin_rows.begin;
+    bins_.assign(size_t(layout_.planes) * num_bin_rows * of_row + kRowSumPadding, acc_t(0));
+    copy_bin_rows<T>(
+        grad_, box.index, bin_rows, params_.options.pooled_width, layout_, of_row, bins_.data());
+    if (has_map) {
+      add_samples(box, pixel_rows, bin_rows);
+    } else {
+      sources_.assign_pixels(taps_.axes(), pixel_rows, bin_rows, of_row);
+      add_rows(bins_, int64_t(num_bin_rows) * of_row, pixel_rows);
+    }
+    for (auto row = first; row != last; ++row) {
+      is_touched_[*row - rows_.begin] = true;
+    }
+  }
+
+  // Adds sources_ of `from` to pixel rows.
+  void add_rows(
+      const std::vector<acc_t>& from, int64_t plane_stride, Range<int32_t> pixel_rows) {
+    const RowSums<acc_t> pool{
+        sources_.view(), columns_.view(), taps_.lanes(), layout_.planes, sum_.data()};
+    acc_t* to = pixels_.data() + (pixel_rows.begin - rows_.begin) * row_size_ +
+                taps_.first_column() * layout_.interleaved;
+    kernels_.add_buffer_rows(
+        pool, from.data(), plane_stride, to, plane_size_, row_size_, taps_.elements());
+  }
+
+  // With a map: gradients of samples are added up at the pixel rows that they read.
+  void add_samples(
+      const Box<coord_t>& box, Range<int32_t> pixel_rows, Range<int32_t> bin_rows) {
+    map_row_.assign(params_, box, taps_);
+    const AxisTaps<coord_t>& y = taps_.axes().y;
+    const int64_t lanes = taps_.lanes();
+    const int64_t plane_size = (pixel_rows.end - pixel_rows.begin) * lanes;
+    samples_.assign(layout_.planes * plane_size, acc_t(0));
+    elsewhere_.assign(lanes, acc_t(0));
+    taps_.assign_transposed_bins(bins_of_samples_);
+    spread_.resize(layout_.planes * lanes);
+    const auto is_here = [&](int32_t row) {
+      return row >= pixel_rows.begin && row < pixel_rows.end;
+    };
+    const int64_t of_row = taps_.bin_lanes();
+    for (int32_t ph = bin_rows.begin; ph < bin_rows.end; ++ph) {
+      kernels_.look_up_buffer_rows(
+          bins_of_samples_.view(), bins_.data() + (ph - bin_rows.begin) * of_row, layout_.planes,
+          (bin_rows.end - bin_rows.begin) * of_row, spread_.data(), lanes,
+          static_cast<int32_t>(lanes));
+      for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
+        const Interpolation<coord_t>& pixels = y.samples[iy].pixels;
+        if (!is_here(pixels.low) && !is_here(pixels.high)) {
+          continue;
+        }
+        const acc_t* weights = map_row_.at(y.samples[iy].prob_map, taps_.axes().inverse_count);
+        const auto row = [&](int32_t plane, int32_t row) {
+          return is_here(row) ? samples_.data() + plane * plane_size +
+                                    (row - pixel_rows.begin) * lanes
+                              : elsewhere_.data();
+        };
+        for (int32_t plane = 0; plane < layout_.planes; ++plane) {
+          kernels_.add_product(
+              weights, spread_.data() + plane * lanes, static_cast<int32_t>(lanes),
+              static_cast<acc_t>(pixels.low_weight), row(plane, pixels.low),
+              static_cast<acc_t>(pixels.high_weight), row(plane, pixels.high));
+        }
+      }
+    }
+    sources_.assign_identity(pixel_rows.end - pixel_rows.begin, lanes);
+    add_rows(samples_, plane_size, pixel_rows);
+  }
+
+  void write(const Band& band, const FeatureMap& gradient, int32_t elements) {
+    for (int32_t plane = 0; plane < layout_.planes; ++plane) {
+      T* to = static_cast<T*>(gradient.data) + band.image * gradient.image_stride +
+              plane * gradient.channel_stride + rows_.begin * gradient.row_stride;
+      const acc_t* from = pixels_.data() + plane * plane_size_;
+      for (size_t row = 0; row < is_touched_.size(); ++row) {
+        if (is_touched_[row]) {
+          kernels_.copy_from_buffer(from, elements, to);
+        } else if (is_large_) {
+          stream_zeros(to, sizeof(T) * elements);
+        } else {
+          std::memset(static_cast<void*>(to), 0, sizeof(T) * elements);
+        }
+        from += row_size_;
+        to += gradient.row_stride;
+      }
+    }
+    finish_streaming();
+  }
+};
+
+}  // namespace shape_roi_align::cpu

@@ -1,0 +1,226 @@
+// Rows first, then columns: kernels whose lanes run along a row of bins or samples, for few
+// channels. kernels.inl includes this file.
+
+// Lane i: from[index[i]]; 0 where index[i] is negative.
+#if VECTOR_BYTES == 64
+INLINE FloatVector look_up_anywhere(const float* from, const int32_t* index) {
+  const __m512i i = _mm512_loadu_si512(index);
+  const __mmask16 some = static_cast<__mmask16>(~_mm512_movepi32_mask(i));
+  return (FloatVector)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), some, i, from, sizeof(float));
+}
+#elif VECTOR_BYTES == 32
+INLINE FloatVector look_up_anywhere(const float* from, const int32_t* index) {
+  const __m256i i = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+  const __m256i some = _mm256_xor_si256(i, _mm256_set1_epi32(-1));
+  return (FloatVector)_mm256_mask_i32gather_ps(
+      _mm256_setzero_ps(), from, i, _mm256_castsi256_ps(some), sizeof(float));
+}
+#else
+INLINE FloatVector look_up_anywhere(const float* from, const int32_t* index) {
+  float values[kLanes<float>];
+  for (int32_t i = 0; i < kLanes<float>; ++i) {
+    values[i] = index[i] < 0 ? 0.0f : from[index[i]];
+  }
+  return load_vector(values);
+}
+#endif
+INLINE DoubleVector look_up_anywhere(const double* from, const int32_t* index) {
+  double values[kLanes<double>];
+  for (int32_t i = 0; i < kLanes<double>; ++i) {
+    values[i] = index[i] < 0 ? 0.0 : from[index[i]];
+  }
+  return load_vector(values);
+}
+
+// The first n lanes, or all.
+template <typename T, typename V>
+INLINE void store_some(T* to, V v, int32_t n) {
+  if (n >= kLanes<accumulate_t<T>>) {
+    store_vector(to, v);
+  } else {
+    store_partial(to, v, n);
+  }
+}
+
+// Result vector v of `columns`. Window: as LaneTaps has it.
+template <int32_t Window, typename acc_t>
+INLINE vector_t<acc_t> look_up_taps(
+    const LaneTaps<acc_t>& columns, int32_t v, const acc_t* source) {
+  constexpr int32_t lanes = kLanes<acc_t>;
+  const int64_t first = int64_t(v) * columns.parts * lanes;
+  const int32_t* index = columns.index + first;
+  const acc_t* weight = columns.weight + first;
+  const acc_t* from = source + columns.start[v];
+  vector_t<acc_t> sum = {};
+  if constexpr (Window > 0) {
+    vector_t<acc_t> window[Window];
+    repeat<Window>([&](int32_t w) ALWAYS_INLINE { window[w] = load_vector(from + w * lanes); });
+    for (int32_t part = 0; part < columns.parts; ++part) {
+      sum += load_vector(weight + part * lanes) * permute<Window>(window, index + part * lanes);
+    }
+  } else {
+    for (int32_t part = 0; part < columns.parts; ++part) {
+      sum += load_vector(weight + part * lanes) * look_up_anywhere(from, index + part * lanes);
+    }
+  }
+  return sum;
+}
+
+// Calls f(window).
+template <typename acc_t, typename F>
+INLINE void with_window(const LaneTaps<acc_t>& columns, F f) {
+  if constexpr (kCanPermute<acc_t>) {
+    switch (columns.window) {
+      case 1:
+        return f(std::integral_constant<int32_t, 1>{});
+      case 2:
+        return f(std::integral_constant<int32_t, 2>{});
+      case 4:
+        return f(std::integral_constant<int32_t, 4>{});
+      default:
+        break;
+    }
+  }
+  f(std::integral_constant<int32_t, 0>{});
+}
+
+// pool.sum = the weighted sum of the source rows of row r.
+template <typename T>
+INLINE void sum_rows(
+    const RowSums<accumulate_t<T>>& pool, int32_t r, const T* source) {
+  using acc_t = accumulate_t<T>;
+  constexpr int32_t lanes = kLanes<acc_t>;
+  constexpr int32_t kVectors = 4;
+  const int32_t begin = pool.rows.begin[r];
+  const int32_t end = pool.rows.begin[r + 1];
+  int32_t e = 0;
+  for (; e + kVectors * lanes <= pool.elements; e += kVectors * lanes) {
+    vector_t<acc_t> sum[kVectors] = {};
+    for (int32_t t = begin; t < end; ++t) {
+      const T* from = source + pool.rows.offset[t] + e;
+      const acc_t w = pool.rows.weight[t];
+      repeat<kVectors>([&](int32_t v)
+                           ALWAYS_INLINE { sum[v] += w * load_vector(from + v * lanes); });
+    }
+    repeat<kVectors>([&](int32_t v)
+                         ALWAYS_INLINE { store_vector(pool.sum + e + v * lanes, sum[v]); });
+  }
+  for (; e < pool.elements; e += lanes) {
+    const int32_t n = std::min(lanes, pool.elements - e);
+    vector_t<acc_t> sum = {};
+    if (n == lanes) {
+      for (int32_t t = begin; t < end; ++t) {
+        sum += pool.rows.weight[t] * load_vector(source + pool.rows.offset[t] + e);
+      }
+    } else {
+      for (int32_t t = begin; t < end; ++t) {
+        sum += pool.rows.weight[t] * load_partial(source + pool.rows.offset[t] + e, n);
+      }
+    }
+    store_vector(pool.sum + e, sum);
+  }
+}
+
+template <typename T, typename out_t, bool Add>
+static void pool_rows(
+    const RowSums<accumulate_t<T>>& pool, const T* source, int64_t plane_stride, out_t* out,
+    int64_t out_plane_stride, int64_t out_row_stride, int32_t results) {
+  using acc_t = accumulate_t<T>;
+  constexpr int32_t lanes = kLanes<acc_t>;
+  with_window(pool.columns, [&](auto window) ALWAYS_INLINE {
+    for (int32_t plane = 0; plane < pool.planes; ++plane) {
+      for (int32_t r = 0; r < pool.rows.rows; ++r) {
+        if (Add && pool.rows.begin[r] == pool.rows.begin[r + 1]) {
+          continue;
+        }
+        sum_rows(pool, r, source + plane * plane_stride);
+        out_t* to = out + plane * out_plane_stride + r * out_row_stride;
+        for (int32_t v = 0; v < pool.columns.vectors; ++v, to += lanes) {
+          const vector_t<acc_t> sum = look_up_taps<window>(pool.columns, v, pool.sum);
+          if constexpr (Add) {
+            store_vector(to, load_vector(to) + sum);
+          } else {
+            store_some(to, sum, results - v * lanes);
+          }
+        }
+      }
+    }
+  });
+}
+
+template <typename T>
+static void add_weighted_row(
+    const RowSums<accumulate_t<T>>& pool, const T* source, int64_t plane_stride,
+    const accumulate_t<T>* factor, accumulate_t<T>* to) {
+  using acc_t = accumulate_t<T>;
+  constexpr int32_t lanes = kLanes<acc_t>;
+  with_window(pool.columns, [&](auto window) ALWAYS_INLINE {
+    for (int32_t plane = 0; plane < pool.planes; ++plane) {
+      sum_rows(pool, 0, source + plane * plane_stride);
+      for (int32_t v = 0; v < pool.columns.vectors; ++v, to += lanes) {
+        const vector_t<acc_t> of_samples = look_up_taps<window>(pool.columns, v, pool.sum);
+        store_vector(to, load_vector(to) + load_vector(factor + v * lanes) * of_samples);
+      }
+    }
+  });
+}
+
+template <typename T>
+static void add_row_products(
+    const RowSums<accumulate_t<T>>& pool, const T* source, int64_t plane_stride,
+    const accumulate_t<T>* factor, accumulate_t<T>* to) {
+  using acc_t = accumulate_t<T>;
+  constexpr int32_t lanes = kLanes<acc_t>;
+  with_window(pool.columns, [&](auto window) ALWAYS_INLINE {
+    for (int32_t plane = 0; plane < pool.planes; ++plane) {
+      sum_rows(pool, 0, source + plane * plane_stride);
+      for (int32_t v = 0; v < pool.columns.vectors; ++v, factor += lanes) {
+        const vector_t<acc_t> of_samples = look_up_taps<window>(pool.columns, v, pool.sum);
+        acc_t* sum = to + v * lanes;
+        store_vector(sum, load_vector(sum) + load_vector(factor) * of_samples);
+      }
+    }
+  });
+}
+
+template <typename acc_t, typename out_t>
+static void look_up_rows(
+    const LaneTaps<acc_t>& columns, const acc_t* source, int32_t planes, int64_t source_stride,
+    out_t* to, int64_t plane_stride, int32_t results) {
+  constexpr int32_t lanes = kLanes<acc_t>;
+  with_window(columns, [&](auto window) ALWAYS_INLINE {
+    for (int32_t plane = 0; plane < planes; ++plane) {
+      for (int32_t v = 0; v < columns.vectors; ++v) {
+        store_some(
+            to + plane * plane_stride + v * lanes,
+            look_up_taps<window>(columns, v, source + plane * source_stride), results - v * lanes);
+      }
+    }
+  });
+}
+
+template <typename acc_t>
+static void add_product(
+    const acc_t* a, const acc_t* b, int32_t n, acc_t low_weight, acc_t* low, acc_t high_weight,
+    acc_t* high) {
+  for (int32_t i = 0; i < n; i += kLanes<acc_t>) {
+    vector_t<acc_t> product = load_vector(a + i);
+    if (b != nullptr) {
+      product *= load_vector(b + i);
+    }
+    store_vector(low + i, load_vector(low + i) + low_weight * product);
+    store_vector(high + i, load_vector(high + i) + high_weight * product);
+  }
+}
+
+template <typename T>
+static void copy_from_buffer(const accumulate_t<T>* from, int32_t n, T* to) {
+  constexpr int32_t lanes = kLanes<accumulate_t<T>>;
+  int32_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    store_vector(to + i, load_vector(from + i));
+  }
+  if (i < n) {
+    store_partial(to + i, load_partial(from + i, n - i), n - i);
+  }
+}

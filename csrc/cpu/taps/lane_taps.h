@@ -1,0 +1,108 @@
+// Taps of results that lie in the lanes of vectors: along a row of bins, of samples or of pixels.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "cpu/simd/kernels.h"
+
+namespace shape_roi_align::cpu {
+
+// One tap from one end to the other. Of interleaved channels, the ends of channel 0.
+template <typename acc_t>
+struct EndsOfTap {
+  int32_t result;
+  int32_t source;
+  acc_t weight;
+};
+
+// How many elements the ends of a tap are repeated over: `count` channels, side by side where a
+// step is 1; a step of 0 has one element for all channels.
+struct ChannelsOfTaps {
+  int32_t count;
+  int32_t result_step;
+  int32_t source_step;
+
+  ChannelsOfTaps transposed() const {
+    return {count, source_step, result_step};
+  }
+};
+
+template <typename acc_t>
+class LaneTapsTable {
+ public:
+  // taps: of any order; those of a result are added in this order. results: of all channels.
+  // is_transposed: the taps' results are this table's sources and the reverse; `channels` is this
+  // table's.
+  void assign(
+      const std::vector<EndsOfTap<acc_t>>& taps, int32_t results, const ChannelsOfTaps& channels,
+      bool is_transposed, int32_t lanes) {
+    vectors_ = (results + lanes - 1) / lanes;
+    const size_t num_lanes = size_t(vectors_) * lanes;
+    count_.assign(num_lanes, 0);
+    const auto for_each = [&](auto f) {
+      for (const EndsOfTap<acc_t>& tap : taps) {
+        const int32_t result = is_transposed ? tap.source : tap.result;
+        const int32_t source = is_transposed ? tap.result : tap.source;
+        for (int32_t c = 0; c < channels.count; ++c) {
+          f(result + c * channels.result_step, source + c * channels.source_step, tap.weight);
+        }
+      }
+    };
+    for_each([&](int32_t result, int32_t, acc_t) { ++count_[result]; });
+    parts_ = count_.empty() ? 0 : *std::max_element(count_.begin(), count_.end());
+    index_.assign(num_lanes * parts_, -1);
+    weight_.assign(num_lanes * parts_, acc_t(0));
+    std::fill(count_.begin(), count_.end(), 0);
+    for_each([&](int32_t result, int32_t source, acc_t weight) {
+      const size_t at = (size_t(result / lanes) * parts_ + count_[result]++) * lanes + result % lanes;
+      index_[at] = source;
+      weight_[at] = weight;
+    });
+    place_windows(lanes);
+  }
+
+  // Valid until the next assign().
+  LaneTaps<acc_t> view() const {
+    return {vectors_, parts_, window_, start_.data(), index_.data(), weight_.data()};
+  }
+
+ private:
+  int32_t vectors_ = 0;
+  int32_t parts_ = 0;
+  int32_t window_ = 1;
+  std::vector<int32_t> start_;
+  std::vector<int32_t> index_;
+  std::vector<acc_t> weight_;
+  std::vector<int32_t> count_;
+
+  void place_windows(int32_t lanes) {
+    start_.assign(vectors_, 0);
+    int32_t widest = 1;
+    const size_t of_vector = size_t(parts_) * lanes;
+    for (int32_t v = 0; v < vectors_; ++v) {
+      int32_t first = std::numeric_limits<int32_t>::max();
+      int32_t last = -1;
+      int32_t* index = index_.data() + v * of_vector;
+      for (size_t i = 0; i < of_vector; ++i) {
+        if (index[i] >= 0) {
+          first = std::min(first, index[i]);
+          last = std::max(last, index[i]);
+        }
+      }
+      if (last < 0) {
+        continue;
+      }
+      start_[v] = first;
+      widest = std::max(widest, last - first + 1);
+      for (size_t i = 0; i < of_vector; ++i) {
+        index[i] = index[i] < 0 ? -1 : index[i] - first;
+      }
+    }
+    window_ = widest <= lanes ? 1 : widest <= 2 * lanes ? 2 : widest <= 4 * lanes ? 4 : 0;
+  }
+};
+
+}  // namespace shape_roi_align::cpu
