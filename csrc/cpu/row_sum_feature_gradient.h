@@ -28,7 +28,7 @@ class RowSumFeatureGradient {
     layout_ = element_rows(gradient, params_.channels);
     rows_ = band.rows;
     const int32_t elements = gradient.width * layout_.interleaved;
-    row_size_ = round_up(elements, kernels_.lanes) + kernels_.lanes;  // results are whole vectors
+    row_size_ = elements;
     plane_size_ = int64_t(rows_.end - rows_.begin) * row_size_;
     pixels_.assign(layout_.planes * plane_size_, acc_t(0));
     is_touched_.assign(rows_.end - rows_.begin, false);

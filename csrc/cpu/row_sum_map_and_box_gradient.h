@@ -139,12 +139,12 @@ class RowSumMapAndBoxGradient {
     const acc_t* weights = map_row_.at(sample.prob_map, taps_.axes().inverse_count);
     const acc_t* of_y = products(SampleRow<acc_t>::slope(sample.pixels, row_stride_), columns_);
     coord_t along_y = 0;
-    for (int32_t i = 0; i < taps_.lanes(); ++i) {
+    for (int32_t i = 0; i < taps_.results(); ++i) {
       along_y += coord_t(weights[i]) * coord_t(of_y[i]);
     }
     along_y_.add(along_y, sample.uv);
     const acc_t* of_x = products({sample.pixels, row_stride_}, column_slopes_);
-    for (int32_t i = 0; i < taps_.lanes(); ++i) {
+    for (int32_t i = 0; i < taps_.results(); ++i) {
       along_x_.add(coord_t(weights[i]) * coord_t(of_x[i]), u_[i]);
     }
   }

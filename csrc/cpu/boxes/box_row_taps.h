@@ -48,6 +48,10 @@ class BoxRowTaps {
     return columns_ * interleaved_;
   }
 
+  // Results of a row: bins or samples, of all interleaved channels.
+  int32_t results() const {
+    return results_ * interleaved_;
+  }
   // Lanes of the results of a row, and of the bins of a bin row: whole vectors.
   int32_t lanes() const {
     return static_cast<int32_t>(round_up(results_ * interleaved_, lanes_));
@@ -58,7 +62,7 @@ class BoxRowTaps {
 
   // Results from the elements of a pixel row, and the reverse.
   void assign_columns(LaneTapsTable<acc_t>& table) const {
-    table.assign(column_taps_, lanes(), {interleaved_, 1, 1}, false, lanes_);
+    table.assign(column_taps_, results(), {interleaved_, 1, 1}, false, lanes_);
   }
   void assign_transposed_columns(LaneTapsTable<acc_t>& table) const {
     table.assign(column_taps_, elements(), {interleaved_, 1, 1}, true, lanes_);
@@ -69,11 +73,11 @@ class BoxRowTaps {
   // Bins from their samples, of weight 1, and the reverse.
   void assign_bins(LaneTapsTable<acc_t>& table) {
     list_bins_of_samples();
-    table.assign(other_taps_, bin_lanes(), {interleaved_, 1, 1}, false, lanes_);
+    table.assign(other_taps_, axes_.x.num_bins() * interleaved_, {interleaved_, 1, 1}, false, lanes_);
   }
   void assign_transposed_bins(LaneTapsTable<acc_t>& table) {
     list_bins_of_samples();
-    table.assign(other_taps_, lanes(), {interleaved_, 1, 1}, true, lanes_);
+    table.assign(other_taps_, results(), {interleaved_, 1, 1}, true, lanes_);
   }
 
   // Derivatives of the results with respect to the x of their samples.
@@ -85,13 +89,13 @@ class BoxRowTaps {
       taps.push_back({result, element_of(sample.pixels.high), slope});
       taps.push_back({result, element_of(sample.pixels.low), -slope});
     });
-    table.assign(taps, lanes(), {interleaved_, 1, 1}, false, lanes_);
+    table.assign(taps, results(), {interleaved_, 1, 1}, false, lanes_);
   }
 
   // The map at the samples from the cells of a row of the map, and the reverse.
   void assign_map_columns(LaneTapsTable<acc_t>& table) {
     list_map_cells();
-    table.assign(other_taps_, lanes(), {interleaved_, 1, 0}, false, lanes_);
+    table.assign(other_taps_, results(), {interleaved_, 1, 0}, false, lanes_);
   }
   void assign_transposed_map_columns(LaneTapsTable<acc_t>& table, int32_t prob_map_width) {
     list_map_cells();

@@ -63,6 +63,8 @@ struct LaneTaps {
   int32_t vectors;       // of results
   int32_t parts;         // most taps of a lane
   int32_t window;        // vectors that hold the sources of a result vector: 1, 2, 4; 0: more
+  // No lane of a result has fewer than `parts` taps. Lanes past the last result are then undefined.
+  bool is_complete;
   const int32_t* start;  // [vectors]
   const int32_t* index;  // [vectors][parts][lanes]; -1: none
   const acc_t* weight;   // [vectors][parts][lanes]
@@ -120,7 +122,7 @@ struct Kernels {
       T* out, int64_t out_channel_stride, int64_t out_row_stride);
 
   // out[plane * out_plane_stride + r * out_row_stride + i] = result i < results of row r. The other
-  // two read a buffer; the last one adds, and writes whole vectors.
+  // two read a buffer; the last one adds.
   void (*pool_rows)(
       const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, T* out,
       int64_t out_plane_stride, int64_t out_row_stride, int32_t results);

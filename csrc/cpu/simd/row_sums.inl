@@ -33,6 +33,10 @@ INLINE DoubleVector look_up_anywhere(const double* from, const int32_t* index) {
 }
 
 // The first n lanes, or all.
+template <typename T>
+INLINE vector_t<accumulate_t<T>> load_some(const T* from, int32_t n) {
+  return n >= kLanes<accumulate_t<T>> ? load_vector(from) : load_partial(from, n);
+}
 template <typename T, typename V>
 INLINE void store_some(T* to, V v, int32_t n) {
   if (n >= kLanes<accumulate_t<T>>) {
@@ -43,7 +47,7 @@ INLINE void store_some(T* to, V v, int32_t n) {
 }
 
 // Result vector v of `columns`. Window: as LaneTaps has it.
-template <int32_t Window, typename acc_t>
+template <int32_t Window, bool Complete, typename acc_t>
 INLINE vector_t<acc_t> look_up_taps(
     const LaneTaps<acc_t>& columns, int32_t v, const acc_t* source) {
   constexpr int32_t lanes = kLanes<acc_t>;
@@ -56,7 +60,7 @@ INLINE vector_t<acc_t> look_up_taps(
     vector_t<acc_t> window[Window];
     repeat<Window>([&](int32_t w) ALWAYS_INLINE { window[w] = load_vector(from + w * lanes); });
     for (int32_t part = 0; part < columns.parts; ++part) {
-      sum += load_vector(weight + part * lanes) * permute<Window>(window, index + part * lanes);
+      sum += load_vector(weight + part * lanes) * permute<Window, Complete>(window, index + part * lanes);
     }
   } else {
     for (int32_t part = 0; part < columns.parts; ++part) {
@@ -66,22 +70,29 @@ INLINE vector_t<acc_t> look_up_taps(
   return sum;
 }
 
-// Calls f(window).
+// Calls f(window, whether complete).
 template <typename acc_t, typename F>
 INLINE void with_window(const LaneTaps<acc_t>& columns, F f) {
+  const auto call = [&](auto window) ALWAYS_INLINE {
+    if (columns.is_complete) {
+      f(window, std::true_type{});
+    } else {
+      f(window, std::false_type{});
+    }
+  };
   if constexpr (kCanPermute<acc_t>) {
     switch (columns.window) {
       case 1:
-        return f(std::integral_constant<int32_t, 1>{});
+        return call(std::integral_constant<int32_t, 1>{});
       case 2:
-        return f(std::integral_constant<int32_t, 2>{});
+        return call(std::integral_constant<int32_t, 2>{});
       case 4:
-        return f(std::integral_constant<int32_t, 4>{});
+        return call(std::integral_constant<int32_t, 4>{});
       default:
         break;
     }
   }
-  f(std::integral_constant<int32_t, 0>{});
+  f(std::integral_constant<int32_t, 0>{}, std::false_type{});
 }
 
 // pool.sum = the weighted sum of the source rows of row r.
@@ -127,7 +138,7 @@ static void pool_rows(
     int64_t out_plane_stride, int64_t out_row_stride, int32_t results) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
-  with_window(pool.columns, [&](auto window) ALWAYS_INLINE {
+  with_window(pool.columns, [&](auto window, auto complete) ALWAYS_INLINE {
     for (int32_t plane = 0; plane < pool.planes; ++plane) {
       for (int32_t r = 0; r < pool.rows.rows; ++r) {
         if (Add && pool.rows.begin[r] == pool.rows.begin[r + 1]) {
@@ -136,11 +147,12 @@ static void pool_rows(
         sum_rows(pool, r, source + plane * plane_stride);
         out_t* to = out + plane * out_plane_stride + r * out_row_stride;
         for (int32_t v = 0; v < pool.columns.vectors; ++v, to += lanes) {
-          const vector_t<acc_t> sum = look_up_taps<window>(pool.columns, v, pool.sum);
+          const vector_t<acc_t> sum = look_up_taps<window, complete>(pool.columns, v, pool.sum);
+          const int32_t n = results - v * lanes;
           if constexpr (Add) {
-            store_vector(to, load_vector(to) + sum);
+            store_some(to, load_some(to, n) + sum, n);
           } else {
-            store_some(to, sum, results - v * lanes);
+            store_some(to, sum, n);
           }
         }
       }
@@ -154,11 +166,11 @@ static void add_weighted_row(
     const accumulate_t<T>* factor, accumulate_t<T>* to) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
-  with_window(pool.columns, [&](auto window) ALWAYS_INLINE {
+  with_window(pool.columns, [&](auto window, auto complete) ALWAYS_INLINE {
     for (int32_t plane = 0; plane < pool.planes; ++plane) {
       sum_rows(pool, 0, source + plane * plane_stride);
       for (int32_t v = 0; v < pool.columns.vectors; ++v, to += lanes) {
-        const vector_t<acc_t> of_samples = look_up_taps<window>(pool.columns, v, pool.sum);
+        const vector_t<acc_t> of_samples = look_up_taps<window, complete>(pool.columns, v, pool.sum);
         store_vector(to, load_vector(to) + load_vector(factor + v * lanes) * of_samples);
       }
     }
@@ -171,11 +183,11 @@ static void add_row_products(
     const accumulate_t<T>* factor, accumulate_t<T>* to) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
-  with_window(pool.columns, [&](auto window) ALWAYS_INLINE {
+  with_window(pool.columns, [&](auto window, auto complete) ALWAYS_INLINE {
     for (int32_t plane = 0; plane < pool.planes; ++plane) {
       sum_rows(pool, 0, source + plane * plane_stride);
       for (int32_t v = 0; v < pool.columns.vectors; ++v, factor += lanes) {
-        const vector_t<acc_t> of_samples = look_up_taps<window>(pool.columns, v, pool.sum);
+        const vector_t<acc_t> of_samples = look_up_taps<window, complete>(pool.columns, v, pool.sum);
         acc_t* sum = to + v * lanes;
         store_vector(sum, load_vector(sum) + load_vector(factor) * of_samples);
       }
@@ -188,12 +200,12 @@ static void look_up_rows(
     const LaneTaps<acc_t>& columns, const acc_t* source, int32_t planes, int64_t source_stride,
     out_t* to, int64_t plane_stride, int32_t results) {
   constexpr int32_t lanes = kLanes<acc_t>;
-  with_window(columns, [&](auto window) ALWAYS_INLINE {
+  with_window(columns, [&](auto window, auto complete) ALWAYS_INLINE {
     for (int32_t plane = 0; plane < planes; ++plane) {
       for (int32_t v = 0; v < columns.vectors; ++v) {
         store_some(
             to + plane * plane_stride + v * lanes,
-            look_up_taps<window>(columns, v, source + plane * source_stride), results - v * lanes);
+            look_up_taps<window, complete>(columns, v, source + plane * source_stride), results - v * lanes);
       }
     }
   });

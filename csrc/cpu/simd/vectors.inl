@@ -183,12 +183,14 @@ INLINE void store_partial(float* to, FloatVector v, int32_t n) {
 }
 #endif
 
-// Lane i: element index[i] of the concatenated vectors; 0 where index[i] is negative.
+// Lane i: element index[i] of the concatenated vectors. If not Complete, indices may be negative:
+// the lane is then 0.
 #if VECTOR_BYTES == 64
-template <int32_t Vectors>
+template <int32_t Vectors, bool Complete = false>
 INLINE FloatVector permute(const FloatVector (&v)[Vectors], const int32_t* index) {
   const __m512i i = _mm512_loadu_si512(index);
-  const __mmask16 some = static_cast<__mmask16>(~_mm512_movepi32_mask(i));
+  const __mmask16 some =
+      Complete ? __mmask16(0xffff) : static_cast<__mmask16>(~_mm512_movepi32_mask(i));
   if constexpr (Vectors == 1) {
     return (FloatVector)_mm512_maskz_permutexvar_ps(some, i, (__m512)v[0]);
   } else {
@@ -202,11 +204,11 @@ INLINE FloatVector permute(const FloatVector (&v)[Vectors], const int32_t* index
     }
   }
 }
-template <int32_t Vectors>
+template <int32_t Vectors, bool Complete = false>
 INLINE DoubleVector permute(const DoubleVector (&v)[Vectors], const int32_t* index) {
   const __m512i i = _mm512_maskz_cvtepi32_epi64(
       0xff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)));
-  const __mmask8 some = static_cast<__mmask8>(~_mm512_movepi64_mask(i));
+  const __mmask8 some = Complete ? __mmask8(0xff) : static_cast<__mmask8>(~_mm512_movepi64_mask(i));
   if constexpr (Vectors == 1) {
     return (DoubleVector)_mm512_maskz_permutexvar_pd(some, i, (__m512d)v[0]);
   } else {
@@ -235,9 +237,12 @@ INLINE __m256 permute_any(const FloatVector* v, __m256i i) {
         _mm256_castsi256_ps(is_high));
   }
 }
-template <int32_t Vectors>
+template <int32_t Vectors, bool Complete = false>
 INLINE FloatVector permute(const FloatVector (&v)[Vectors], const int32_t* index) {
   const __m256i i = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index));
+  if constexpr (Complete) {
+    return (FloatVector)permute_any<Vectors>(v, i);
+  }
   const __m256 is_none = _mm256_castsi256_ps(_mm256_srai_epi32(i, 31));
   return (FloatVector)_mm256_andnot_ps(is_none, permute_any<Vectors>(v, i));
 }

@@ -53,7 +53,9 @@ class LaneTapsTable {
     };
     for_each([&](int32_t result, int32_t, acc_t) { ++count_[result]; });
     parts_ = count_.empty() ? 0 : *std::max_element(count_.begin(), count_.end());
-    index_.assign(num_lanes * parts_, -1);
+    is_complete_ = std::all_of(
+        count_.begin(), count_.begin() + results, [&](int32_t n) { return n == parts_; });
+    index_.assign(num_lanes * parts_, is_complete_ ? 0 : -1);
     weight_.assign(num_lanes * parts_, acc_t(0));
     std::fill(count_.begin(), count_.end(), 0);
     for_each([&](int32_t result, int32_t source, acc_t weight) {
@@ -66,40 +68,50 @@ class LaneTapsTable {
 
   // Valid until the next assign().
   LaneTaps<acc_t> view() const {
-    return {vectors_, parts_, window_, start_.data(), index_.data(), weight_.data()};
+    return {vectors_, parts_, window_, is_complete_, start_.data(), index_.data(), weight_.data()};
   }
 
  private:
   int32_t vectors_ = 0;
   int32_t parts_ = 0;
   int32_t window_ = 1;
+  bool is_complete_ = false;
   std::vector<int32_t> start_;
   std::vector<int32_t> index_;
   std::vector<acc_t> weight_;
   std::vector<int32_t> count_;
 
+  // f(index) for the taps of a result vector.
+  template <typename F>
+  void for_each_tap(int32_t v, int32_t lanes, F f) {
+    int32_t* index = index_.data() + size_t(v) * parts_ * lanes;
+    const int32_t* count = count_.data() + size_t(v) * lanes;
+    for (int32_t part = 0; part < parts_; ++part, index += lanes) {
+      for (int32_t i = 0; i < lanes; ++i) {
+        if (part < count[i]) {
+          f(index[i]);
+        }
+      }
+    }
+  }
+
   void place_windows(int32_t lanes) {
     start_.assign(vectors_, 0);
     int32_t widest = 1;
-    const size_t of_vector = size_t(parts_) * lanes;
     for (int32_t v = 0; v < vectors_; ++v) {
       int32_t first = std::numeric_limits<int32_t>::max();
       int32_t last = -1;
-      int32_t* index = index_.data() + v * of_vector;
-      for (size_t i = 0; i < of_vector; ++i) {
-        if (index[i] >= 0) {
-          first = std::min(first, index[i]);
-          last = std::max(last, index[i]);
-        }
-      }
+      for_each_tap(v, lanes, [&](int32_t index) {
+        first = std::min(first, index);
+        last = std::max(last, index);
+      });
       if (last < 0) {
         continue;
       }
-      start_[v] = first;
-      widest = std::max(widest, last - first + 1);
-      for (size_t i = 0; i < of_vector; ++i) {
-        index[i] = index[i] < 0 ? -1 : index[i] - first;
-      }
+      // Loads of the vectors that a kernel has just stored need not wait for the cache.
+      start_[v] = first / lanes * lanes;
+      widest = std::max(widest, last - start_[v] + 1);
+      for_each_tap(v, lanes, [&](int32_t& index) { index -= start_[v]; });
     }
     window_ = widest <= lanes ? 1 : widest <= 2 * lanes ? 2 : widest <= 4 * lanes ? 4 : 0;
   }
