@@ -57,12 +57,11 @@ class RowSumFeatureGradient {
   LaneTapsTable<acc_t> columns_;  // transposed
   LaneTapsTable<acc_t> bins_of_samples_;  // transposed
   SourceRows<acc_t> sources_;
-  MapRow<acc_t, coord_t> map_row_;
+  SampleWeights<acc_t, coord_t> weights_;
   std::vector<acc_t> sum_;
   std::vector<acc_t> bins_;     // [planes][bin rows][lanes of bins]
   std::vector<acc_t> spread_;   // [planes][lanes of samples]: of the bin of each sample
-  std::vector<acc_t> samples_;  // [planes][pixel rows][lanes of samples]
-  std::vector<acc_t> elsewhere_;  // [lanes of samples]: for pixel rows outside the band
+  std::vector<acc_t> samples_;  // [pixel rows][planes][lanes of samples]
 
   void add(const Box<coord_t>& box) {
     const bool has_map = params_.prob_maps != nullptr;
@@ -100,7 +99,7 @@ class RowSumFeatureGradient {
   void add_rows(
       const std::vector<acc_t>& from, int64_t plane_stride, Range<int32_t> pixel_rows) {
     const RowSums<acc_t> pool{
-        sources_.view(), columns_.view(), taps_.lanes(), layout_.planes, sum_.data()};
+        sources_.view(), columns_.view(), taps_.lanes(), layout_.planes, sum_.data(), 0};
     acc_t* to = pixels_.data() + (pixel_rows.begin - rows_.begin) * row_size_ +
                 taps_.first_column() * layout_.interleaved;
     kernels_.add_buffer_rows(
@@ -110,44 +109,32 @@ class RowSumFeatureGradient {
   // With a map: gradients of samples are added up at the pixel rows that they read.
   void add_samples(
       const Box<coord_t>& box, Range<int32_t> pixel_rows, Range<int32_t> bin_rows) {
-    map_row_.assign(params_, box, taps_);
     const AxisTaps<coord_t>& y = taps_.axes().y;
-    const int64_t lanes = taps_.lanes();
-    const int64_t plane_size = (pixel_rows.end - pixel_rows.begin) * lanes;
-    samples_.assign(layout_.planes * plane_size, acc_t(0));
-    elsewhere_.assign(lanes, acc_t(0));
+    const int32_t lanes = taps_.lanes();
+    const int64_t bin_lanes = taps_.bin_lanes();
+    weights_.assign(params_, box, taps_);
     taps_.assign_transposed_bins(bins_of_samples_);
-    spread_.resize(layout_.planes * lanes);
-    const auto is_here = [&](int32_t row) {
-      return row >= pixel_rows.begin && row < pixel_rows.end;
-    };
-    const int64_t of_row = taps_.bin_lanes();
+    spread_.resize(size_t(layout_.planes) * lanes);
+    samples_.assign(
+        size_t(pixel_rows.end - pixel_rows.begin) * layout_.planes * lanes, acc_t(0));
     for (int32_t ph = bin_rows.begin; ph < bin_rows.end; ++ph) {
       kernels_.look_up_buffer_rows(
-          bins_of_samples_.view(), bins_.data() + (ph - bin_rows.begin) * of_row, layout_.planes,
-          (bin_rows.end - bin_rows.begin) * of_row, spread_.data(), lanes,
-          static_cast<int32_t>(lanes));
-      for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
-        const Interpolation<coord_t>& pixels = y.samples[iy].pixels;
-        if (!is_here(pixels.low) && !is_here(pixels.high)) {
-          continue;
-        }
-        const acc_t* weights = map_row_.at(y.samples[iy].prob_map, taps_.axes().inverse_count);
-        const auto row = [&](int32_t plane, int32_t row) {
-          return is_here(row) ? samples_.data() + plane * plane_size +
-                                    (row - pixel_rows.begin) * lanes
-                              : elsewhere_.data();
-        };
-        for (int32_t plane = 0; plane < layout_.planes; ++plane) {
-          kernels_.add_product(
-              weights, spread_.data() + plane * lanes, static_cast<int32_t>(lanes),
-              static_cast<acc_t>(pixels.low_weight), row(plane, pixels.low),
-              static_cast<acc_t>(pixels.high_weight), row(plane, pixels.high));
+          bins_of_samples_.view(), bins_.data() + (ph - bin_rows.begin) * bin_lanes,
+          layout_.planes, (bin_rows.end - bin_rows.begin) * bin_lanes, spread_.data(), lanes,
+          lanes);
+      const acc_t* weights = weights_.of_bin_row(ph);
+      for (int32_t i = y.bin_span[ph].begin; i < y.bin_span[ph].end; ++i, weights += lanes) {
+        const int64_t row = y.touched[i] - pixel_rows.begin;
+        if (row >= 0 && row < pixel_rows.end - pixel_rows.begin) {
+          kernels_.add_weighted(
+              weights, spread_.data(), layout_.planes, lanes,
+              samples_.data() + row * layout_.planes * lanes);
         }
       }
     }
-    sources_.assign_identity(pixel_rows.end - pixel_rows.begin, lanes);
-    add_rows(samples_, plane_size, pixel_rows);
+    sources_.assign_identity(
+        pixel_rows.end - pixel_rows.begin, int64_t(layout_.planes) * lanes);
+    add_rows(samples_, lanes, pixel_rows);
   }
 
   void write(const Band& band, const FeatureMap& gradient, int32_t elements) {

@@ -1,7 +1,9 @@
 // Gradients of one box's probability map and coordinates, rows first: see readers/row_sums.h. The
-// products <sample, gradient of its bin> are summed over channels for a row of samples at a time.
+// products <pixel row at the samples, gradient of their bins> are summed over channels first; the
+// rest is the same for all channels.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -23,13 +25,13 @@ class RowSumMapAndBoxGradient {
     start(box);
     const AxisTaps<coord_t>& y = taps_.axes().y;
     for (int32_t ph = 0; ph < y.num_bins(); ++ph) {
-      spread_gradient(box.index, ph);
+      multiply(box.index, ph);
       for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
         if (writer_.wants_prob_maps()) {
-          add_to_map_rows(y.samples[iy]);
+          add_to_map(y.samples[iy], y.bin_span[ph].begin);
         }
         if (writer_.wants_rois()) {
-          add_to_box(y.samples[iy]);
+          add_to_box(y.samples[iy], y.bin_span[ph].begin);
         }
       }
     }
@@ -47,23 +49,25 @@ class RowSumMapAndBoxGradient {
   const PooledTensor& grad_;
   const BoxGradientWriter& writer_;
   ElementRows layout_;
-  const T* source_ = nullptr;  // first element
-  int64_t row_stride_ = 0;
-  int64_t plane_stride_ = 0;
+  int32_t lanes_ = 0;  // of a row of samples
   BoxRowTaps<acc_t, coord_t> taps_;
   LaneTapsTable<acc_t> columns_;
   LaneTapsTable<acc_t> column_slopes_;
   LaneTapsTable<acc_t> map_columns_;  // transposed
-  SourceRows<acc_t> rows_;
-  MapRow<acc_t, coord_t> map_row_;
+  LaneTapsTable<acc_t> bins_;         // transposed
+  SourceRows<acc_t> map_rows_;
+  RowsAtSamples<T, coord_t> pixels_;
+  RowsAtSamples<T, coord_t> pixel_slopes_;
+  SampleWeights<acc_t, coord_t> weights_;
+  std::vector<acc_t> grad_bins_;       // [planes][lanes of bins]: of a bin row
+  std::vector<acc_t> grad_samples_;    // [planes][lanes]: of the bin of each sample
+  std::vector<acc_t> products_;        // [touched rows of the bin row][lanes]
+  std::vector<acc_t> slope_products_;  // the same of derivatives along x
+  std::vector<acc_t> of_sample_row_;   // [lanes]
+  std::vector<acc_t> grad_map_rows_;   // [prob_map_height][lanes]
+  std::vector<acc_t> grad_map_;        // [prob_map_height][prob_map_width]
   std::vector<acc_t> sum_;
-  LaneTapsTable<acc_t> bins_;    // transposed
-  std::vector<acc_t> grad_row_;  // [planes][lanes of bins]
-  std::vector<acc_t> spread_;    // [planes][lanes of samples]: of the bin of each sample
-  std::vector<acc_t> products_;  // [lanes of samples]
-  std::vector<acc_t> map_rows_;  // [prob_map_height][lanes of samples]: of each row of the map
-  std::vector<acc_t> map_gradient_;
-  std::vector<coord_t> u_;  // [lanes of samples]
+  std::vector<coord_t> u_;  // [lanes]
   AxisGradient<coord_t> along_y_;
   AxisGradient<coord_t> along_x_;
 
@@ -71,22 +75,21 @@ class RowSumMapAndBoxGradient {
     const FeatureMap& feature_map = params_.levels[box.level];
     layout_ = element_rows(feature_map, params_.channels);
     taps_.assign(params_, box, layout_.interleaved, true, kernels_.lanes);
+    lanes_ = taps_.lanes();
     taps_.assign_columns(columns_);
-    source_ = image_data<T>(feature_map, box.geometry.batch) +
-              taps_.first_column() * feature_map.column_stride;
-    row_stride_ = feature_map.row_stride;
-    plane_stride_ = feature_map.channel_stride;
-    sum_.resize(std::max(taps_.elements(), taps_.lanes()) + kRowSumPadding);
-    grad_row_.assign(size_t(layout_.planes) * taps_.bin_lanes() + kRowSumPadding, acc_t(0));
-    spread_.resize(size_t(layout_.planes) * taps_.lanes());
     taps_.assign_transposed_bins(bins_);
+    pixels_.assign(feature_map, box, layout_.planes, taps_, columns_);
+    grad_bins_.resize(size_t(layout_.planes) * taps_.bin_lanes() + kRowSumPadding);
+    grad_samples_.resize(size_t(layout_.planes) * lanes_);
+    of_sample_row_.resize(lanes_);
     if (writer_.wants_prob_maps()) {
-      map_rows_.assign(size_t(params_.prob_map_height) * taps_.lanes(), acc_t(0));
+      grad_map_rows_.assign(size_t(params_.prob_map_height) * lanes_, acc_t(0));
     }
     if (writer_.wants_rois()) {
-      map_row_.assign(params_, box, taps_);
+      weights_.assign(params_, box, taps_);
       taps_.assign_column_slopes(column_slopes_);
-      u_.assign(taps_.lanes(), coord_t(0));
+      pixel_slopes_.assign(feature_map, box, layout_.planes, taps_, column_slopes_);
+      u_.assign(lanes_, coord_t(0));
       taps_.for_each_sample([&](const AxisSample<coord_t>& sample, int32_t lane) {
         std::fill_n(u_.begin() + lane, layout_.interleaved, sample.uv);
       });
@@ -94,59 +97,82 @@ class RowSumMapAndBoxGradient {
     }
   }
 
-  void spread_gradient(int64_t k, int32_t ph) {
+  // products_ and slope_products_ of bin row ph.
+  void multiply(int64_t k, int32_t ph) {
     copy_bin_rows<T>(
         grad_, k, {ph, ph + 1}, params_.options.pooled_width, layout_, taps_.bin_lanes(),
-        grad_row_.data());
+        grad_bins_.data());
     kernels_.look_up_buffer_rows(
-        bins_.view(), grad_row_.data(), layout_.planes, taps_.bin_lanes(), spread_.data(),
-        taps_.lanes(), taps_.lanes());
+        bins_.view(), grad_bins_.data(), layout_.planes, taps_.bin_lanes(), grad_samples_.data(),
+        lanes_, lanes_);
+    const AxisTaps<coord_t>& y = taps_.axes().y;
+    const Range<int32_t> span = y.bin_span[ph];
+    products_.assign(size_t(span.end - span.begin) * lanes_, acc_t(0));
+    slope_products_.assign(writer_.wants_rois() ? products_.size() : 0, acc_t(0));
+    for (int32_t row = span.begin; row < span.end; ++row) {
+      const int64_t at = int64_t(row - span.begin) * lanes_;
+      kernels_.add_products(
+          grad_samples_.data(), pixels_.at(y.touched[row]), layout_.planes, lanes_,
+          products_.data() + at);
+      if (writer_.wants_rois()) {
+        kernels_.add_products(
+            grad_samples_.data(), pixel_slopes_.at(y.touched[row]), layout_.planes, lanes_,
+            slope_products_.data() + at);
+      }
+    }
   }
 
-  // [lanes of samples]: <results of the row, gradient of their bins>, summed over planes.
-  const acc_t* products(const SampleRow<acc_t>& row, const LaneTapsTable<acc_t>& columns) {
-    products_.assign(taps_.lanes(), acc_t(0));
-    const RowSums<acc_t> pool{
-        row.view(), columns.view(), taps_.elements(), layout_.planes, sum_.data()};
-    kernels_.add_row_products(
-        pool, source_, plane_stride_, spread_.data(), products_.data());
-    return products_.data();
+  // [lanes]: low_weight and high_weight times the rows of `products` that the sample row reads.
+  // first_row: of the bin row. Valid until the next call.
+  const acc_t* interpolate(
+      const std::vector<acc_t>& products, const AxisSample<coord_t>& y, int32_t first_row,
+      coord_t low_weight, coord_t high_weight) {
+    kernels_.interpolate(
+        products.data() + int64_t(y.low_index - first_row) * lanes_,
+        static_cast<acc_t>(low_weight),
+        products.data() + int64_t(y.high_index - first_row) * lanes_,
+        static_cast<acc_t>(high_weight), lanes_, of_sample_row_.data());
+    return of_sample_row_.data();
   }
 
-  void add_to_map_rows(const AxisSample<coord_t>& sample) {
-    const acc_t* of_samples = products({sample.pixels, row_stride_}, columns_);
-    const Interpolation<coord_t>& map = sample.prob_map;
-    const acc_t factor = static_cast<acc_t>(taps_.axes().inverse_count);
-    acc_t* rows = map_rows_.data();
-    kernels_.add_product(
-        of_samples, nullptr, taps_.lanes(), factor * static_cast<acc_t>(map.low_weight),
-        rows + int64_t(map.low) * taps_.lanes(), factor * static_cast<acc_t>(map.high_weight),
-        rows + int64_t(map.high) * taps_.lanes());
+  void add_to_map(const AxisSample<coord_t>& y, int32_t first_row) {
+    const coord_t factor = taps_.axes().inverse_count;
+    const acc_t* of_samples = interpolate(
+        products_, y, first_row, factor * y.pixels.low_weight, factor * y.pixels.high_weight);
+    const Interpolation<coord_t>& map = y.prob_map;
+    kernels_.add_to_two(
+        of_samples, lanes_, static_cast<acc_t>(map.low_weight),
+        grad_map_rows_.data() + int64_t(map.low) * lanes_, static_cast<acc_t>(map.high_weight),
+        grad_map_rows_.data() + int64_t(map.high) * lanes_);
   }
 
-  void write_prob_map(int64_t k) {
-    const int32_t height = params_.prob_map_height;
-    const int32_t width = params_.prob_map_width;
-    taps_.assign_transposed_map_columns(map_columns_, width);
-    map_gradient_.resize(size_t(height) * width);
-    rows_.assign_identity(height, taps_.lanes());
-    const RowSums<acc_t> pool{rows_.view(), map_columns_.view(), taps_.lanes(), 1, sum_.data()};
-    kernels_.pool_buffer_rows(pool, map_rows_.data(), 0, map_gradient_.data(), 0, width, width);
-    writer_.write_prob_map(k, map_gradient_);
-  }
-
-  void add_to_box(const AxisSample<coord_t>& sample) {
-    const acc_t* weights = map_row_.at(sample.prob_map, taps_.axes().inverse_count);
-    const acc_t* of_y = products(SampleRow<acc_t>::slope(sample.pixels, row_stride_), columns_);
+  void add_to_box(const AxisSample<coord_t>& y, int32_t first_row) {
+    const coord_t factor = taps_.axes().inverse_count;
+    const acc_t* weights = weights_.of_sample_row(y.prob_map);
+    const acc_t* of_y = interpolate(
+        products_, y, first_row, -factor * y.pixels.slope, factor * y.pixels.slope);
     coord_t along_y = 0;
     for (int32_t i = 0; i < taps_.results(); ++i) {
       along_y += coord_t(weights[i]) * coord_t(of_y[i]);
     }
-    along_y_.add(along_y, sample.uv);
-    const acc_t* of_x = products({sample.pixels, row_stride_}, column_slopes_);
+    along_y_.add(along_y, y.uv);
+    const acc_t* of_x = interpolate(
+        slope_products_, y, first_row, factor * y.pixels.low_weight,
+        factor * y.pixels.high_weight);
     for (int32_t i = 0; i < taps_.results(); ++i) {
       along_x_.add(coord_t(weights[i]) * coord_t(of_x[i]), u_[i]);
     }
+  }
+
+  void write_prob_map(int64_t k) {
+    const int32_t width = params_.prob_map_width;
+    taps_.assign_transposed_map_columns(map_columns_, width);
+    map_rows_.assign_identity(params_.prob_map_height, lanes_);
+    grad_map_.resize(size_t(params_.prob_map_height) * width);
+    sum_.resize(lanes_ + kRowSumPadding);
+    const RowSums<acc_t> pool{map_rows_.view(), map_columns_.view(), lanes_, 1, sum_.data(), 0};
+    kernels_.pool_buffer_rows(pool, grad_map_rows_.data(), 0, grad_map_.data(), 0, width, width);
+    writer_.write_prob_map(k, grad_map_);
   }
 };
 

@@ -170,34 +170,28 @@ class BoxRowTaps {
   }
 };
 
-// One sample row between the two rows that it reads: pixel rows, or rows of the map.
+// One row of sources, weighted, as rows of taps.
 template <typename acc_t>
-class SampleRow {
+class SingleRow {
  public:
-  template <typename coord_t>
-  SampleRow(const Interpolation<coord_t>& y, int64_t row_stride)
-      : SampleRow(y.low, y.low_weight, y.high, y.high_weight, row_stride) {}
+  explicit SingleRow(int64_t offset) : offset_{offset, 0}, weight_{acc_t(1), acc_t(0)}, count_(1) {}
 
-  // Its derivative with respect to y.
+  // Between the two rows that a row of samples reads.
   template <typename coord_t>
-  static SampleRow slope(const Interpolation<coord_t>& y, int64_t row_stride) {
-    return {y.low, -y.slope, y.high, y.slope, row_stride};
-  }
+  SingleRow(const Interpolation<coord_t>& y, int64_t row_stride)
+      : offset_{y.low * row_stride, y.high * row_stride},
+        weight_{static_cast<acc_t>(y.low_weight), static_cast<acc_t>(y.high_weight)},
+        count_(2) {}
 
   TapMatrix<acc_t> view() const {
-    static constexpr int32_t kBegin[] = {0, 2};
-    return {1, kBegin, offset_, weight_};
+    static constexpr int32_t kBegin[][2] = {{0, 1}, {0, 2}};
+    return {1, kBegin[count_ - 1], offset_, weight_};
   }
 
  private:
   int64_t offset_[2];
   acc_t weight_[2];
-
-  template <typename coord_t>
-  SampleRow(
-      int32_t low, coord_t low_weight, int32_t high, coord_t high_weight, int64_t row_stride)
-      : offset_{low * row_stride, high * row_stride},
-        weight_{static_cast<acc_t>(low_weight), static_cast<acc_t>(high_weight)} {}
+  int32_t count_;
 };
 
 // Rows of taps at rows of sources.

@@ -26,42 +26,108 @@ bool sums_rows(const Params& params, const FeatureMap& feature_map) {
          4 * params.options.pooled_width * rows.interleaved >= kernels<T>().lanes;
 }
 
-// The probability map of one box at the samples of one row of them, as factors of lanes.
+// The weights that the map gives the samples of a box at each pixel row:
+// sum over sample rows of (weight of the pixel row) * p * 1 / count, all channels alike.
 template <typename acc_t, typename coord_t>
-class MapRow {
+class SampleWeights {
  public:
+  // Without a map p is 1. taps: of samples; outlives the calls of of_bin_row.
   void assign(const Params& params, const Box<coord_t>& box, BoxRowTaps<acc_t, coord_t>& taps) {
+    taps_ = &taps;
     width_ = params.prob_map_width;
     prob_map_ = prob_map_of_box<acc_t>(params, box.index, converted_);
-    values_.resize(taps.lanes());
+    row_.assign(taps.lanes(), acc_t(1));
     sum_.resize(width_ + kRowSumPadding);
     if (prob_map_ != nullptr) {
       taps.assign_map_columns(columns_);
     }
   }
 
-  // [lanes of the results]: factor times the map, or times 1 without one. Valid until the next call.
-  const acc_t* at(Interpolation<coord_t> y, coord_t factor) {
-    if (prob_map_ == nullptr) {
-      std::fill(values_.begin(), values_.end(), static_cast<acc_t>(factor));
-    } else {
-      y.low_weight *= factor;
-      y.high_weight *= factor;
-      const SampleRow<acc_t> row(y, width_);
-      const RowSums<acc_t> pool{row.view(), columns_.view(), width_, 1, sum_.data()};
-      kernels<acc_t>().pool_rows(
-          pool, prob_map_, 0, values_.data(), 0, 0, static_cast<int32_t>(values_.size()));
+  // [lanes]: the map at the samples of one row. Valid until the next call.
+  const acc_t* of_sample_row(const Interpolation<coord_t>& y) {
+    if (prob_map_ != nullptr) {
+      const SingleRow<acc_t> row(y, width_);
+      const RowSums<acc_t> pool{row.view(), columns_.view(), width_, 1, sum_.data(), 0};
+      kernels<acc_t>().pool_rows(pool, prob_map_, 0, row_.data(), 0, 0, taps_->lanes());
     }
-    return values_.data();
+    return row_.data();
+  }
+
+  // [touched pixel rows of bin row ph][lanes]. Valid until the next call.
+  const acc_t* of_bin_row(int32_t ph) {
+    const AxisTaps<coord_t>& y = taps_->axes().y;
+    const acc_t factor = static_cast<acc_t>(taps_->axes().inverse_count);
+    const Range<int32_t> span = y.bin_span[ph];
+    const int64_t lanes = taps_->lanes();
+    weights_.assign((span.end - span.begin) * lanes, acc_t(0));
+    for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
+      const AxisSample<coord_t>& sample = y.samples[iy];
+      kernels<acc_t>().add_to_two(
+          of_sample_row(sample.prob_map), taps_->lanes(),
+          factor * static_cast<acc_t>(sample.pixels.low_weight),
+          weights_.data() + (sample.low_index - span.begin) * lanes,
+          factor * static_cast<acc_t>(sample.pixels.high_weight),
+          weights_.data() + (sample.high_index - span.begin) * lanes);
+    }
+    return weights_.data();
   }
 
  private:
+  BoxRowTaps<acc_t, coord_t>* taps_ = nullptr;
   const acc_t* prob_map_ = nullptr;
   int32_t width_ = 0;
   LaneTapsTable<acc_t> columns_;
   std::vector<acc_t> converted_;
   std::vector<acc_t> sum_;
-  std::vector<acc_t> values_;
+  std::vector<acc_t> row_;
+  std::vector<acc_t> weights_;
+};
+
+// Pixel rows at the x of the samples of a box. Bin rows that follow one another share two pixel
+// rows; these are kept.
+template <typename T, typename coord_t>
+class RowsAtSamples {
+ public:
+  using acc_t = accumulate_t<T>;
+
+  // columns: of the taps' results, or of their derivatives. All outlive the calls of at().
+  void assign(
+      const FeatureMap& feature_map, const Box<coord_t>& box, int32_t planes,
+      const BoxRowTaps<acc_t, coord_t>& taps, const LaneTapsTable<acc_t>& columns) {
+    feature_map_ = &feature_map;
+    source_ = image_data<T>(feature_map, box.geometry.batch) +
+              taps.first_column() * feature_map.column_stride;
+    lanes_ = taps.lanes();
+    sum_.resize(taps.elements() + kRowSumPadding);
+    pool_ = {
+        {}, columns.view(), taps.elements(), planes, sum_.data(), feature_map.row_stride};
+    held_[0] = held_[1] = kNone;
+  }
+
+  // [planes][lanes]: of a pixel row. Valid until the next but one call.
+  const acc_t* at(int32_t row) {
+    const int32_t i = row % 2;
+    if (held_[i] != row) {
+      held_[i] = row;
+      rows_[i].resize(size_t(pool_.planes) * lanes_);
+      const SingleRow<acc_t> single(row * feature_map_->row_stride);
+      pool_.rows = single.view();
+      kernels<T>().pool_rows_to_buffer(
+          pool_, source_, feature_map_->channel_stride, rows_[i].data(), lanes_, 0, lanes_);
+    }
+    return rows_[i].data();
+  }
+
+ private:
+  static constexpr int32_t kNone = -1;
+
+  const FeatureMap* feature_map_ = nullptr;
+  const T* source_ = nullptr;
+  int32_t lanes_ = 0;
+  RowSums<acc_t> pool_;
+  std::vector<acc_t> sum_;
+  int32_t held_[2] = {kNone, kNone};
+  std::vector<acc_t> rows_[2];
 };
 
 template <typename T, typename coord_t>
@@ -74,7 +140,8 @@ class RowSumReader {
     LaneTapsTable<acc_t> columns;
     LaneTapsTable<acc_t> bins;  // from samples
     SourceRows<acc_t> rows;
-    MapRow<acc_t, coord_t> map_row;
+    SampleWeights<acc_t, coord_t> weights;
+    RowsAtSamples<T, coord_t> pixels;
     std::vector<acc_t> sum;
     std::vector<acc_t> samples;
   };
@@ -109,9 +176,10 @@ class RowSumReader {
     const bool has_map = params.prob_maps != nullptr;
     memory_.taps.assign(params, box_, layout_.interleaved, has_map, kernels_.lanes);
     memory_.taps.assign_columns(memory_.columns);
-    memory_.sum.resize(memory_.taps.elements() + kRowSumPadding);
     if (has_map) {
-      memory_.map_row.assign(params, box_, memory_.taps);
+      memory_.weights.assign(params, box_, memory_.taps);
+      memory_.pixels.assign(
+          feature_map_, box_, layout_.planes, memory_.taps, memory_.columns);
       memory_.taps.assign_bins(memory_.bins);
     } else {
       memory_.rows.assign_bins(memory_.taps.axes(), feature_map_.row_stride);
@@ -142,26 +210,30 @@ class RowSumReader {
   void pool(T* to, int64_t plane_stride, int64_t bin_row_stride) {
     const BoxRowTaps<acc_t, coord_t>& taps = memory_.taps;
     const int32_t results = params_.options.pooled_width * layout_.interleaved;
-    const T* source = image_data<T>(feature_map_, box_.geometry.batch) +
-                      taps.first_column() * feature_map_.column_stride;
-    RowSums<acc_t> pool{
-        {}, memory_.columns.view(), taps.elements(), layout_.planes, memory_.sum.data()};
-    if (params_.prob_maps == nullptr) {
-      pool.rows = memory_.rows.view();
-      kernels_.pool_rows(
-          pool, source, feature_map_.channel_stride, to, plane_stride, bin_row_stride, results);
+    if (params_.prob_maps != nullptr) {
+      pool_samples(to, plane_stride, bin_row_stride, results);
       return;
     }
-    const AxisTaps<coord_t>& y = taps.axes().y;
-    const int32_t lanes = taps.lanes();
+    memory_.sum.resize(taps.elements() + kRowSumPadding);
+    const RowSums<acc_t> pool{
+        memory_.rows.view(), memory_.columns.view(), taps.elements(), layout_.planes,
+        memory_.sum.data(), feature_map_.row_stride};
+    kernels_.pool_rows(
+        pool,
+        image_data<T>(feature_map_, box_.geometry.batch) +
+            taps.first_column() * feature_map_.column_stride,
+        feature_map_.channel_stride, to, plane_stride, bin_row_stride, results);
+  }
+
+  void pool_samples(T* to, int64_t plane_stride, int64_t bin_row_stride, int32_t results) {
+    const AxisTaps<coord_t>& y = memory_.taps.axes().y;
+    const int32_t lanes = memory_.taps.lanes();
     for (int32_t ph = 0; ph < y.num_bins(); ++ph) {
       memory_.samples.assign(size_t(layout_.planes) * lanes + kRowSumPadding, acc_t(0));
-      for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
-        const SampleRow<acc_t> row(y.samples[iy].pixels, feature_map_.row_stride);
-        pool.rows = row.view();
-        kernels_.add_weighted_row(
-            pool, source, feature_map_.channel_stride,
-            memory_.map_row.at(y.samples[iy].prob_map, taps.axes().inverse_count),
+      const acc_t* weights = memory_.weights.of_bin_row(ph);
+      for (int32_t row = y.bin_span[ph].begin; row < y.bin_span[ph].end; ++row, weights += lanes) {
+        kernels_.add_weighted(
+            weights, memory_.pixels.at(y.touched[row]), layout_.planes, lanes,
             memory_.samples.data());
       }
       kernels_.look_up_rows(

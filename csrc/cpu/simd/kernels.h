@@ -80,6 +80,7 @@ struct RowSums {
   int32_t elements;  // of a source row
   int32_t planes;    // channels, each with rows of its own
   acc_t* sum;        // memory: [elements + kRowSumPadding]
+  int64_t next_row;  // elements to the source row that is prefetched; 0: none
 };
 
 // Elements after a row sum that are read, with the weight 0, and need not be set.
@@ -121,10 +122,13 @@ struct Kernels {
       const Lookups<acc_t>& box, const T* features, int64_t channel_stride, int32_t channels,
       T* out, int64_t out_channel_stride, int64_t out_row_stride);
 
-  // out[plane * out_plane_stride + r * out_row_stride + i] = result i < results of row r. The other
-  // two read a buffer; the last one adds.
+  // out[plane * out_plane_stride + r * out_row_stride + i] = result i < results of row r. From and to
+  // buffers, too; the last one adds.
   void (*pool_rows)(
       const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, T* out,
+      int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
+  void (*pool_rows_to_buffer)(
+      const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, acc_t* out,
       int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
   void (*pool_buffer_rows)(
       const RowSums<acc_t>& pool, const acc_t* source, int64_t plane_stride, acc_t* out,
@@ -132,16 +136,6 @@ struct Kernels {
   void (*add_buffer_rows)(
       const RowSums<acc_t>& pool, const acc_t* source, int64_t plane_stride, acc_t* out,
       int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
-
-  // For one row of whole vectors of results: to[plane][i] += factor[i] * result i.
-  void (*add_weighted_row)(
-      const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, const acc_t* factor,
-      acc_t* to);
-  // For one row of whole vectors of results:
-  // to[i] += sum over planes of factor[plane][i] * result i.
-  void (*add_row_products)(
-      const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, const acc_t* factor,
-      acc_t* to);
 
   // to[plane * plane_stride + i] = result i of source + plane * source_stride. The other one writes
   // whole vectors.
@@ -151,10 +145,20 @@ struct Kernels {
   void (*look_up_buffer_rows)(
       const LaneTaps<acc_t>& columns, const acc_t* source, int32_t planes, int64_t source_stride,
       acc_t* to, int64_t plane_stride, int32_t results);
-  // low[i] += low_weight * a[i] * b[i], and so for high; n: whole vectors. b: null for ones.
-  void (*add_product)(
-      const acc_t* a, const acc_t* b, int32_t n, acc_t low_weight, acc_t* low, acc_t high_weight,
-      acc_t* high);
+
+  // On rows of n lanes, whole vectors.
+  // to[plane][i] += a[i] * b[plane][i]
+  void (*add_weighted)(const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to);
+  // to[i] += sum over planes of a[plane][i] * b[plane][i]
+  void (*add_products)(const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to);
+  // low[i] += low_weight * from[i], and so for high
+  void (*add_to_two)(
+      const acc_t* from, int32_t n, acc_t low_weight, acc_t* low, acc_t high_weight, acc_t* high);
+  // to[i] = low_weight * low[i] + high_weight * high[i]
+  void (*interpolate)(
+      const acc_t* low, acc_t low_weight, const acc_t* high, acc_t high_weight, int32_t n,
+      acc_t* to);
+
   // to[i] = from[i] for i in [0, n)
   void (*copy_from_buffer)(const acc_t* from, int32_t n, T* to);
 

@@ -130,6 +130,14 @@ INLINE void sum_rows(
     }
     store_vector(pool.sum + e, sum);
   }
+  if (pool.next_row != 0 && begin < end) {
+    const char* next =
+        reinterpret_cast<const char*>(source + pool.rows.offset[end - 1] + pool.next_row);
+    constexpr int64_t kLine = 64;
+    for (int64_t i = 0; i < pool.elements * int64_t(sizeof(T)); i += kLine) {
+      __builtin_prefetch(next + i);
+    }
+  }
 }
 
 template <typename T, typename out_t, bool Add>
@@ -138,7 +146,8 @@ static void pool_rows(
     int64_t out_plane_stride, int64_t out_row_stride, int32_t results) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
-  with_window(pool.columns, [&](auto window, auto complete) ALWAYS_INLINE {
+  const LaneTaps<acc_t> columns = pool.columns;  // no store changes this copy
+  with_window(columns, [&](auto window, auto complete) ALWAYS_INLINE {
     for (int32_t plane = 0; plane < pool.planes; ++plane) {
       for (int32_t r = 0; r < pool.rows.rows; ++r) {
         if (Add && pool.rows.begin[r] == pool.rows.begin[r + 1]) {
@@ -146,8 +155,8 @@ static void pool_rows(
         }
         sum_rows(pool, r, source + plane * plane_stride);
         out_t* to = out + plane * out_plane_stride + r * out_row_stride;
-        for (int32_t v = 0; v < pool.columns.vectors; ++v, to += lanes) {
-          const vector_t<acc_t> sum = look_up_taps<window, complete>(pool.columns, v, pool.sum);
+        for (int32_t v = 0; v < columns.vectors; ++v, to += lanes) {
+          const vector_t<acc_t> sum = look_up_taps<window, complete>(columns, v, pool.sum);
           const int32_t n = results - v * lanes;
           if constexpr (Add) {
             store_some(to, load_some(to, n) + sum, n);
@@ -160,46 +169,12 @@ static void pool_rows(
   });
 }
 
-template <typename T>
-static void add_weighted_row(
-    const RowSums<accumulate_t<T>>& pool, const T* source, int64_t plane_stride,
-    const accumulate_t<T>* factor, accumulate_t<T>* to) {
-  using acc_t = accumulate_t<T>;
-  constexpr int32_t lanes = kLanes<acc_t>;
-  with_window(pool.columns, [&](auto window, auto complete) ALWAYS_INLINE {
-    for (int32_t plane = 0; plane < pool.planes; ++plane) {
-      sum_rows(pool, 0, source + plane * plane_stride);
-      for (int32_t v = 0; v < pool.columns.vectors; ++v, to += lanes) {
-        const vector_t<acc_t> of_samples = look_up_taps<window, complete>(pool.columns, v, pool.sum);
-        store_vector(to, load_vector(to) + load_vector(factor + v * lanes) * of_samples);
-      }
-    }
-  });
-}
-
-template <typename T>
-static void add_row_products(
-    const RowSums<accumulate_t<T>>& pool, const T* source, int64_t plane_stride,
-    const accumulate_t<T>* factor, accumulate_t<T>* to) {
-  using acc_t = accumulate_t<T>;
-  constexpr int32_t lanes = kLanes<acc_t>;
-  with_window(pool.columns, [&](auto window, auto complete) ALWAYS_INLINE {
-    for (int32_t plane = 0; plane < pool.planes; ++plane) {
-      sum_rows(pool, 0, source + plane * plane_stride);
-      for (int32_t v = 0; v < pool.columns.vectors; ++v, factor += lanes) {
-        const vector_t<acc_t> of_samples = look_up_taps<window, complete>(pool.columns, v, pool.sum);
-        acc_t* sum = to + v * lanes;
-        store_vector(sum, load_vector(sum) + load_vector(factor) * of_samples);
-      }
-    }
-  });
-}
-
 template <typename acc_t, typename out_t>
 static void look_up_rows(
-    const LaneTaps<acc_t>& columns, const acc_t* source, int32_t planes, int64_t source_stride,
+    const LaneTaps<acc_t>& of_columns, const acc_t* source, int32_t planes, int64_t source_stride,
     out_t* to, int64_t plane_stride, int32_t results) {
   constexpr int32_t lanes = kLanes<acc_t>;
+  const LaneTaps<acc_t> columns = of_columns;  // no store changes this copy
   with_window(columns, [&](auto window, auto complete) ALWAYS_INLINE {
     for (int32_t plane = 0; plane < planes; ++plane) {
       for (int32_t v = 0; v < columns.vectors; ++v) {
@@ -212,16 +187,43 @@ static void look_up_rows(
 }
 
 template <typename acc_t>
-static void add_product(
-    const acc_t* a, const acc_t* b, int32_t n, acc_t low_weight, acc_t* low, acc_t high_weight,
-    acc_t* high) {
-  for (int32_t i = 0; i < n; i += kLanes<acc_t>) {
-    vector_t<acc_t> product = load_vector(a + i);
-    if (b != nullptr) {
-      product *= load_vector(b + i);
+static void add_weighted(
+    const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to) {
+  for (int32_t plane = 0; plane < planes; ++plane, b += n, to += n) {
+    for (int32_t i = 0; i < n; i += kLanes<acc_t>) {
+      store_vector(to + i, load_vector(to + i) + load_vector(a + i) * load_vector(b + i));
     }
-    store_vector(low + i, load_vector(low + i) + low_weight * product);
-    store_vector(high + i, load_vector(high + i) + high_weight * product);
+  }
+}
+
+template <typename acc_t>
+static void add_products(
+    const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to) {
+  for (int32_t i = 0; i < n; i += kLanes<acc_t>) {
+    vector_t<acc_t> sum = load_vector(to + i);
+    for (int32_t plane = 0; plane < planes; ++plane) {
+      sum += load_vector(a + int64_t(plane) * n + i) * load_vector(b + int64_t(plane) * n + i);
+    }
+    store_vector(to + i, sum);
+  }
+}
+
+template <typename acc_t>
+static void add_to_two(
+    const acc_t* from, int32_t n, acc_t low_weight, acc_t* low, acc_t high_weight, acc_t* high) {
+  for (int32_t i = 0; i < n; i += kLanes<acc_t>) {
+    const vector_t<acc_t> v = load_vector(from + i);
+    store_vector(low + i, load_vector(low + i) + low_weight * v);
+    store_vector(high + i, load_vector(high + i) + high_weight * v);
+  }
+}
+
+template <typename acc_t>
+static void interpolate(
+    const acc_t* low, acc_t low_weight, const acc_t* high, acc_t high_weight, int32_t n,
+    acc_t* to) {
+  for (int32_t i = 0; i < n; i += kLanes<acc_t>) {
+    store_vector(to + i, low_weight * load_vector(low + i) + high_weight * load_vector(high + i));
   }
 }
 
