@@ -27,6 +27,15 @@ class Case:
     aligned: bool = False  # as in torchvision's models
     map_aligned: bool = True  # how Mask R-CNN's masks are trained
     devices: tuple[str, ...] = ("cpu", "cuda")  # devices that run this case by default
+    output_width: int | None = None  # None: as output_size
+
+    @property
+    def bins(self) -> tuple[int, int]:
+        return self.output_size, self.output_width or self.output_size
+
+    @property
+    def num_bins(self) -> int:
+        return math.prod(self.bins)
 
     @property
     def num_rois(self) -> int:
@@ -45,7 +54,7 @@ class Case:
             "boxes": self.num_rois,
             "smallest_side": self.smallest_side,
             "channels": self.channels,
-            "bins": self.output_size,
+            "bins": self.output_size if self.output_width is None else list(self.bins),
             "sampling_ratio": self.sampling_ratio,
             "map_size": self.map_size,
         }
@@ -225,8 +234,94 @@ MULTI_SCALE = [
     ),
 ]
 
+CROP_224 = Case(
+    "crop_224",
+    "24 crops of a photograph of 720 x 1280 to 224 x 224, a classifier's input",
+    levels=((720, 1280, 1),),
+    channels=3,
+    num_images=1,
+    boxes_per_image=24,
+    output_size=224,
+    smallest_side=60,
+    aligned=True,
+)
+FEW_CHANNELS = [
+    CROP_224,
+    replace(
+        CROP_224,
+        name="crop_224_one_sample",
+        source="crop_224 with one sample per bin, as a resize takes them",
+        sampling_ratio=1,
+    ),
+    replace(
+        CROP_224,
+        name="crop_256x128_adaptive",
+        source="48 crops to 256 x 128, a person's in re-identification; adaptive sampling",
+        boxes_per_image=48,
+        output_size=256,
+        output_width=128,
+        sampling_ratio=-1,
+    ),
+    replace(
+        CROP_224,
+        name="crop_32x128",
+        source="90 crops to 32 x 128, a line of text",
+        boxes_per_image=90,
+        output_size=32,
+        output_width=128,
+        smallest_side=30,
+    ),
+    Case(
+        "mask_targets",
+        "Mask R-CNN's targets in training: 240 boxes on 20 masks of 480 x 640, adaptive sampling",
+        levels=((480, 640, 1),),
+        channels=1,
+        num_images=20,
+        boxes_per_image=12,
+        output_size=28,
+        sampling_ratio=-1,
+        smallest_side=40,
+        aligned=True,
+    ),
+    Case(
+        "tiny_maps",
+        "a box on each of 128 maps of one channel and 28 x 28 pixels",
+        levels=((28, 28, 1),),
+        channels=1,
+        num_images=128,
+        boxes_per_image=1,
+        output_size=14,
+        smallest_side=8,
+    ),
+    Case(
+        "four_channels_64x64",
+        "64 crops of 4 channels to 64 x 64, a latent of a diffusion model",
+        levels=((480, 640, 1),),
+        channels=4,
+        num_images=1,
+        boxes_per_image=64,
+        output_size=64,
+        smallest_side=40,
+    ),
+    *(
+        replace(
+            BOX_HEAD,
+            name=f"channels_{channels}_{bins}x{bins}",
+            source=f"200 boxes on {channels} channels of stride 8",
+            channels=channels,
+            boxes_per_image=100,
+            output_size=bins,
+        )
+        for channels in (8, 16, 32)
+        for bins in (7, 14)
+    ),
+]
+
 # Runs in seconds; for the test that the benchmarks run.
 SMOKE = replace(BOX_HEAD, name="smoke", channels=8, num_images=1, boxes_per_image=16)
+SMOKE_FEW_CHANNELS = replace(
+    CROP_224, name="smoke", levels=((36, 64, 1),), boxes_per_image=3, output_size=20, smallest_side=8
+)
 SMOKE_MULTI_SCALE = replace(MULTI_SCALE[0], name="smoke", channels=8, boxes_per_image=16)
 
 # Values of one size of a case. Keys as in Case.problem().

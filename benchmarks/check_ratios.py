@@ -16,7 +16,7 @@ import torch
 
 from providers import OURS
 from report import RESULTS, Row, align, read_rows
-from runner import MULTI_SCALE, ROI_ALIGN, run
+from runner import FEW_CHANNELS, MULTI_SCALE, ROI_ALIGN, run
 
 
 class Pair(NamedTuple):
@@ -93,7 +93,7 @@ def measure_again(recorded: Sequence[Row], device: str, options: Sequence[str]) 
     kind = torch.device(device).type
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "rows.jsonl"
-        for suite in (ROI_ALIGN, MULTI_SCALE):
+        for suite in (ROI_ALIGN, FEW_CHANNELS, MULTI_SCALE):
             known = {case.name for case in suite.cases}
             cases_of: dict[tuple[str, str, int, bool], set[str]] = {}
             for row in recorded:

@@ -50,7 +50,7 @@ def named_levels(inputs: Inputs) -> dict[str, Tensor]:
 
 def ours(case: Case) -> Pool:
     pool = shape_roi_align.SaRoIAlign(
-        case.output_size,
+        case.bins,
         scale_of(case),
         case.sampling_ratio,
         case.aligned,
@@ -61,7 +61,7 @@ def ours(case: Case) -> Pool:
 
 def plain(module: type[torch.nn.Module]) -> Callable[[Case], Pool]:
     def build(case: Case) -> Pool:
-        pool = module(case.output_size, scale_of(case), case.sampling_ratio, case.aligned)
+        pool = module(case.bins, scale_of(case), case.sampling_ratio, case.aligned)
         return lambda inputs: pool(inputs.features[0], inputs.rois)
 
     return build
@@ -75,7 +75,7 @@ def weighted_mean(samples: Tensor, prob_maps: Tensor, per_bin: int) -> Tensor:
 
 def composition(case: Case) -> Pool:
     """From torchvision operators: RoIAlign with one bin per sample, times the resized map."""
-    size = case.output_size * case.sampling_ratio
+    size = tuple(case.sampling_ratio * n for n in case.bins)
     pool = torchvision.ops.RoIAlign(size, scale_of(case), 1, case.aligned)
 
     def run(inputs: Inputs) -> Tensor:

@@ -64,6 +64,9 @@ class Suite(NamedTuple):
 
 
 ROI_ALIGN = Suite("roi_align", cases.SINGLE_LEVEL, cases.SMOKE, providers.single_level)
+FEW_CHANNELS = Suite(
+    "few_channels", cases.FEW_CHANNELS, cases.SMOKE_FEW_CHANNELS, providers.single_level
+)
 MULTI_SCALE = Suite("multiscale", cases.MULTI_SCALE, cases.SMOKE_MULTI_SCALE, providers.multi_scale)
 
 
@@ -270,7 +273,7 @@ def pool_reference(case: Case, uses_maps: bool, inputs: Inputs) -> Tensor:
     prob_maps = inputs.prob_maps.double() if uses_maps else None
     scales = [1 / stride for _, _, stride in case.levels]
     options = check_options(
-        case.output_size, scales, case.sampling_ratio, case.aligned, case.map_aligned
+        case.bins, scales, case.sampling_ratio, case.aligned, case.map_aligned
     )
     return reference.pool(features, rois, levels, prob_maps, options)
 

@@ -202,7 +202,7 @@ def least_traffic(case: Case, inputs: Inputs, pixels: int, mode: str, *, uses_ma
     features = pixels * case.channels * inputs.features[0].itemsize
     maps = inputs.prob_maps.numel() * inputs.prob_maps.itemsize if uses_maps else 0
     boxes = inputs.rois.numel() * inputs.rois.itemsize
-    output = case.num_rois * case.channels * case.output_size**2 * inputs.features[0].itemsize
+    output = case.num_rois * case.channels * case.num_bins * inputs.features[0].itemsize
     forward = features + maps + boxes + output
     backward = output + boxes + features + 2 * maps + (features if uses_maps else 0)
     return {"forward": forward, "backward": backward, "forward+backward": forward + backward}[mode]

@@ -32,7 +32,10 @@ def run_smoke(bench: SimpleNamespace, output: Path, *, suite: Any = None, option
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, keep", [("bench_roi_align", False), ("bench_multiscale", True)])
+@pytest.mark.parametrize(
+    "name, keep",
+    [("bench_roi_align", False), ("bench_few_channels", False), ("bench_multiscale", True)],
+)
 def test_every_provider_passes_the_gate_and_yields_complete_rows(name, keep, tmp_path):
     output = tmp_path / "rows.jsonl"
     command = [sys.executable, BENCHMARKS / f"{name}.py", "--smoke", "--quick", "--device", "cpu"]
