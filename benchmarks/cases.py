@@ -320,7 +320,12 @@ FEW_CHANNELS = [
 # Runs in seconds; for the test that the benchmarks run.
 SMOKE = replace(BOX_HEAD, name="smoke", channels=8, num_images=1, boxes_per_image=16)
 SMOKE_FEW_CHANNELS = replace(
-    CROP_224, name="smoke", levels=((36, 64, 1),), boxes_per_image=3, output_size=20, smallest_side=8
+    CROP_224,
+    name="smoke",
+    levels=((36, 64, 1),),
+    boxes_per_image=3,
+    output_size=20,
+    smallest_side=8,
 )
 SMOKE_MULTI_SCALE = replace(MULTI_SCALE[0], name="smoke", channels=8, boxes_per_image=16)
 

@@ -272,9 +272,7 @@ def pool_reference(case: Case, uses_maps: bool, inputs: Inputs) -> Tensor:
     levels = level_of_boxes(case, rois[:, 1:])
     prob_maps = inputs.prob_maps.double() if uses_maps else None
     scales = [1 / stride for _, _, stride in case.levels]
-    options = check_options(
-        case.bins, scales, case.sampling_ratio, case.aligned, case.map_aligned
-    )
+    options = check_options(case.bins, scales, case.sampling_ratio, case.aligned, case.map_aligned)
     return reference.pool(features, rois, levels, prob_maps, options)
 
 

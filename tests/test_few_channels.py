@@ -84,11 +84,10 @@ def test_output_and_all_gradients_agree_with_the_reference(
     assert got[0].is_contiguous(
         memory_format=torch.channels_last if innermost else torch.contiguous_format
     )
-    # The reference takes double coordinates with double features: on a border of the image one of
-    # the two may be outside, which float64 boxes of the operator share.
-    for name, mine, theirs in zip(("output", "features", "boxes", "maps"), got, wanted, strict=False):
+    names = ("output", "features", "boxes", "maps")
+    for name, mine, theirs in zip(names, got, wanted, strict=False):
         if name == "boxes" and dtype != torch.float64:
-            continue  # kinks: covered in float64
+            continue  # coordinates that round differently are on the other side of a kink
         error = (mine.double() - theirs.double()).abs().max()
         assert error <= TOLERANCES[dtype] * theirs.abs().max().clamp(min=1), name
 
@@ -103,9 +102,7 @@ def threads() -> Iterator[None]:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("has_map", [False, True], ids=["plain", "map"])
 @pytest.mark.parametrize("channels, innermost", [(3, False), (3, True), (8, True)])
-def test_bits_depend_on_no_number_of_threads(
-    channels: int, innermost: bool, has_map: bool
-) -> None:
+def test_bits_depend_on_no_number_of_threads(channels: int, innermost: bool, has_map: bool) -> None:
     features = make_features(channels, innermost, torch.float32)
     rois, maps = make_boxes(30), make_maps(30, torch.float32)
     grad = torch.randn(30, channels, 6, 20, generator=torch.Generator().manual_seed(4))

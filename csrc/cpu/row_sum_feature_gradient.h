@@ -1,6 +1,6 @@
 // Gradient of the features of a band of pixel rows, rows first: see readers/row_sums.h. The bin
-// rows, or sample rows, that a pixel row sends to are added up, weighted; its pixels then take their
-// columns from the sum. Boxes add to the band one after the other, in a fixed order.
+// rows, or sample rows, that a pixel row sends to are added up, weighted; its pixels then take
+// their columns from the sum. Boxes add to the band one after the other, in a fixed order.
 #pragma once
 
 #include <algorithm>
@@ -48,13 +48,13 @@ class RowSumFeatureGradient {
   const BoxSpan<coord_t> boxes_;
   const bool is_large_;
   ElementRows layout_;
-  Range<int32_t> rows_;         // of the band
-  int64_t row_size_ = 0;        // elements from one row of pixels_ to the next
+  Range<int32_t> rows_;   // of the band
+  int64_t row_size_ = 0;  // elements from one row of pixels_ to the next
   int64_t plane_size_ = 0;
-  std::vector<acc_t> pixels_;   // [planes][rows of the band][row_size_]
+  std::vector<acc_t> pixels_;     // [planes][rows of the band][row_size_]
   std::vector<bool> is_touched_;  // [rows of the band]
   BoxRowTaps<acc_t, coord_t> taps_;
-  LaneTapsTable<acc_t> columns_;  // transposed
+  LaneTapsTable<acc_t> columns_;          // transposed
   LaneTapsTable<acc_t> bins_of_samples_;  // transposed
   SourceRows<acc_t> sources_;
   SampleWeights<acc_t, coord_t> weights_;
@@ -96,10 +96,9 @@ class RowSumFeatureGradient {
   }
 
   // Adds sources_ of `from` to pixel rows.
-  void add_rows(
-      const std::vector<acc_t>& from, int64_t plane_stride, Range<int32_t> pixel_rows) {
-    const RowSums<acc_t> pool{
-        sources_.view(), columns_.view(), taps_.lanes(), layout_.planes, sum_.data(), 0};
+  void add_rows(const std::vector<acc_t>& from, int64_t plane_stride, Range<int32_t> pixel_rows) {
+    const RowSums<acc_t> pool{sources_.view(), columns_.view(), taps_.lanes(),
+                              layout_.planes,  sum_.data(),     0};
     acc_t* to = pixels_.data() + (pixel_rows.begin - rows_.begin) * row_size_ +
                 taps_.first_column() * layout_.interleaved;
     kernels_.add_buffer_rows(
@@ -107,21 +106,18 @@ class RowSumFeatureGradient {
   }
 
   // With a map: gradients of samples are added up at the pixel rows that they read.
-  void add_samples(
-      const Box<coord_t>& box, Range<int32_t> pixel_rows, Range<int32_t> bin_rows) {
+  void add_samples(const Box<coord_t>& box, Range<int32_t> pixel_rows, Range<int32_t> bin_rows) {
     const AxisTaps<coord_t>& y = taps_.axes().y;
     const int32_t lanes = taps_.lanes();
     const int64_t bin_lanes = taps_.bin_lanes();
     weights_.assign(params_, box, taps_);
     taps_.assign_transposed_bins(bins_of_samples_);
     spread_.resize(size_t(layout_.planes) * lanes);
-    samples_.assign(
-        size_t(pixel_rows.end - pixel_rows.begin) * layout_.planes * lanes, acc_t(0));
+    samples_.assign(size_t(pixel_rows.end - pixel_rows.begin) * layout_.planes * lanes, acc_t(0));
     for (int32_t ph = bin_rows.begin; ph < bin_rows.end; ++ph) {
       kernels_.look_up_buffer_rows(
-          bins_of_samples_.view(), bins_.data() + (ph - bin_rows.begin) * bin_lanes,
-          layout_.planes, (bin_rows.end - bin_rows.begin) * bin_lanes, spread_.data(), lanes,
-          lanes);
+          bins_of_samples_.view(), bins_.data() + (ph - bin_rows.begin) * bin_lanes, layout_.planes,
+          (bin_rows.end - bin_rows.begin) * bin_lanes, spread_.data(), lanes, lanes);
       const acc_t* weights = weights_.of_bin_row(ph);
       for (int32_t i = y.bin_span[ph].begin; i < y.bin_span[ph].end; ++i, weights += lanes) {
         const int64_t row = y.touched[i] - pixel_rows.begin;
@@ -132,8 +128,7 @@ class RowSumFeatureGradient {
         }
       }
     }
-    sources_.assign_identity(
-        pixel_rows.end - pixel_rows.begin, int64_t(layout_.planes) * lanes);
+    sources_.assign_identity(pixel_rows.end - pixel_rows.begin, int64_t(layout_.planes) * lanes);
     add_rows(samples_, lanes, pixel_rows);
   }
 

@@ -128,8 +128,7 @@ class RowSumMapAndBoxGradient {
       const std::vector<acc_t>& products, const AxisSample<coord_t>& y, int32_t first_row,
       coord_t low_weight, coord_t high_weight) {
     kernels_.interpolate(
-        products.data() + int64_t(y.low_index - first_row) * lanes_,
-        static_cast<acc_t>(low_weight),
+        products.data() + int64_t(y.low_index - first_row) * lanes_, static_cast<acc_t>(low_weight),
         products.data() + int64_t(y.high_index - first_row) * lanes_,
         static_cast<acc_t>(high_weight), lanes_, of_sample_row_.data());
     return of_sample_row_.data();
@@ -149,16 +148,15 @@ class RowSumMapAndBoxGradient {
   void add_to_box(const AxisSample<coord_t>& y, int32_t first_row) {
     const coord_t factor = taps_.axes().inverse_count;
     const acc_t* weights = weights_.of_sample_row(y.prob_map);
-    const acc_t* of_y = interpolate(
-        products_, y, first_row, -factor * y.pixels.slope, factor * y.pixels.slope);
+    const acc_t* of_y =
+        interpolate(products_, y, first_row, -factor * y.pixels.slope, factor * y.pixels.slope);
     coord_t along_y = 0;
     for (int32_t i = 0; i < taps_.results(); ++i) {
       along_y += coord_t(weights[i]) * coord_t(of_y[i]);
     }
     along_y_.add(along_y, y.uv);
     const acc_t* of_x = interpolate(
-        slope_products_, y, first_row, factor * y.pixels.low_weight,
-        factor * y.pixels.high_weight);
+        slope_products_, y, first_row, factor * y.pixels.low_weight, factor * y.pixels.high_weight);
     for (int32_t i = 0; i < taps_.results(); ++i) {
       along_x_.add(coord_t(weights[i]) * coord_t(of_x[i]), u_[i]);
     }

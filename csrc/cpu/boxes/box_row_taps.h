@@ -73,7 +73,8 @@ class BoxRowTaps {
   // Bins from their samples, of weight 1, and the reverse.
   void assign_bins(LaneTapsTable<acc_t>& table) {
     list_bins_of_samples();
-    table.assign(other_taps_, axes_.x.num_bins() * interleaved_, {interleaved_, 1, 1}, false, lanes_);
+    table.assign(
+        other_taps_, axes_.x.num_bins() * interleaved_, {interleaved_, 1, 1}, false, lanes_);
   }
   void assign_transposed_bins(LaneTapsTable<acc_t>& table) {
     list_bins_of_samples();
@@ -213,8 +214,8 @@ class SourceRows {
     }
   }
 
-  // A row per pixel row of `pixel_rows`; its taps are those of `bin_rows` that touch it. row_stride:
-  // from one bin row to the next, of which bin_rows.begin is the first.
+  // A row per pixel row of `pixel_rows`; its taps are those of `bin_rows` that touch it.
+  // row_stride: from one bin row to the next, of which bin_rows.begin is the first.
   template <typename coord_t>
   void assign_pixels(
       const BoxAxes<coord_t>& axes, Range<int32_t> pixel_rows, Range<int32_t> bin_rows,
@@ -260,8 +261,7 @@ class SourceRows {
   }
 
   TapMatrix<acc_t> view() const {
-    return {
-        static_cast<int32_t>(begin_.size()) - 1, begin_.data(), offset_.data(), weight_.data()};
+    return {static_cast<int32_t>(begin_.size()) - 1, begin_.data(), offset_.data(), weight_.data()};
   }
 
  private:

@@ -17,12 +17,17 @@
 //   static int32_t channels_per_block(const Job&, BoxSpan<coord_t>)
 //
 //   Memory: buffers that a worker keeps between items. The constructor builds all taps of the item.
-//   pool: the forward pass. dot: products of pixels and gradients of bins, summed over channels; a
-//   reader without it accepts only jobs that divide channels.
+//   pool: the forward pass. dot: products of pixels and gradients of bins, summed over channels; it
+//   needs num_boxes(), axes(i) and taps(i) beside it. A reader without it accepts only jobs that
+//   divide channels.
 //   struct Memory
 //   Reader(const Params&, const WorkItem&, BoxSpan<coord_t>, Memory&)
 //   void pool(PooledWriter<T>&)
 //   void dot(const PooledGradient<T>&, std::vector<std::vector<acc_t>>& products)
+//
+//   Optional: its results have other bits than those of the other readers, so it reads all boxes of
+//   a level that it can read. For sums over channels such levels have a class of their own.
+//   static constexpr bool kExcludesOthers
 //
 // readers/readers.h lists the readers.
 #pragma once

@@ -12,8 +12,9 @@
 namespace shape_roi_align::cpu {
 
 template <typename T, typename coord_t>
-using Readers =
-    std::tuple<RowSumReader<T, coord_t>, BinsInLanesReader<T, coord_t>, PackedReader<T, coord_t>, InPlaceReader<T, coord_t>>;
+using Readers = std::tuple<
+    RowSumReader<T, coord_t>, BinsInLanesReader<T, coord_t>, PackedReader<T, coord_t>,
+    InPlaceReader<T, coord_t>>;
 
 template <typename T, typename coord_t>
 constexpr size_t kNumReaders = std::tuple_size_v<Readers<T, coord_t>>;

@@ -17,8 +17,8 @@
 
 namespace shape_roi_align::cpu {
 
-// Whether the pixels, or the gradients of pixels, of a level are taken rows first. Limits are fitted
-// to times with AVX-512 and AVX2.
+// Whether the pixels, or the gradients of pixels, of a level are taken rows first. Limits are
+// fitted to times with AVX-512 and AVX2.
 template <typename T>
 bool sums_rows(const Params& params, const FeatureMap& feature_map) {
   const int32_t lanes = kernels<T>().lanes;
@@ -106,8 +106,7 @@ class RowsAtSamples {
               taps.first_column() * feature_map.column_stride;
     lanes_ = taps.lanes();
     sum_.resize(taps.elements() + kRowSumPadding);
-    pool_ = {
-        {}, columns.view(), taps.elements(), planes, sum_.data(), feature_map.row_stride};
+    pool_ = {{}, columns.view(), taps.elements(), planes, sum_.data(), feature_map.row_stride};
     held_[0] = held_[1] = kNone;
   }
 
@@ -157,7 +156,8 @@ class RowSumReader {
   static constexpr bool kExcludesOthers = true;
   static bool can_read(const Job& job, const FeatureMap& feature_map) {
     const ElementRows pixels = element_rows(feature_map, job.params.channels);
-    const bool writes_alike = !job.bin_rows.exist() || job.bin_rows.interleaved == pixels.interleaved;
+    const bool writes_alike =
+        !job.bin_rows.exist() || job.bin_rows.interleaved == pixels.interleaved;
     return writes_alike && sums_rows<T>(job.params, feature_map);
   }
   static double cost(const Job&, const Box<coord_t>&) {
@@ -185,8 +185,7 @@ class RowSumReader {
     memory_.taps.assign_columns(memory_.columns);
     if (has_map) {
       memory_.weights.assign(params, box_, memory_.taps);
-      memory_.pixels.assign(
-          feature_map_, box_, layout_.planes, memory_.taps, memory_.columns);
+      memory_.pixels.assign(feature_map_, box_, layout_.planes, memory_.taps, memory_.columns);
       memory_.taps.assign_bins(memory_.bins);
     } else {
       memory_.rows.assign_bins(memory_.taps.axes(), feature_map_.row_stride);
@@ -222,9 +221,8 @@ class RowSumReader {
       return;
     }
     memory_.sum.resize(taps.elements() + kRowSumPadding);
-    const RowSums<acc_t> pool{
-        memory_.rows.view(), memory_.columns.view(), taps.elements(), layout_.planes,
-        memory_.sum.data(), feature_map_.row_stride};
+    const RowSums<acc_t> pool{memory_.rows.view(), memory_.columns.view(), taps.elements(),
+                              layout_.planes,      memory_.sum.data(),     feature_map_.row_stride};
     kernels_.pool_rows(
         pool,
         image_data<T>(feature_map_, box_.geometry.batch) +

@@ -60,9 +60,9 @@ struct Lookups {
 // weight[v][p][i] * source[start[v] + index[v][p][i]]. LaneTapsTable makes it.
 template <typename acc_t>
 struct LaneTaps {
-  int32_t vectors;       // of results
-  int32_t parts;         // most taps of a lane
-  int32_t window;        // vectors that hold the sources of a result vector: 1, 2, 4; 0: more
+  int32_t vectors;  // of results
+  int32_t parts;    // most taps of a lane
+  int32_t window;   // vectors that hold the sources of a result vector: 1, 2, 4; 0: more
   // No lane of a result has fewer than `parts` taps. Lanes past the last result are then undefined.
   bool is_complete;
   const int32_t* start;  // [vectors]
@@ -122,8 +122,8 @@ struct Kernels {
       const Lookups<acc_t>& box, const T* features, int64_t channel_stride, int32_t channels,
       T* out, int64_t out_channel_stride, int64_t out_row_stride);
 
-  // out[plane * out_plane_stride + r * out_row_stride + i] = result i < results of row r. From and to
-  // buffers, too; the last one adds.
+  // out[plane * out_plane_stride + r * out_row_stride + i] = result i < results of row r. From and
+  // to buffers, too; the last one adds.
   void (*pool_rows)(
       const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, T* out,
       int64_t out_plane_stride, int64_t out_row_stride, int32_t results);

@@ -60,7 +60,8 @@ INLINE vector_t<acc_t> look_up_taps(
     vector_t<acc_t> window[Window];
     repeat<Window>([&](int32_t w) ALWAYS_INLINE { window[w] = load_vector(from + w * lanes); });
     for (int32_t part = 0; part < columns.parts; ++part) {
-      sum += load_vector(weight + part * lanes) * permute<Window, Complete>(window, index + part * lanes);
+      sum += load_vector(weight + part * lanes) *
+             permute<Window, Complete>(window, index + part * lanes);
     }
   } else {
     for (int32_t part = 0; part < columns.parts; ++part) {
@@ -97,8 +98,7 @@ INLINE void with_window(const LaneTaps<acc_t>& columns, F f) {
 
 // pool.sum = the weighted sum of the source rows of row r.
 template <typename T>
-INLINE void sum_rows(
-    const RowSums<accumulate_t<T>>& pool, int32_t r, const T* source) {
+INLINE void sum_rows(const RowSums<accumulate_t<T>>& pool, int32_t r, const T* source) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
   constexpr int32_t kVectors = 4;
@@ -180,15 +180,15 @@ static void look_up_rows(
       for (int32_t v = 0; v < columns.vectors; ++v) {
         store_some(
             to + plane * plane_stride + v * lanes,
-            look_up_taps<window, complete>(columns, v, source + plane * source_stride), results - v * lanes);
+            look_up_taps<window, complete>(columns, v, source + plane * source_stride),
+            results - v * lanes);
       }
     }
   });
 }
 
 template <typename acc_t>
-static void add_weighted(
-    const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to) {
+static void add_weighted(const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to) {
   for (int32_t plane = 0; plane < planes; ++plane, b += n, to += n) {
     for (int32_t i = 0; i < n; i += kLanes<acc_t>) {
       store_vector(to + i, load_vector(to + i) + load_vector(a + i) * load_vector(b + i));
@@ -197,8 +197,7 @@ static void add_weighted(
 }
 
 template <typename acc_t>
-static void add_products(
-    const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to) {
+static void add_products(const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to) {
   for (int32_t i = 0; i < n; i += kLanes<acc_t>) {
     vector_t<acc_t> sum = load_vector(to + i);
     for (int32_t plane = 0; plane < planes; ++plane) {

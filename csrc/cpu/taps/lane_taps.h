@@ -59,7 +59,8 @@ class LaneTapsTable {
     weight_.assign(num_lanes * parts_, acc_t(0));
     std::fill(count_.begin(), count_.end(), 0);
     for_each([&](int32_t result, int32_t source, acc_t weight) {
-      const size_t at = (size_t(result / lanes) * parts_ + count_[result]++) * lanes + result % lanes;
+      const size_t at =
+          (size_t(result / lanes) * parts_ + count_[result]++) * lanes + result % lanes;
       index_[at] = source;
       weight_[at] = weight;
     });
