@@ -6,7 +6,7 @@ without map weighting. A provider is timed only if it agrees with the reference.
 
 import importlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,13 +31,18 @@ class Provider(NamedTuple):
     fixed_sampling_only: bool = False
     compiles: bool = False
     synchronises: bool = False  # cannot be captured in a CUDA graph
+    has_gradients: bool = True  # False: on a CPU, float32 only
 
     @property
     def is_ours(self) -> bool:
         return self.name.startswith(OURS)
 
-    def takes(self, case: Case, dtype: torch.dtype) -> bool:
-        return dtype in self.dtypes and (case.sampling_ratio > 0 or not self.fixed_sampling_only)
+    def takes(self, case: Case, dtype: torch.dtype, device: torch.device) -> bool:
+        return (
+            dtype in self.dtypes
+            and (case.sampling_ratio > 0 or not self.fixed_sampling_only)
+            and (self.has_gradients or device.type == "cpu")
+        )
 
 
 def scale_of(case: Case) -> float:
@@ -146,6 +151,69 @@ def detectron2(case: Case) -> Pool:
     return lambda inputs: pool(inputs.features[0], inputs.rois)
 
 
+def onnx_roi_align(case: Case) -> bytes:
+    """The ONNX operator RoiAlign with the sizes of a case, as a model."""
+    onnx = importlib.import_module("onnx")
+    value, types = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    height, width = case.bins
+    node = onnx.helper.make_node(
+        "RoiAlign",
+        ["input", "boxes", "batch"],
+        ["output"],
+        output_height=height,
+        output_width=width,
+        sampling_ratio=max(case.sampling_ratio, 0),
+        spatial_scale=scale_of(case),
+        coordinate_transformation_mode="half_pixel" if case.aligned else "output_half_pixel",
+    )
+    graph = onnx.helper.make_graph(
+        [node],
+        "roi_align",
+        [
+            value("input", types.FLOAT, ["N", case.channels, "H", "W"]),
+            value("boxes", types.FLOAT, ["K", 4]),
+            value("batch", types.INT64, ["K"]),
+        ],
+        [value("output", types.FLOAT, ["K", case.channels, height, width])],
+    )
+    opset = onnx.helper.make_opsetid("", 16)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def as_onnx_inputs(inputs: Inputs) -> dict[str, Any]:
+    rois = inputs.rois
+    return {
+        "input": inputs.features[0].detach().contiguous().numpy(),
+        "boxes": rois[:, 1:].contiguous().numpy(),
+        "batch": rois[:, 0].long().numpy(),
+    }
+
+
+def onnx_runtime(case: Case) -> Pool:
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Its threads would go on spinning while the next provider is timed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = runtime.InferenceSession(
+        onnx_roi_align(case), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda inputs: torch.from_numpy(session.run(None, as_onnx_inputs(inputs))[0])
+
+
+def openvino(case: Case) -> Pool:
+    vino = importlib.import_module("openvino")
+    core = vino.Core()
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled_model = core.compile_model(core.read_model(onnx_roi_align(case)), "CPU", settings)
+    return lambda inputs: torch.from_numpy(compiled_model(as_onnx_inputs(inputs))[0])
+
+
 def is_importable(module: str) -> bool:
     try:
         importlib.import_module(module)
@@ -193,6 +261,21 @@ def single_level() -> list[Provider]:
             )
             for name, (module, build) in others.items()
             if is_importable(module)
+        ),
+        *(
+            Provider(
+                f"{name}, no maps",
+                False,
+                build,
+                dtypes=(torch.float32,),
+                fixed_sampling_only=True,  # ONNX's adaptive sampling is unlike torchvision's
+                has_gradients=False,
+            )
+            for name, (module, build) in {
+                "onnxruntime": ("onnxruntime", onnx_runtime),
+                "openvino": ("openvino", openvino),
+            }.items()
+            if is_importable(module) and is_importable("onnx")
         ),
     ]
 

@@ -131,7 +131,8 @@ def format_table(rows: list[Row]) -> str:
         peaks = [row.peak_extra_bytes for row in by_mode.values()]
         known = [peak for peak in peaks if peak is not None]
         peak = f"{max(known) / 1e6:.1f}" if known else "?"
-        lines.append([*names, *map(format_time, by_mode.values()), peak])
+        times = [format_time(by_mode[mode]) if mode in by_mode else "" for mode in modes]
+        lines.append([*names, *times, peak])
         for row in by_mode.values():
             for text in failure_texts(row):
                 failures.setdefault(f"{', '.join(names)}: {text}", []).append(row.mode)
