@@ -25,7 +25,7 @@ class RowSumFeatureGradient {
 
   // band: of all channels. gradient: of its level.
   void compute(const Band& band, const FeatureMap& gradient) {
-    layout_ = element_rows(gradient, params_.channels);
+    layout_ = lanes_of_channels(params_, gradient);
     rows_ = band.rows;
     const int32_t elements = gradient.width * layout_.interleaved;
     row_size_ = elements;
@@ -65,7 +65,7 @@ class RowSumFeatureGradient {
 
   void add(const Box<coord_t>& box) {
     const bool has_map = params_.prob_maps != nullptr;
-    taps_.assign(params_, box, layout_.interleaved, has_map, kernels_.lanes);
+    taps_.assign(params_, box, layout_.interleaved, layout_.interleaved, has_map, kernels_.lanes);
     const AxisTaps<coord_t>& y = taps_.axes().y;
     // Pixel rows of the band, and bin rows, from the first to the last that the box touches.
     const auto first = std::lower_bound(y.touched.begin(), y.touched.end(), rows_.begin);
@@ -133,17 +133,23 @@ class RowSumFeatureGradient {
   }
 
   void write(const Band& band, const FeatureMap& gradient, int32_t elements) {
-    for (int32_t plane = 0; plane < layout_.planes; ++plane) {
-      T* to = static_cast<T*>(gradient.data) + band.image * gradient.image_stride +
-              plane * gradient.channel_stride + rows_.begin * gradient.row_stride;
+    T* first = static_cast<T*>(gradient.data) + band.image * gradient.image_stride +
+               rows_.begin * gradient.row_stride;
+    const ElementRows wanted = element_rows(gradient, params_.channels);
+    const bool interleaves = wanted.interleaved != layout_.interleaved;
+    const size_t row_bytes = sizeof(T) * gradient.width * wanted.interleaved;
+    for (int32_t plane = 0; plane < wanted.planes; ++plane) {
+      T* to = first + plane * gradient.channel_stride;
       const acc_t* from = pixels_.data() + plane * plane_size_;
       for (size_t row = 0; row < is_touched_.size(); ++row) {
-        if (is_touched_[row]) {
+        if (is_touched_[row] && interleaves) {
+          kernels_.interleave(from, layout_.planes, plane_size_, elements, to);
+        } else if (is_touched_[row]) {
           kernels_.copy_from_buffer(from, elements, to);
         } else if (is_large_) {
-          stream_zeros(to, sizeof(T) * elements);
+          stream_zeros(to, row_bytes);
         } else {
-          std::memset(static_cast<void*>(to), 0, sizeof(T) * elements);
+          std::memset(static_cast<void*>(to), 0, row_bytes);
         }
         from += row_size_;
         to += gradient.row_stride;

@@ -19,7 +19,10 @@ class RowSumMapAndBoxGradient {
 
   RowSumMapAndBoxGradient(
       const Params& params, const PooledTensor& grad, const BoxGradientWriter& writer)
-      : params_(params), grad_(grad), writer_(writer) {}
+      : params_(params),
+        grad_(grad),
+        writer_(writer),
+        channels_(static_cast<int32_t>(params.channels)) {}
 
   void compute(const Box<coord_t>& box) {
     start(box);
@@ -48,7 +51,7 @@ class RowSumMapAndBoxGradient {
   const Params& params_;
   const PooledTensor& grad_;
   const BoxGradientWriter& writer_;
-  ElementRows layout_;
+  const int32_t channels_;
   int32_t lanes_ = 0;  // of a row of samples
   BoxRowTaps<acc_t, coord_t> taps_;
   LaneTapsTable<acc_t> columns_;
@@ -59,8 +62,8 @@ class RowSumMapAndBoxGradient {
   RowsAtSamples<T, coord_t> pixels_;
   RowsAtSamples<T, coord_t> pixel_slopes_;
   SampleWeights<acc_t, coord_t> weights_;
-  std::vector<acc_t> grad_bins_;       // [planes][lanes of bins]: of a bin row
-  std::vector<acc_t> grad_samples_;    // [planes][lanes]: of the bin of each sample
+  std::vector<acc_t> grad_bins_;       // [channels][lanes of bins]: of a bin row
+  std::vector<acc_t> grad_samples_;    // [channels][lanes]: of the bin of each sample
   std::vector<acc_t> products_;        // [touched rows of the bin row][lanes]
   std::vector<acc_t> slope_products_;  // the same of derivatives along x
   std::vector<acc_t> of_sample_row_;   // [lanes]
@@ -73,14 +76,14 @@ class RowSumMapAndBoxGradient {
 
   void start(const Box<coord_t>& box) {
     const FeatureMap& feature_map = params_.levels[box.level];
-    layout_ = element_rows(feature_map, params_.channels);
-    taps_.assign(params_, box, layout_.interleaved, true, kernels_.lanes);
+    const ElementRows pixels = element_rows(feature_map, params_.channels);
+    taps_.assign(params_, box, 1, pixels.interleaved, true, kernels_.lanes);
     lanes_ = taps_.lanes();
     taps_.assign_columns(columns_);
     taps_.assign_transposed_bins(bins_);
-    pixels_.assign(feature_map, box, layout_.planes, taps_, columns_);
-    grad_bins_.resize(size_t(layout_.planes) * taps_.bin_lanes() + kRowSumPadding);
-    grad_samples_.resize(size_t(layout_.planes) * lanes_);
+    pixels_.assign(feature_map, box, channels_, taps_, columns_);
+    grad_bins_.resize(size_t(channels_) * taps_.bin_lanes() + kRowSumPadding);
+    grad_samples_.resize(size_t(channels_) * lanes_);
     of_sample_row_.resize(lanes_);
     if (writer_.wants_prob_maps()) {
       grad_map_rows_.assign(size_t(params_.prob_map_height) * lanes_, acc_t(0));
@@ -88,11 +91,10 @@ class RowSumMapAndBoxGradient {
     if (writer_.wants_rois()) {
       weights_.assign(params_, box, taps_);
       taps_.assign_column_slopes(column_slopes_);
-      pixel_slopes_.assign(feature_map, box, layout_.planes, taps_, column_slopes_);
+      pixel_slopes_.assign(feature_map, box, channels_, taps_, column_slopes_);
       u_.assign(lanes_, coord_t(0));
-      taps_.for_each_sample([&](const AxisSample<coord_t>& sample, int32_t lane) {
-        std::fill_n(u_.begin() + lane, layout_.interleaved, sample.uv);
-      });
+      taps_.for_each_sample(
+          [&](const AxisSample<coord_t>& sample, int32_t lane) { u_[lane] = sample.uv; });
       along_y_ = along_x_ = {};
     }
   }
@@ -100,11 +102,11 @@ class RowSumMapAndBoxGradient {
   // products_ and slope_products_ of bin row ph.
   void multiply(int64_t k, int32_t ph) {
     copy_bin_rows<T>(
-        grad_, k, {ph, ph + 1}, params_.options.pooled_width, layout_, taps_.bin_lanes(),
+        grad_, k, {ph, ph + 1}, params_.options.pooled_width, {1, channels_}, taps_.bin_lanes(),
         grad_bins_.data());
     kernels_.look_up_buffer_rows(
-        bins_.view(), grad_bins_.data(), layout_.planes, taps_.bin_lanes(), grad_samples_.data(),
-        lanes_, lanes_);
+        bins_.view(), grad_bins_.data(), channels_, taps_.bin_lanes(), grad_samples_.data(), lanes_,
+        lanes_);
     const AxisTaps<coord_t>& y = taps_.axes().y;
     const Range<int32_t> span = y.bin_span[ph];
     products_.assign(size_t(span.end - span.begin) * lanes_, acc_t(0));
@@ -112,11 +114,11 @@ class RowSumMapAndBoxGradient {
     for (int32_t row = span.begin; row < span.end; ++row) {
       const int64_t at = int64_t(row - span.begin) * lanes_;
       kernels_.add_products(
-          grad_samples_.data(), pixels_.at(y.touched[row]), layout_.planes, lanes_,
+          grad_samples_.data(), pixels_.at(y.touched[row]), channels_, lanes_,
           products_.data() + at);
       if (writer_.wants_rois()) {
         kernels_.add_products(
-            grad_samples_.data(), pixel_slopes_.at(y.touched[row]), layout_.planes, lanes_,
+            grad_samples_.data(), pixel_slopes_.at(y.touched[row]), channels_, lanes_,
             slope_products_.data() + at);
       }
     }

@@ -25,12 +25,17 @@ bool sums_rows(const Params& params, const FeatureMap& feature_map) {
   const bool can_permute = kernels<T>().look_up != nullptr;
   const ElementRows rows = element_rows(feature_map, params.channels);
   const int64_t lanes_of_row = int64_t(params.options.pooled_width) * rows.interleaved;
-  if (rows.interleaved > 1) {  // weights of a map are repeated for each channel
-    const int64_t most_channels = can_permute ? (params.prob_maps == nullptr ? 8 : 4) : 3;
-    return params.channels <= most_channels && lanes_of_row >= 2 * lanes;
+  if (rows.interleaved > 1) {
+    return params.channels <= (can_permute ? 8 : 3) && lanes_of_row >= 2 * lanes;
   }
-  const int64_t most_channels = can_permute ? 15 : 3;
-  return rows.exist() && params.channels <= most_channels && 4 * lanes_of_row >= lanes;
+  return rows.exist() && params.channels <= (can_permute ? 15 : 3) && 4 * lanes_of_row >= lanes;
+}
+
+// How the lanes of a level's rows hold channels. With a map, a plane each, so that all channels
+// share the weights of the samples; without one, as they lie.
+inline ElementRows lanes_of_channels(const Params& params, const FeatureMap& feature_map) {
+  const ElementRows rows = element_rows(feature_map, params.channels);
+  return params.prob_maps == nullptr ? rows : ElementRows{1, static_cast<int32_t>(params.channels)};
 }
 
 // The weights that the map gives the samples of a box at each pixel row:
@@ -97,29 +102,29 @@ class RowsAtSamples {
  public:
   using acc_t = accumulate_t<T>;
 
-  // columns: of the taps' results, or of their derivatives. All outlive the calls of at().
+  // columns: of the taps' results, or of their derivatives. All outlive the calls of at(). The taps
+  // are of single channels.
   void assign(
-      const FeatureMap& feature_map, const Box<coord_t>& box, int32_t planes,
+      const FeatureMap& feature_map, const Box<coord_t>& box, int64_t channels,
       const BoxRowTaps<acc_t, coord_t>& taps, const LaneTapsTable<acc_t>& columns) {
     feature_map_ = &feature_map;
+    rows_of_pixels_ = element_rows(feature_map, channels);
     source_ = image_data<T>(feature_map, box.geometry.batch) +
               taps.first_column() * feature_map.column_stride;
     lanes_ = taps.lanes();
     sum_.resize(taps.elements() + kRowSumPadding);
-    pool_ = {{}, columns.view(), taps.elements(), planes, sum_.data(), feature_map.row_stride};
+    pool_ = {{},          columns.view(),        taps.elements(), rows_of_pixels_.planes,
+             sum_.data(), feature_map.row_stride};
     held_[0] = held_[1] = kNone;
   }
 
-  // [planes][lanes]: of a pixel row. Valid until the next but one call.
+  // [channels][lanes]: of a pixel row. Valid until the next but one call.
   const acc_t* at(int32_t row) {
     const int32_t i = row % 2;
     if (held_[i] != row) {
       held_[i] = row;
-      rows_[i].resize(size_t(pool_.planes) * lanes_);
-      const SingleRow<acc_t> single(row * feature_map_->row_stride);
-      pool_.rows = single.view();
-      kernels<T>().pool_rows_to_buffer(
-          pool_, source_, feature_map_->channel_stride, rows_[i].data(), lanes_, 0, lanes_);
+      rows_[i].resize(size_t(rows_of_pixels_.interleaved) * pool_.planes * lanes_);
+      look_up(row * feature_map_->row_stride, rows_[i].data());
     }
     return rows_[i].data();
   }
@@ -128,12 +133,28 @@ class RowsAtSamples {
   static constexpr int32_t kNone = -1;
 
   const FeatureMap* feature_map_ = nullptr;
+  ElementRows rows_of_pixels_;
   const T* source_ = nullptr;
   int32_t lanes_ = 0;
   RowSums<acc_t> pool_;
   std::vector<acc_t> sum_;
   int32_t held_[2] = {kNone, kNone};
   std::vector<acc_t> rows_[2];
+
+  void look_up(int64_t offset, acc_t* to) {
+    const Kernels<T>& table = kernels<T>();
+    if (rows_of_pixels_.interleaved > 1) {
+      const int64_t no_offset = 0;
+      table.copy_to_buffer(source_ + offset, &no_offset, 1, pool_.elements, sum_.data(), 0);
+      table.look_up_buffer_rows(
+          pool_.columns, sum_.data(), rows_of_pixels_.interleaved, 1, to, lanes_, lanes_);
+    } else {
+      const SingleRow<acc_t> single(offset);
+      pool_.rows = single.view();
+      table.pool_rows_to_buffer(
+          pool_, source_, feature_map_->channel_stride, to, lanes_, 0, lanes_);
+    }
+  }
 };
 
 template <typename T, typename coord_t>
@@ -150,6 +171,7 @@ class RowSumReader {
     RowsAtSamples<T, coord_t> pixels;
     std::vector<acc_t> sum;
     std::vector<acc_t> samples;
+    std::vector<acc_t> bin_row;
   };
 
   // Of a level that it can read, it reads all boxes.
@@ -178,14 +200,17 @@ class RowSumReader {
         item_(item),
         box_(boxes[item.begin]),
         feature_map_(params.levels[box_.level]),
-        layout_(element_rows(feature_map_, params.channels)),
+        layout_(lanes_of_channels(params, feature_map_)),
+        is_interleaved_(element_rows(feature_map_, params.channels).interleaved > 1),
         memory_(memory) {
     const bool has_map = params.prob_maps != nullptr;
-    memory_.taps.assign(params, box_, layout_.interleaved, has_map, kernels_.lanes);
+    memory_.taps.assign(
+        params, box_, layout_.interleaved,
+        is_interleaved_ ? static_cast<int32_t>(params.channels) : 1, has_map, kernels_.lanes);
     memory_.taps.assign_columns(memory_.columns);
     if (has_map) {
       memory_.weights.assign(params, box_, memory_.taps);
-      memory_.pixels.assign(feature_map_, box_, layout_.planes, memory_.taps, memory_.columns);
+      memory_.pixels.assign(feature_map_, box_, params.channels, memory_.taps, memory_.columns);
       memory_.taps.assign_bins(memory_.bins);
     } else {
       memory_.rows.assign_bins(memory_.taps.axes(), feature_map_.row_stride);
@@ -193,7 +218,9 @@ class RowSumReader {
   }
 
   void pool(PooledWriter<T>& output) {
-    if (layout_.interleaved > 1) {
+    if (params_.prob_maps != nullptr && is_interleaved_) {
+      pool_interleaved_samples(output.at(box_.index, 0), output.bin_row_stride());
+    } else if (is_interleaved_) {
       pool(output.at(box_.index, 0), 0, output.bin_row_stride());
     } else {
       output.write_planes(
@@ -210,7 +237,8 @@ class RowSumReader {
   const WorkItem& item_;
   const Box<coord_t>& box_;
   const FeatureMap& feature_map_;
-  const ElementRows layout_;
+  const ElementRows layout_;   // of the lanes
+  const bool is_interleaved_;  // pixels and bins
   Memory& memory_;
 
   void pool(T* to, int64_t plane_stride, int64_t bin_row_stride) {
@@ -231,20 +259,38 @@ class RowSumReader {
   }
 
   void pool_samples(T* to, int64_t plane_stride, int64_t bin_row_stride, int32_t results) {
-    const AxisTaps<coord_t>& y = memory_.taps.axes().y;
-    const int32_t lanes = memory_.taps.lanes();
-    for (int32_t ph = 0; ph < y.num_bins(); ++ph) {
-      memory_.samples.assign(size_t(layout_.planes) * lanes + kRowSumPadding, acc_t(0));
-      const acc_t* weights = memory_.weights.of_bin_row(ph);
-      for (int32_t row = y.bin_span[ph].begin; row < y.bin_span[ph].end; ++row, weights += lanes) {
-        kernels_.add_weighted(
-            weights, memory_.pixels.at(y.touched[row]), layout_.planes, lanes,
-            memory_.samples.data());
-      }
+    for (int32_t ph = 0; ph < params_.options.pooled_height; ++ph) {
       kernels_.look_up_rows(
-          memory_.bins.view(), memory_.samples.data(), layout_.planes, lanes,
+          memory_.bins.view(), weigh_samples(ph), layout_.planes, memory_.taps.lanes(),
           to + ph * bin_row_stride, plane_stride, results);
     }
+  }
+
+  void pool_interleaved_samples(T* to, int64_t bin_row_stride) {
+    const int32_t lanes = memory_.taps.bin_lanes();
+    memory_.bin_row.resize(size_t(layout_.planes) * lanes);
+    for (int32_t ph = 0; ph < params_.options.pooled_height; ++ph) {
+      kernels_.look_up_buffer_rows(
+          memory_.bins.view(), weigh_samples(ph), layout_.planes, memory_.taps.lanes(),
+          memory_.bin_row.data(), lanes, lanes);
+      kernels_.interleave(
+          memory_.bin_row.data(), layout_.planes, lanes, params_.options.pooled_width,
+          to + ph * bin_row_stride);
+    }
+  }
+
+  // [planes][lanes]: the weighted samples of bin row ph. Valid until the next call.
+  const acc_t* weigh_samples(int32_t ph) {
+    const AxisTaps<coord_t>& y = memory_.taps.axes().y;
+    const int32_t lanes = memory_.taps.lanes();
+    memory_.samples.assign(size_t(layout_.planes) * lanes + kRowSumPadding, acc_t(0));
+    const acc_t* weights = memory_.weights.of_bin_row(ph);
+    for (int32_t row = y.bin_span[ph].begin; row < y.bin_span[ph].end; ++row, weights += lanes) {
+      kernels_.add_weighted(
+          weights, memory_.pixels.at(y.touched[row]), layout_.planes, lanes,
+          memory_.samples.data());
+    }
+    return memory_.samples.data();
   }
 };
 

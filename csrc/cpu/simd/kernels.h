@@ -159,6 +159,8 @@ struct Kernels {
       const acc_t* low, acc_t low_weight, const acc_t* high, acc_t high_weight, int32_t n,
       acc_t* to);
 
+  // to[i * channels + c] = from[c * stride + i] for i in [0, n)
+  void (*interleave)(const acc_t* from, int32_t channels, int64_t stride, int32_t n, T* to);
   // to[i] = from[i] for i in [0, n)
   void (*copy_from_buffer)(const acc_t* from, int32_t n, T* to);
 

@@ -226,6 +226,32 @@ static void interpolate(
   }
 }
 
+template <int32_t Channels, typename T>
+INLINE void interleave_some(
+    const accumulate_t<T>* from, int32_t channels, int64_t stride, int32_t n, T* to) {
+  const int32_t count = Channels > 0 ? Channels : channels;
+  for (int32_t i = 0; i < n; ++i) {
+    for (int32_t c = 0; c < count; ++c) {
+      store(from[c * stride + i], to + i * count + c);
+    }
+  }
+}
+
+template <typename T>
+static void interleave(
+    const accumulate_t<T>* from, int32_t channels, int64_t stride, int32_t n, T* to) {
+  switch (channels) {
+    case 2:
+      return interleave_some<2>(from, channels, stride, n, to);
+    case 3:
+      return interleave_some<3>(from, channels, stride, n, to);
+    case 4:
+      return interleave_some<4>(from, channels, stride, n, to);
+    default:
+      return interleave_some<0>(from, channels, stride, n, to);
+  }
+}
+
 template <typename T>
 static void copy_from_buffer(const accumulate_t<T>* from, int32_t n, T* to) {
   constexpr int32_t lanes = kLanes<accumulate_t<T>>;
