@@ -26,17 +26,16 @@ class RowSumMapAndBoxGradient {
 
   void compute(const Box<coord_t>& box) {
     start(box);
-    const AxisTaps<coord_t>& y = taps_.axes().y;
-    for (int32_t ph = 0; ph < y.num_bins(); ++ph) {
-      multiply(box.index, ph);
-      for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
+    for (int32_t ph = 0; ph < params_.options.pooled_height; ++ph) {
+      spread_gradient(box.index, ph);
+      for_each_sample_row(ph, [&](const AxisSample<coord_t>& y) {
         if (writer_.wants_prob_maps()) {
-          add_to_map(y.samples[iy], y.bin_span[ph].begin);
+          add_to_map(y.prob_map);
         }
         if (writer_.wants_rois()) {
-          add_to_box(y.samples[iy], y.bin_span[ph].begin);
+          add_to_box(y);
         }
-      }
+      });
     }
     if (writer_.wants_prob_maps()) {
       write_prob_map(box.index);
@@ -66,9 +65,10 @@ class RowSumMapAndBoxGradient {
   std::vector<acc_t> grad_samples_;    // [channels][lanes]: of the bin of each sample
   std::vector<acc_t> products_;        // [touched rows of the bin row][lanes]
   std::vector<acc_t> slope_products_;  // the same of derivatives along x
-  std::vector<acc_t> of_sample_row_;   // [lanes]
-  std::vector<acc_t> grad_map_rows_;   // [prob_map_height][lanes]
-  std::vector<acc_t> grad_map_;        // [prob_map_height][prob_map_width]
+  // [lanes]: products of a row of samples, and their derivatives along y and x.
+  std::vector<acc_t> of_sample_row_[3];
+  std::vector<acc_t> grad_map_rows_;  // [prob_map_height][lanes]
+  std::vector<acc_t> grad_map_;       // [prob_map_height][prob_map_width]
   std::vector<acc_t> sum_;
   std::vector<coord_t> u_;  // [lanes]
   AxisGradient<coord_t> along_y_;
@@ -84,7 +84,9 @@ class RowSumMapAndBoxGradient {
     pixels_.assign(feature_map, box, channels_, taps_, columns_);
     grad_bins_.resize(size_t(channels_) * taps_.bin_lanes() + kRowSumPadding);
     grad_samples_.resize(size_t(channels_) * lanes_);
-    of_sample_row_.resize(lanes_);
+    for (std::vector<acc_t>& row : of_sample_row_) {
+      row.resize(lanes_);
+    }
     if (writer_.wants_prob_maps()) {
       grad_map_rows_.assign(size_t(params_.prob_map_height) * lanes_, acc_t(0));
     }
@@ -99,69 +101,87 @@ class RowSumMapAndBoxGradient {
     }
   }
 
-  // products_ and slope_products_ of bin row ph.
-  void multiply(int64_t k, int32_t ph) {
+  // The gradient of bin row ph at its samples, times 1 / (number of samples).
+  void spread_gradient(int64_t k, int32_t ph) {
     copy_bin_rows<T>(
         grad_, k, {ph, ph + 1}, params_.options.pooled_width, {1, channels_}, taps_.bin_lanes(),
         grad_bins_.data());
     kernels_.look_up_buffer_rows(
         bins_.view(), grad_bins_.data(), channels_, taps_.bin_lanes(), grad_samples_.data(), lanes_,
         lanes_);
+  }
+
+  // to[lanes] = <pixels, gradient> at each sample, over channels
+  void multiply(const acc_t* pixels, acc_t* to) {
+    std::fill_n(to, lanes_, acc_t(0));
+    kernels_.add_products(grad_samples_.data(), pixels, channels_, lanes_, to);
+  }
+
+  // Calls f(sample along y) for each row of samples of bin row ph, whose products are then in
+  // of_sample_row_.
+  template <typename F>
+  void for_each_sample_row(int32_t ph, F f) {
     const AxisTaps<coord_t>& y = taps_.axes().y;
+    const bool wants_slopes = writer_.wants_rois();
+    if (taps_.has_rows_apart()) {
+      for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
+        const Interpolation<coord_t>& at = y.samples[iy].pixels;
+        multiply(pixels_.at(at), of_sample_row_[0].data());
+        if (wants_slopes) {
+          multiply(pixels_.slope_at(at), of_sample_row_[1].data());
+          multiply(pixel_slopes_.at(at), of_sample_row_[2].data());
+        }
+        f(y.samples[iy]);
+      }
+      return;
+    }
     const Range<int32_t> span = y.bin_span[ph];
-    products_.assign(size_t(span.end - span.begin) * lanes_, acc_t(0));
-    slope_products_.assign(writer_.wants_rois() ? products_.size() : 0, acc_t(0));
+    products_.resize(size_t(span.end - span.begin) * lanes_);
+    slope_products_.resize(wants_slopes ? products_.size() : 0);
     for (int32_t row = span.begin; row < span.end; ++row) {
       const int64_t at = int64_t(row - span.begin) * lanes_;
-      kernels_.add_products(
-          grad_samples_.data(), pixels_.at(y.touched[row]), channels_, lanes_,
-          products_.data() + at);
-      if (writer_.wants_rois()) {
-        kernels_.add_products(
-            grad_samples_.data(), pixel_slopes_.at(y.touched[row]), channels_, lanes_,
-            slope_products_.data() + at);
+      multiply(pixels_.at(y.touched[row]), products_.data() + at);
+      if (wants_slopes) {
+        multiply(pixel_slopes_.at(y.touched[row]), slope_products_.data() + at);
       }
     }
+    for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
+      const AxisSample<coord_t>& sample = y.samples[iy];
+      const Interpolation<coord_t>& at = sample.pixels;
+      const int64_t low = int64_t(sample.low_index - span.begin) * lanes_;
+      const int64_t high = int64_t(sample.high_index - span.begin) * lanes_;
+      interpolate(products_, low, at.low_weight, high, at.high_weight, of_sample_row_[0]);
+      if (wants_slopes) {
+        interpolate(products_, low, -at.slope, high, at.slope, of_sample_row_[1]);
+        interpolate(slope_products_, low, at.low_weight, high, at.high_weight, of_sample_row_[2]);
+      }
+      f(sample);
+    }
   }
 
-  // [lanes]: low_weight and high_weight times the rows of `products` that the sample row reads.
-  // first_row: of the bin row. Valid until the next call.
-  const acc_t* interpolate(
-      const std::vector<acc_t>& products, const AxisSample<coord_t>& y, int32_t first_row,
-      coord_t low_weight, coord_t high_weight) {
+  void interpolate(
+      const std::vector<acc_t>& rows, int64_t low, coord_t low_weight, int64_t high,
+      coord_t high_weight, std::vector<acc_t>& to) {
     kernels_.interpolate(
-        products.data() + int64_t(y.low_index - first_row) * lanes_, static_cast<acc_t>(low_weight),
-        products.data() + int64_t(y.high_index - first_row) * lanes_,
-        static_cast<acc_t>(high_weight), lanes_, of_sample_row_.data());
-    return of_sample_row_.data();
+        rows.data() + low, static_cast<acc_t>(low_weight), rows.data() + high,
+        static_cast<acc_t>(high_weight), lanes_, to.data());
   }
 
-  void add_to_map(const AxisSample<coord_t>& y, int32_t first_row) {
-    const coord_t factor = taps_.axes().inverse_count;
-    const acc_t* of_samples = interpolate(
-        products_, y, first_row, factor * y.pixels.low_weight, factor * y.pixels.high_weight);
-    const Interpolation<coord_t>& map = y.prob_map;
+  void add_to_map(const Interpolation<coord_t>& y) {
     kernels_.add_to_two(
-        of_samples, lanes_, static_cast<acc_t>(map.low_weight),
-        grad_map_rows_.data() + int64_t(map.low) * lanes_, static_cast<acc_t>(map.high_weight),
-        grad_map_rows_.data() + int64_t(map.high) * lanes_);
+        of_sample_row_[0].data(), lanes_, static_cast<acc_t>(y.low_weight),
+        grad_map_rows_.data() + int64_t(y.low) * lanes_, static_cast<acc_t>(y.high_weight),
+        grad_map_rows_.data() + int64_t(y.high) * lanes_);
   }
 
-  void add_to_box(const AxisSample<coord_t>& y, int32_t first_row) {
-    const coord_t factor = taps_.axes().inverse_count;
+  void add_to_box(const AxisSample<coord_t>& y) {
     const acc_t* weights = weights_.of_sample_row(y.prob_map);
-    const acc_t* of_y =
-        interpolate(products_, y, first_row, -factor * y.pixels.slope, factor * y.pixels.slope);
     coord_t along_y = 0;
     for (int32_t i = 0; i < taps_.results(); ++i) {
-      along_y += coord_t(weights[i]) * coord_t(of_y[i]);
+      along_y += coord_t(weights[i]) * coord_t(of_sample_row_[1][i]);
+      along_x_.add(coord_t(weights[i]) * coord_t(of_sample_row_[2][i]), u_[i]);
     }
     along_y_.add(along_y, y.uv);
-    const acc_t* of_x = interpolate(
-        slope_products_, y, first_row, factor * y.pixels.low_weight, factor * y.pixels.high_weight);
-    for (int32_t i = 0; i < taps_.results(); ++i) {
-      along_x_.add(coord_t(weights[i]) * coord_t(of_x[i]), u_[i]);
-    }
   }
 
   void write_prob_map(int64_t k) {

@@ -72,7 +72,7 @@ class BoxRowTaps {
 
   // The members below are for results that are samples.
 
-  // Bins from their samples, of weight 1, and the reverse.
+  // Bins from their samples, of weight 1 / (number of samples), and the reverse.
   void assign_bins(LaneTapsTable<acc_t>& table) {
     list_bins_of_samples();
     table.assign(
@@ -103,6 +103,11 @@ class BoxRowTaps {
   void assign_transposed_map_columns(LaneTapsTable<acc_t>& table, int32_t prob_map_width) {
     list_map_cells();
     table.assign(other_taps_, prob_map_width, {interleaved_, 0, 1}, true, lanes_);
+  }
+
+  // Whether samples are so far apart that they read more pixel rows than there are rows of samples.
+  bool has_rows_apart() const {
+    return axes_.y.touched.size() > axes_.y.samples.size();
   }
 
   // f(sample along x, its lane in channel 0)
@@ -159,7 +164,8 @@ class BoxRowTaps {
     const AxisTaps<coord_t>& x = axes_.x;
     for (int32_t pw = 0; pw < x.num_bins(); ++pw) {
       for (int32_t s = x.sample_begin[pw]; s < x.sample_begin[pw + 1]; ++s) {
-        other_taps_.push_back({pw * interleaved_, s * interleaved_, acc_t(1)});
+        other_taps_.push_back(
+            {pw * interleaved_, s * interleaved_, static_cast<acc_t>(axes_.inverse_count)});
       }
     }
   }
@@ -178,14 +184,21 @@ class BoxRowTaps {
 template <typename acc_t>
 class SingleRow {
  public:
-  explicit SingleRow(int64_t offset) : offset_{offset, 0}, weight_{acc_t(1), acc_t(0)}, count_(1) {}
+  explicit SingleRow(int64_t offset) : SingleRow(1, offset, acc_t(1), 0, acc_t(0)) {}
 
   // Between the two rows that a row of samples reads.
   template <typename coord_t>
   SingleRow(const Interpolation<coord_t>& y, int64_t row_stride)
-      : offset_{y.low * row_stride, y.high * row_stride},
-        weight_{static_cast<acc_t>(y.low_weight), static_cast<acc_t>(y.high_weight)},
-        count_(2) {}
+      : SingleRow(
+            2, y.low * row_stride, static_cast<acc_t>(y.low_weight), y.high * row_stride,
+            static_cast<acc_t>(y.high_weight)) {}
+
+  // Its derivative with respect to y.
+  template <typename coord_t>
+  static SingleRow slope(const Interpolation<coord_t>& y, int64_t row_stride) {
+    const acc_t slope = static_cast<acc_t>(y.slope);
+    return {2, y.low * row_stride, -slope, y.high * row_stride, slope};
+  }
 
   TapMatrix<acc_t> view() const {
     static constexpr int32_t kBegin[][2] = {{0, 1}, {0, 2}};
@@ -196,6 +209,10 @@ class SingleRow {
   int64_t offset_[2];
   acc_t weight_[2];
   int32_t count_;
+
+  SingleRow(
+      int32_t count, int64_t low_offset, acc_t low_weight, int64_t high_offset, acc_t high_weight)
+      : offset_{low_offset, high_offset}, weight_{low_weight, high_weight}, count_(count) {}
 };
 
 // Rows of taps at rows of sources.

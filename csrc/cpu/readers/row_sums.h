@@ -38,8 +38,8 @@ inline ElementRows lanes_of_channels(const Params& params, const FeatureMap& fea
   return params.prob_maps == nullptr ? rows : ElementRows{1, static_cast<int32_t>(params.channels)};
 }
 
-// The weights that the map gives the samples of a box at each pixel row:
-// sum over sample rows of (weight of the pixel row) * p * 1 / count, all channels alike.
+// The weights that the map gives the samples of a box, all channels alike: by rows of samples, or
+// by the pixel rows that these read.
 template <typename acc_t, typename coord_t>
 class SampleWeights {
  public:
@@ -65,10 +65,10 @@ class SampleWeights {
     return row_.data();
   }
 
-  // [touched pixel rows of bin row ph][lanes]. Valid until the next call.
+  // [touched pixel rows of bin row ph][lanes]: p times the weight of the pixel row, summed over
+  // rows of samples. Valid until the next call.
   const acc_t* of_bin_row(int32_t ph) {
     const AxisTaps<coord_t>& y = taps_->axes().y;
-    const acc_t factor = static_cast<acc_t>(taps_->axes().inverse_count);
     const Range<int32_t> span = y.bin_span[ph];
     const int64_t lanes = taps_->lanes();
     weights_.assign((span.end - span.begin) * lanes, acc_t(0));
@@ -76,9 +76,9 @@ class SampleWeights {
       const AxisSample<coord_t>& sample = y.samples[iy];
       kernels<acc_t>().add_to_two(
           of_sample_row(sample.prob_map), taps_->lanes(),
-          factor * static_cast<acc_t>(sample.pixels.low_weight),
+          static_cast<acc_t>(sample.pixels.low_weight),
           weights_.data() + (sample.low_index - span.begin) * lanes,
-          factor * static_cast<acc_t>(sample.pixels.high_weight),
+          static_cast<acc_t>(sample.pixels.high_weight),
           weights_.data() + (sample.high_index - span.begin) * lanes);
     }
     return weights_.data();
@@ -124,9 +124,17 @@ class RowsAtSamples {
     if (held_[i] != row) {
       held_[i] = row;
       rows_[i].resize(size_t(rows_of_pixels_.interleaved) * pool_.planes * lanes_);
-      look_up(row * feature_map_->row_stride, rows_[i].data());
+      look_up(SingleRow<acc_t>(row * feature_map_->row_stride), rows_[i].data());
     }
     return rows_[i].data();
+  }
+
+  // [channels][lanes]: at the y of a row of samples, or its derivative. Valid until the next call.
+  const acc_t* at(const Interpolation<coord_t>& y) {
+    return between(SingleRow<acc_t>(y, feature_map_->row_stride));
+  }
+  const acc_t* slope_at(const Interpolation<coord_t>& y) {
+    return between(SingleRow<acc_t>::slope(y, feature_map_->row_stride));
   }
 
  private:
@@ -141,16 +149,21 @@ class RowsAtSamples {
   int32_t held_[2] = {kNone, kNone};
   std::vector<acc_t> rows_[2];
 
-  void look_up(int64_t offset, acc_t* to) {
+  const acc_t* between(const SingleRow<acc_t>& row) {
+    held_[0] = kNone;
+    rows_[0].resize(size_t(rows_of_pixels_.interleaved) * pool_.planes * lanes_);
+    look_up(row, rows_[0].data());
+    return rows_[0].data();
+  }
+
+  void look_up(const SingleRow<acc_t>& row, acc_t* to) {
     const Kernels<T>& table = kernels<T>();
+    pool_.rows = row.view();
     if (rows_of_pixels_.interleaved > 1) {
-      const int64_t no_offset = 0;
-      table.copy_to_buffer(source_ + offset, &no_offset, 1, pool_.elements, sum_.data(), 0);
+      table.sum_row(pool_, source_);
       table.look_up_buffer_rows(
           pool_.columns, sum_.data(), rows_of_pixels_.interleaved, 1, to, lanes_, lanes_);
     } else {
-      const SingleRow<acc_t> single(offset);
-      pool_.rows = single.view();
       table.pool_rows_to_buffer(
           pool_, source_, feature_map_->channel_stride, to, lanes_, 0, lanes_);
     }
@@ -284,11 +297,19 @@ class RowSumReader {
     const AxisTaps<coord_t>& y = memory_.taps.axes().y;
     const int32_t lanes = memory_.taps.lanes();
     memory_.samples.assign(size_t(layout_.planes) * lanes + kRowSumPadding, acc_t(0));
-    const acc_t* weights = memory_.weights.of_bin_row(ph);
-    for (int32_t row = y.bin_span[ph].begin; row < y.bin_span[ph].end; ++row, weights += lanes) {
-      kernels_.add_weighted(
-          weights, memory_.pixels.at(y.touched[row]), layout_.planes, lanes,
-          memory_.samples.data());
+    const auto add = [&](const acc_t* weights, const acc_t* pixels) {
+      kernels_.add_weighted(weights, pixels, layout_.planes, lanes, memory_.samples.data());
+    };
+    if (memory_.taps.has_rows_apart()) {
+      for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
+        const AxisSample<coord_t>& sample = y.samples[iy];
+        add(memory_.weights.of_sample_row(sample.prob_map), memory_.pixels.at(sample.pixels));
+      }
+    } else {
+      const acc_t* weights = memory_.weights.of_bin_row(ph);
+      for (int32_t row = y.bin_span[ph].begin; row < y.bin_span[ph].end; ++row, weights += lanes) {
+        add(weights, memory_.pixels.at(y.touched[row]));
+      }
     }
     return memory_.samples.data();
   }

@@ -122,6 +122,8 @@ struct Kernels {
       const Lookups<acc_t>& box, const T* features, int64_t channel_stride, int32_t channels,
       T* out, int64_t out_channel_stride, int64_t out_row_stride);
 
+  // pool.sum = the sum of row 0 of `rows`. Of one plane.
+  void (*sum_row)(const RowSums<acc_t>& pool, const T* source);
   // out[plane * out_plane_stride + r * out_row_stride + i] = result i < results of row r. From and
   // to buffers, too; the last one adds.
   void (*pool_rows)(

@@ -355,6 +355,7 @@ static const Kernels<T>& table() {
       .dot = dot<T>,
       .dot_with_buffer = dot<acc_t>,
       .look_up = look_up_if_possible(),
+      .sum_row = sum_row<T>,
       .pool_rows = pool_rows<T, T, false>,
       .pool_rows_to_buffer = pool_rows<T, acc_t, false>,
       .pool_buffer_rows = pool_rows<acc_t, acc_t, false>,

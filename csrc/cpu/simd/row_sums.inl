@@ -140,6 +140,11 @@ INLINE void sum_rows(const RowSums<accumulate_t<T>>& pool, int32_t r, const T* s
   }
 }
 
+template <typename T>
+static void sum_row(const RowSums<accumulate_t<T>>& pool, const T* source) {
+  sum_rows(pool, 0, source);
+}
+
 template <typename T, typename out_t, bool Add>
 static void pool_rows(
     const RowSums<accumulate_t<T>>& pool, const T* source, int64_t plane_stride, out_t* out,
