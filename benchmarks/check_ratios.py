@@ -1,7 +1,8 @@
 """Checks whether this library has become slower than its peers.
 
 Repeats the measurements recorded in benchmarks/results/ for this kind of device, number of threads
-and CPU capability, and compares ratios of medians: ours / the peer's. Ratios within one run are
+and CPU capability, and compares ratios of medians: ours / torchvision's, or with --all-peers ours /
+each peer's, which takes three times as long. Ratios within one run are
 more robust than times: a different or busy machine changes both medians.
 """
 
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from providers import OURS
+from providers import OURS, YARDSTICK
 from report import RESULTS, Row, align, read_rows
 from runner import FEW_CHANNELS, MULTI_SCALE, ROI_ALIGN, run
 
@@ -134,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--case", nargs="+", metavar="NAME", help="default: all recorded")
     parser.add_argument("--rounds", type=int, help="rounds per measurement")
+    parser.add_argument("--all-peers", action="store_true", help="not only torchvision")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
 
@@ -143,8 +145,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.fresh:
         fresh = [row for path in arguments.fresh for row in read_rows(path)]
     else:
-        rounds = ["--rounds", str(arguments.rounds)] if arguments.rounds else []
-        fresh = measure_again(recorded, arguments.device, rounds)
+        options = ["--rounds", str(arguments.rounds)] if arguments.rounds else []
+        if not arguments.all_peers:
+            options += ["--provider", OURS, f"{OURS}, no maps", YARDSTICK]
+        fresh = measure_again(recorded, arguments.device, options)
     table, compared, worse = compare(ratios(recorded), ratios(fresh), arguments.tolerance)
     if compared == 0:
         print("nothing recorded is comparable: other sizes, device, threads or CPU capability")

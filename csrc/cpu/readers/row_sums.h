@@ -210,7 +210,6 @@ class RowSumReader {
 
   RowSumReader(const Params& params, const WorkItem& item, BoxSpan<coord_t> boxes, Memory& memory)
       : params_(params),
-        item_(item),
         box_(boxes[item.begin]),
         feature_map_(params.levels[box_.level]),
         layout_(lanes_of_channels(params, feature_map_)),
@@ -247,7 +246,6 @@ class RowSumReader {
  private:
   const Kernels<T>& kernels_ = kernels<T>();
   const Params& params_;
-  const WorkItem& item_;
   const Box<coord_t>& box_;
   const FeatureMap& feature_map_;
   const ElementRows layout_;   // of the lanes
