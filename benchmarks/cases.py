@@ -77,8 +77,9 @@ class Inputs:
     def first_boxes(self, count: int) -> "Inputs":
         """The same features with the first `count` boxes of the first image only."""
         none = [boxes[:0] for boxes in self.boxes[1:]]
-        maps = self.prob_maps.detach()[:count].requires_grad_()
-        return Inputs(self.features, [self.boxes[0][:count], *none], maps)
+        boxes = self.boxes[0][:count]
+        maps = self.prob_maps.detach()[: len(boxes)].requires_grad_()
+        return Inputs(self.features, [boxes, *none], maps)
 
     def in_float32(self) -> "Inputs":
         leaves = [leaf.detach().float().requires_grad_() for leaf in self.leaves()]
