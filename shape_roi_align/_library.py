@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import torch
 
-from ._cuda_driver import REBUILD, driver_obstacle, driver_version, parse_version
+from ._cuda_support import REBUILD, driver_obstacle, driver_version, gpu_obstacle, parse_version
 
 _FOLDER = Path(__file__).parent
 OPERATORS = _FOLDER / "libshape_roi_align.so"
@@ -105,7 +105,11 @@ def has_cuda_operators() -> bool:
     )
 
 
-def cuda_obstacle() -> str | None:
-    """Why there are no CUDA operators in this process, and the fix. None if there are some, or if
-    torch has no CUDA."""
-    return _obstacle
+def cuda_obstacle(device: torch.device) -> str | None:
+    """Why there are no CUDA kernels for ``device``, and the fix; None if no cause is known."""
+    if _obstacle is not None:
+        return _obstacle
+    from . import _C
+
+    architectures = _C.build_info()["cuda_architectures"]
+    return gpu_obstacle(torch.cuda.get_device_capability(device), architectures)

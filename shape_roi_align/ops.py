@@ -127,8 +127,9 @@ def pool(
 
 
 def _explain_failure(device: str, rois: Tensor, num_images: int) -> Exception | None:
-    if device == "cuda" and (obstacle := cuda_obstacle()):
-        return RuntimeError(obstacle)
+    if device == "cuda":
+        obstacle = cuda_obstacle(rois.device)
+        return None if obstacle is None else RuntimeError(obstacle)
     if device != "cpu":
         return None
     try:

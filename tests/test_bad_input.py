@@ -362,7 +362,7 @@ def test_no_check_is_an_assert_statement() -> None:
 
 def test_cuda_tensors_without_cuda_kernels_are_told_the_cause(monkeypatch) -> None:
     explain = shape_roi_align.ops._explain_failure
-    monkeypatch.setattr(shape_roi_align.ops, "cuda_obstacle", lambda: "not built")
+    monkeypatch.setattr(shape_roi_align.ops, "cuda_obstacle", lambda device: "not built")
     assert str(explain("cuda", ROIS, 2)) == "not built"
-    monkeypatch.setattr(shape_roi_align.ops, "cuda_obstacle", lambda: None)
+    monkeypatch.setattr(shape_roi_align.ops, "cuda_obstacle", lambda device: None)
     assert explain("cuda", ROIS, 2) is None

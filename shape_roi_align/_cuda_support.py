@@ -1,8 +1,9 @@
-"""The CUDA driver: its version, and whether it can run the CUDA operators that were built."""
+"""Whether the driver and the GPU here can run the CUDA operators that were built."""
 
 from __future__ import annotations
 
 import ctypes
+import re
 
 Version = tuple[int, int]  # of CUDA: major, minor
 
@@ -46,4 +47,34 @@ def driver_obstacle(built: Version, driver: Version | None, torch_cuda: Version)
     return (
         f"{message}Rebuild them with the toolkit of torch, CUDA {torch_cuda[0]}, in the source "
         f"folder: SHAPE_ROI_ALIGN_CUDA=1 {REBUILD}\nOr install a {newer}"
+    )
+
+
+def is_covered(capability: Version, architectures: str) -> bool | None:
+    """Whether kernels built for ``architectures``, as in ``TORCH_CUDA_ARCH_LIST``, run on a GPU of
+    this compute capability; None where the list has words in it.
+
+    Machine code runs on its own major version with the same minor version or a newer one, PTX on
+    every newer GPU:
+    https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#binary-compatibility
+    """
+    for architecture in re.split(r"[;\s]+", architectures.strip()):
+        match = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", architecture)
+        if match is None:
+            return None
+        version = (int(match[1]), int(match[2]))
+        if version <= capability and (match[3] or version[0] == capability[0]):
+            return True
+    return False
+
+
+def gpu_obstacle(capability: Version, architectures: str) -> str | None:
+    """Why a GPU cannot run the operators, and the fix; None if it can, or if that is unknown."""
+    if is_covered(capability, architectures) is not False:
+        return None
+    name = f"{capability[0]}.{capability[1]}"
+    return (
+        f"shape_roi_align has no CUDA kernels for a GPU of compute capability {name}: they were "
+        f"built for {architectures}. Build for this GPU, in the source folder: "
+        f"SHAPE_ROI_ALIGN_CUDA=1 TORCH_CUDA_ARCH_LIST={name} {REBUILD}"
     )
