@@ -142,11 +142,11 @@ ptxas() {
   "$python" scripts/ptxas_report.py <"$build_log"
 }
 
-sanitize() { # sanitize TOOL: every named case, forward and backward, in one type
+sanitize() { # sanitize TOOL: every instance of every kernel, forward and backward
   step "$1" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 SHAPE_ROI_ALIGN_TEST_LARGE=0 \
     compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
-    "$python" -m pytest -q -x -p no:cacheprovider -m cuda -k "test_operator and f32" \
-    tests/test_forward.py tests/test_gradients.py
+    "$python" -m pytest -q -x -p no:cacheprovider -m cuda -k test_every_instance \
+    tests/test_cuda_instances.py
 }
 
 bench() { # bench STEP SUITE OPTIONS...: FOLDER/STEP.jsonl

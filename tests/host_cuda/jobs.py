@@ -234,3 +234,15 @@ def run_and_watch(
         data = data[size:]
     assert not data
     return results, set(process.stdout.splitlines())
+
+
+def kernels_launched_by(program: Path, jobs: Sequence[Job], folder: Path) -> set[str]:
+    """The kernels that launch.h launches for the jobs; none is run."""
+    jobs_file = folder / "jobs"
+    with jobs_file.open("wb") as file:
+        file.write(struct.pack("q", len(jobs)))
+        for job in jobs:
+            file.write(job.pack())
+    process = subprocess.run([program, jobs_file], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return set(process.stdout.splitlines())

@@ -1,6 +1,6 @@
-// Runs the CUDA kernels on the host, as launch.h configures them. usage: runner JOBS RESULTS;
-// jobs.py writes and reads. Prints the names of the kernels that were launched; without arguments,
-// those of all kernels that launch.h can launch.
+// Runs the CUDA kernels on the host, as launch.h configures them. usage: runner JOBS [RESULTS];
+// jobs.py writes and reads. Prints the names of the kernels that were launched; without RESULTS,
+// of those that would be; without arguments, of all kernels that launch.h can launch.
 #include "cuda_on_host.h"
 
 #include "cuda/launch_map_and_box_gradient.h"
@@ -91,11 +91,15 @@ class File {
 
 struct HostLauncher {
   std::set<const void*>& launched;
+  bool runs;
 
   template <typename Kernel, typename... Arguments>
   void operator()(
       Kernel kernel, int64_t blocks, int32_t threads, const Arguments&... arguments) const {
     launched.insert(reinterpret_cast<const void*>(kernel));
+    if (!runs) {
+      return;
+    }
     cuda_on_host::launch({static_cast<unsigned>(blocks)}, {static_cast<unsigned>(threads)}, [&] {
       kernel(arguments...);
     });
@@ -314,17 +318,18 @@ int main(int argc, char** argv) {
     }
     return 0;
   }
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s JOBS RESULTS\n", argv[0]);
+  if (argc > 3) {
+    std::fprintf(stderr, "usage: %s JOBS [RESULTS]\n", argv[0]);
     return 2;
   }
+  const bool runs = argc == 3;
   File jobs(argv[1], "rb");
-  File results(argv[2], "wb");
+  File results(runs ? argv[2] : "/dev/null", "wb");
   std::set<const void*> launched;
   for (int64_t left = jobs.read<int64_t>(); left > 0; --left) {
     Job job(jobs);
     std::fprintf(stderr, "%s\n", job.name().c_str());
-    job.run(results, HostLauncher{launched});
+    job.run(results, HostLauncher{launched, runs});
   }
   for (const void* kernel : launched) {
     std::puts(kernels.at(kernel).c_str());
