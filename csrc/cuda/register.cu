@@ -1,6 +1,7 @@
 // The operators on CUDA tensors.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
 
 #include <cstdint>
 #include <utility>
@@ -47,11 +48,16 @@ std::vector<Tensor> feature_gradients(const BackwardCall& call, const Tensor& gr
   const cuda::FeatureGradientScratch scratch(call.params, gradients, cuda::LaunchOptions{});
   // The boxes too: kernels write their members and copy them whole, and compute-sanitizer's
   // initcheck would report the padding.
-  const Tensor zeroed = zeros({scratch.boxes + scratch.images + scratch.bits}, Byte, grad);
+  const int64_t bytes = scratch.boxes + scratch.images + scratch.bits;
+  const Tensor zeroed = empty({bytes}, Byte, grad);
   char* const boxes = static_cast<char*>(zeroed.data_ptr());
+  const cudaStream_t stream = current_stream(grad);
+  if (bytes > 0) {
+    STD_CUDA_CHECK(cudaMemsetAsync(boxes, 0, bytes, stream));
+  }
   char* const images = boxes + scratch.boxes;
   cuda::feature_gradient_on(
-      current_stream(grad), call.params, to_pooled_tensor(grad), gradients, boxes, images,
+      stream, call.params, to_pooled_tensor(grad), gradients, boxes, images,
       images + scratch.images);
   return tensors;
 }
