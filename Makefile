@@ -83,6 +83,7 @@ gpu-check:
 
 wheel: $(VENV)/dependencies
 	SHAPE_ROI_ALIGN_CUDA=$${SHAPE_ROI_ALIGN_CUDA-1} $(BIN)/python -m build --wheel --no-isolation
+	$(BIN)/python scripts/check_fat_binary.py "$$(ls -t dist/*.whl | head -1)"
 
 wheel-check: wheel
 	$(BIN)/python scripts/test_wheel.py "$$(ls -t dist/*.whl | head -1)" --torch $(TORCH)

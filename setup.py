@@ -25,7 +25,9 @@ from setuptools import Extension, setup
 CSRC = os.path.abspath("csrc")
 OLDEST_TORCH = (2, 10)  # whose stable ABI the libraries use; pyproject.toml requires it at run time
 CUDA_LIBRARY = "libshape_roi_align_cuda"
-CUDA_ARCHITECTURES = ["8.0", "9.0", "10.0"]  # the last one also as PTX, for what comes after it
+# Every GPU that torch's own wheels serve: 8.0 runs on 8.6 to 8.9, 10.0 on 10.3, 12.0 on 12.1. The
+# last one also as PTX, for what comes after it.
+CUDA_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno"]
 # The vector kernels fuse multiplications and additions. geometry.h does not, under any flag.
 CXX_FLAGS.append("-ffp-contract=fast")
@@ -166,7 +168,10 @@ if TOOLKIT:
         libraries=["torch_cpu", "torch_cuda", "cudart_static", "rt", "dl", "pthread"],
         library_dirs=[str(path) for path in TOOLKIT.home.glob("lib*") if path.is_dir()],
     )
-    cuda_library.define_macros.append(("USE_CUDA", None))
+    cuda_library.define_macros += [
+        ("USE_CUDA", None),
+        ("SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES", f'"{ARCHITECTURES}"'),
+    ]
     extensions.append(cuda_library)
 
 if __name__ == "__main__":

@@ -22,10 +22,17 @@
 #
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels tqdm pycocotools
 #
+# Steps in order: the machine; the build and its registers; the results of every kernel instance
+# (instances), of all else (tests, gradcheck) and of first calls in fresh processes (capture: in a
+# CUDA graph; jit: kernels compiled from PTX; driver: too old; devices: skips with fewer than two);
+# the sanitizers, over every kernel instance; times and ratios to peers; hardware counters.
+#
 # Where a command may take ten minutes, run these one by one with TOTAL_SECONDS=580:
 #
-#   STEPS="machine build ptxas tests"
-#   STEPS="build gradcheck memcheck racecheck"
+#   STEPS="machine build ptxas instances capture driver devices"
+#   STEPS="build tests"
+#   STEPS="build gradcheck jit"
+#   STEPS="build memcheck racecheck"
 #   STEPS="build initcheck synccheck"
 #   STEPS="build bench multiscale kernels ncu"
 #   STEPS="build half deterministic curves"
@@ -41,7 +48,8 @@ packages=$PWD/build/gpu_check_packages # of WHEELS
 # The library is built in place and not installed.
 export PYTHONPATH=$PWD:$packages${PYTHONPATH:+:$PYTHONPATH}
 export SHAPE_ROI_ALIGN_REQUIRE_CUDA=1 SHAPE_ROI_ALIGN_TEST_LARGE=1 PYTHONUNBUFFERED=1
-usual="machine build ptxas tests gradcheck memcheck racecheck initcheck synccheck"
+usual="machine build ptxas instances tests gradcheck capture jit driver devices"
+usual+=" memcheck racecheck initcheck synccheck"
 usual+=" bench half multiscale deterministic curves compiled kernels ncu"
 steps=${STEPS:-$usual}
 for name in $steps; do
@@ -73,7 +81,9 @@ missing_for() { # missing_for STEP: the modules that PYTHON lacks
   case $1 in
     machine) return ;;
     build | ptxas) ;;
-    tests | gradcheck | *check) needed="torch numpy pytest hypothesis torchvision" ;;
+    instances | tests | capture | jit | driver | devices | *check)
+      needed="torch numpy pytest hypothesis torchvision"
+      ;;
     model) needed="torch numpy torchvision tqdm pycocotools PIL" ;;
     *) needed="torch numpy torchvision" ;;
   esac
@@ -126,7 +136,7 @@ build() {
     return
   mkdir -p build
   log=$(mktemp)
-  SHAPE_ROI_ALIGN_CUDA=1 TORCH_CUDA_ARCH_LIST=$architecture \
+  SHAPE_ROI_ALIGN_CUDA=1 TORCH_CUDA_ARCH_LIST=$architecture+PTX \
     NVCC_APPEND_FLAGS="-lineinfo -Xptxas -v" "$python" setup.py build_ext --inplace 2>&1 |
     tee "$log" | grep -v 'ptxas info'
   local status=${PIPESTATUS[0]}
@@ -142,11 +152,17 @@ ptxas() {
   "$python" scripts/ptxas_report.py <"$build_log"
 }
 
-sanitize() { # sanitize TOOL: every named case, forward and backward, in one type
+cuda_tests() { # cuda_tests STEP OPTIONS...
+  local name=$1
+  shift
+  step "$name" "$python" -m pytest -q -m cuda -p no:cacheprovider "$@"
+}
+
+sanitize() { # sanitize TOOL: every instance of every kernel, forward and backward
   step "$1" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 SHAPE_ROI_ALIGN_TEST_LARGE=0 \
     compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
-    "$python" -m pytest -q -x -p no:cacheprovider -m cuda -k "test_operator and f32" \
-    tests/test_forward.py tests/test_gradients.py
+    "$python" -m pytest -q -x -p no:cacheprovider -m cuda -k test_every_instance \
+    tests/test_cuda_instances.py
 }
 
 bench() { # bench STEP SUITE OPTIONS...: FOLDER/STEP.jsonl
@@ -210,9 +226,15 @@ main() {
     "$python" -m torch.utils.collect_env'
   step build bash -c build
   step ptxas bash -c ptxas
-  step tests "$python" -m pytest -q -m cuda -k "not gradcheck" --durations=10 tests \
-    --ignore=tests/examples
-  step gradcheck "$python" -m pytest -q -m cuda -k gradcheck tests --ignore=tests/examples
+  local instances=tests/test_cuda_instances.py fresh=tests/test_cuda_fresh_process.py
+  cuda_tests instances "$instances"
+  cuda_tests tests -k "not gradcheck" --durations=10 tests --ignore=tests/examples \
+    "--ignore=$instances" "--ignore=$fresh"
+  cuda_tests gradcheck -k gradcheck tests --ignore=tests/examples
+  cuda_tests capture -k capture "$fresh"
+  cuda_tests jit -k ptx "$fresh"
+  cuda_tests driver -k driver "$fresh"
+  cuda_tests devices -k "devices or device_of" "$fresh" tests/test_cuda_streams.py
   local tool
   for tool in memcheck racecheck initcheck synccheck; do
     sanitize "$tool"
@@ -225,10 +247,10 @@ main() {
   step curves bash -c curves
   bench compiled roi_align --case p2_7x7 p2_14x14 --dtype float32
   step kernels bash -c kernels
+  step ratios "$python" benchmarks/check_ratios.py --device cuda
   may_fail=1 step ncu bash -c counters
   step model "$python" examples/train_mrrcnn.py --quick --device cuda \
     --output-dir build/gpu_check_model
-  step ratios "$python" benchmarks/check_ratios.py --device cuda
   printf '\n'
   printf '%s\n' "${summary[@]}" "$failures failed"
   return "$failures"

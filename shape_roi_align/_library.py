@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+
+from ._cuda_support import REBUILD, driver_obstacle, driver_version, gpu_obstacle, parse_version
 
 _FOLDER = Path(__file__).parent
 OPERATORS = _FOLDER / "libshape_roi_align.so"
 CUDA_OPERATORS = _FOLDER / "libshape_roi_align_cuda.so"
 
 _MINIMUM_TORCH = (2, 10)
+
+_obstacle: str | None = None  # why there are no CUDA operators, and the fix
+_refusals: torch.library.Library | None = None  # its destructor deregisters
 
 
 def _torch_version() -> tuple[int, int]:
@@ -34,13 +40,44 @@ def _load(library: Path) -> None:
         raise ImportError(
             f"shape_roi_align could not load {library.name}, built for {_built_for()}, under torch "
             f"{torch.__version__} with CUDA {torch.version.cuda}: {error}\n"
-            "Rebuild it for this environment, in the source folder: "
-            "pip install --force-reinstall --no-deps --no-build-isolation ."
+            f"Rebuild it for this environment, in the source folder: {REBUILD}"
         ) from error
 
 
+def _find_obstacle(torch_cuda: str) -> str | None:
+    if not CUDA_OPERATORS.exists():
+        return (
+            "shape_roi_align was built without CUDA kernels. Build them: "
+            "SHAPE_ROI_ALIGN_CUDA=1 pip install --no-build-isolation ."
+        )
+    try:
+        from . import _C
+    except ImportError:  # built for another Python
+        return None
+    if not (built := _C.build_info()["cuda"]):  # the library is of another build
+        return None
+    return driver_obstacle(parse_version(built), driver_version(), parse_version(torch_cuda))
+
+
+def _refuse_cuda(obstacle: str) -> None:
+    """Calls on CUDA tensors raise RuntimeError."""
+    global _refusals
+
+    def refuse(*_: object) -> NoReturn:
+        raise RuntimeError(obstacle)
+
+    _refusals = torch.library.Library("shape_roi_align", "IMPL", "CUDA")
+    for name in ("sa_roi_align", "_sa_roi_align_backward"):
+        _refusals.impl(name, refuse)
+
+
 def load() -> None:
-    """Loads the CPU operators, and the CUDA operators if torch has CUDA and they were built."""
+    """Loads the CPU operators and, if torch has CUDA, the CUDA operators.
+
+    Where these were not built or the driver is too old for them, calls on CUDA tensors raise
+    RuntimeError with the cause and the fix.
+    """
+    global _obstacle
     if _torch_version() < _MINIMUM_TORCH:
         raise ImportError(
             f"shape_roi_align needs torch >= {'.'.join(map(str, _MINIMUM_TORCH))}, "
@@ -52,10 +89,27 @@ def load() -> None:
             "Build it in the source folder: pip install --no-build-isolation ."
         )
     _load(OPERATORS)
-    if torch.version.cuda is not None and CUDA_OPERATORS.exists():
+    if torch.version.cuda is None:
+        return
+    _obstacle = _find_obstacle(torch.version.cuda)
+    if _obstacle is None:
         _load(CUDA_OPERATORS)
+    else:
+        _refuse_cuda(_obstacle)
 
 
 def has_cuda_operators() -> bool:
     """Whether the operators have CUDA kernels in this process."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("shape_roi_align::sa_roi_align", "CUDA")
+    return _obstacle is None and torch._C._dispatch_has_kernel_for_dispatch_key(
+        "shape_roi_align::sa_roi_align", "CUDA"
+    )
+
+
+def cuda_obstacle(device: torch.device) -> str | None:
+    """Why there are no CUDA kernels for ``device``, and the fix; None if no cause is known."""
+    if _obstacle is not None:
+        return _obstacle
+    from . import _C
+
+    architectures = _C.build_info()["cuda_architectures"]
+    return gpu_obstacle(torch.cuda.get_device_capability(device), architectures)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import reference
 from ._arguments import Options, check_arguments
-from ._library import has_cuda_operators
+from ._library import cuda_obstacle
 from ._operators import forward
 from ._validation import batch_index_error
 
@@ -127,11 +127,9 @@ def pool(
 
 
 def _explain_failure(device: str, rois: Tensor, num_images: int) -> Exception | None:
-    if device == "cuda" and not has_cuda_operators():
-        return RuntimeError(
-            "shape_roi_align was built without CUDA kernels. Build them: "
-            "SHAPE_ROI_ALIGN_CUDA=1 pip install --no-build-isolation ."
-        )
+    if device == "cuda":
+        obstacle = cuda_obstacle(rois.device)
+        return None if obstacle is None else RuntimeError(obstacle)
     if device != "cpu":
         return None
     try:

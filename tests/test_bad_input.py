@@ -360,9 +360,9 @@ def test_no_check_is_an_assert_statement() -> None:
         assert not re.search(r"^\s*assert\b", source.read_text(), re.MULTILINE), source.name
 
 
-def test_cuda_tensors_without_cuda_kernels_are_told_how_to_build_them(monkeypatch) -> None:
-    monkeypatch.setattr(shape_roi_align.ops, "has_cuda_operators", lambda: False)
+def test_cuda_tensors_without_cuda_kernels_are_told_the_cause(monkeypatch) -> None:
     explain = shape_roi_align.ops._explain_failure
-    assert "SHAPE_ROI_ALIGN_CUDA=1 pip install" in str(explain("cuda", ROIS, 2))
-    monkeypatch.setattr(shape_roi_align.ops, "has_cuda_operators", lambda: True)
+    monkeypatch.setattr(shape_roi_align.ops, "cuda_obstacle", lambda device: "not built")
+    assert str(explain("cuda", ROIS, 2)) == "not built"
+    monkeypatch.setattr(shape_roi_align.ops, "cuda_obstacle", lambda device: None)
     assert explain("cuda", ROIS, 2) is None

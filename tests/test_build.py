@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import shape_roi_align
-from shape_roi_align import _C, _library
+from shape_roi_align import _C, _cuda_support, _library
 
 ROOT = Path(__file__).resolve().parents[1]
 CPP_PROGRAMS = Path(__file__).with_name("cpp")
@@ -140,6 +140,30 @@ def test_the_toolkit_behind_a_wrapper_script_is_found(monkeypatch, fake_compiler
 def test_default_architectures_are_those_the_compiler_knows(monkeypatch, fake_compiler):
     names = read_decisions(monkeypatch, cuda="1", compiler=fake_compiler("12.4"), torch_cuda="12.8")
     assert names["ARCHITECTURES"] == "8.0;9.0+PTX"
+
+
+def test_gpus_that_torchs_wheel_serves_are_served(monkeypatch, fake_compiler):
+    names = read_decisions(monkeypatch, cuda="0", compiler=fake_compiler())
+    of_torch = re.findall(r"sm_(\d+)(\d)\b", torch._C._cuda_getArchFlags() or "")
+    if not of_torch:
+        pytest.skip("needs a torch with CUDA")
+    for major, minor in of_torch:
+        capability = (int(major), int(minor))
+        if capability >= (7, 5):  # the least that CUDA 13 compiles for
+            binaries = ";".join(names["CUDA_ARCHITECTURES"])
+            assert _cuda_support.is_covered(capability, binaries), capability
+
+
+def test_the_architectures_are_the_same_for_setup_cmake_and_the_readme(monkeypatch, fake_compiler):
+    names = read_decisions(monkeypatch, cuda="0", compiler=fake_compiler())
+    architectures = names["CUDA_ARCHITECTURES"]
+    (cmake,) = re.findall(
+        r"set\(CMAKE_CUDA_ARCHITECTURES (.*)\)", (ROOT / "CMakeLists.txt").read_text()
+    )
+    *binaries, last = [architecture.replace(".", "") for architecture in architectures]
+    assert cmake.split() == [*(f"{binary}-real" for binary in binaries), last]
+    listed = f"{', '.join(architectures[:-1])} and {architectures[-1]}"
+    assert f"compute capability {listed}" in " ".join((ROOT / "README.md").read_text().split())
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,25 @@ def test_scratch_of_the_backward_pass(
             return torch.autograd.grad(out, leaves, grad, retain_graph=True)
 
         copies = 0 if channels_last else grad.numel() * grad.element_size()
-        # maps and boxes are summed in float32 too
+        # maps are summed in float32
         of_maps = leaves[2].numel() * 4
         extra = beyond_results(call, device)
     assert extra <= copies + of_maps + SCRATCH + 4 * ROUNDING
+
+
+@pytest.mark.parametrize("map_dtype", [torch.float32, torch.float16])
+def test_scratch_of_few_boxes_with_large_maps(
+    map_dtype: torch.dtype, dtype: torch.dtype, channels_last: bool, device: torch.device
+) -> None:
+    features, rois, _ = make_leaves(dtype, channels_last, device)
+    rois = rois.detach()[:10].requires_grad_()
+    maps = torch.rand(10, 800, 1333, device=device, dtype=map_dtype, requires_grad=True)
+    out = sa_roi_align(features, rois, maps, BINS, sampling_ratio=SAMPLES)
+    grad = torch.ones_like(out)
+
+    def call() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, (rois, maps), grad, retain_graph=True)
+
+    results = sum(leaf.numel() * leaf.itemsize for leaf in (rois, maps))
+    copies = 0 if channels_last else grad.numel() * grad.element_size()
+    assert beyond_results(call, device) <= copies + max(2**24, results) + 4 * ROUNDING

@@ -79,7 +79,8 @@ def check(tmp_path: Path) -> Check:
 
 SANITIZERS = ["memcheck", "racecheck", "initcheck", "synccheck"]
 BENCHMARKS = ["bench", "half", "multiscale", "deterministic", "curves", "compiled"]
-STEPS = ["machine", "build", "ptxas", "tests", "gradcheck", *SANITIZERS, *BENCHMARKS]
+CORRECTNESS = ["instances", "tests", "gradcheck", "capture", "jit", "driver", "devices"]
+STEPS = ["machine", "build", "ptxas", *CORRECTNESS, *SANITIZERS, *BENCHMARKS]
 STEPS += ["kernels", "ncu"]
 
 
@@ -103,6 +104,38 @@ def test_each_tool_is_asked_for_what_its_step_says(check: Check) -> None:
     for curve in ("boxes", "channels", "bins"):
         assert f"--curve {curve}" in calls
     assert (check.out / "curves.jsonl").read_text().count("a row") == 3
+
+
+def test_correctness_comes_first_then_sanitizers_then_ratios_then_counters(check: Check) -> None:
+    assert check.run(STEPS=" ".join([*reversed(STEPS), "ratios"])) == 0
+    order = list(check.summary())
+    assert order[3 : 3 + len(CORRECTNESS)] == CORRECTNESS
+    last = [order.index(step) for step in (CORRECTNESS[-1], SANITIZERS[-1], "ratios", "ncu")]
+    assert last == sorted(last) and order.index("bench") > order.index(SANITIZERS[-1])
+
+
+def test_the_build_has_ptx_for_the_step_that_compiles_it(check: Check) -> None:
+    (check.tools / "python").write_text(FAKE + "env >>$CALLS\n")
+    assert check.run(STEPS="build") == 0
+    assert "TORCH_CUDA_ARCH_LIST=9.0+PTX" in check.calls.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["instances", "capture", "jit", "driver", "devices"])
+def test_each_step_of_its_own_selects_tests(step: str, check: Check) -> None:
+    assert check.run(STEPS=step) == 0
+    (line,) = re.findall(r"^python -m pytest (.*)$", check.calls.read_text(), re.MULTILINE)
+    chosen = re.search(r"-k (.*?) (?=tests/)", line)  # several words were one argument
+    options = line.replace(chosen[0], "").split() if chosen else line.split()
+    options += ["-k", chosen[1]] if chosen else []
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    least = {"instances": 100, "capture": 2, "jit": 1, "driver": 1, "devices": 3}[step]
+    assert run.stdout.count("::test_") >= least, run.stdout + run.stderr
 
 
 @pytest.mark.slow
@@ -130,7 +163,7 @@ def test_failures_are_counted_and_the_other_steps_still_run(check: Check) -> Non
     assert check.run(FAIL="--tool racecheck") == 1
     assert check.summary()["racecheck"] == "FAILED, exit 3"
     assert check.summary()["curves"] == "passed" and len(check.summary()) == len(STEPS)
-    assert check.run(FAIL="-m pytest") == 6  # tests, gradcheck and four sanitizers
+    assert check.run(FAIL="-m pytest") == len(CORRECTNESS + SANITIZERS)
     assert check.run(FAIL="setup.py", STEPS="build tests") == 1
     assert check.run(FAIL="--curve channels", STEPS="curves") == 1
 
@@ -160,7 +193,7 @@ def test_a_missing_module_fails_the_steps_that_need_it_and_is_named(check: Check
     ]
     assert outcomes["bench"] == "NOT STARTED: no module torchvision; WHEELS can bring it"
     assert check.run(MISSING="tqdm", STEPS="bench kernels ncu model") == 1
-    assert check.run(MISSING="hypothesis", STEPS="tests gradcheck racecheck ptxas half") == 3
+    assert check.run(MISSING="hypothesis", STEPS="tests jit gradcheck racecheck ptxas half") == 4
     assert check.run(MISSING="pybind11", STEPS="build") == 1
     assert check.run(MISSING="pycocotools PIL", STEPS="compiled model ratios") == 1
     assert "NOT STARTED: no module pycocotools PIL" in check.summary()["model"]

@@ -5,10 +5,11 @@
 #include <cuda_runtime.h>
 
 #include "cuda/launch.h"
+#include "cuda/launch_map_and_box_gradient.h"
 
 namespace shape_roi_align::cuda {
 
-// Contracts: launch.h.
+// Contracts: launch.h and launch_map_and_box_gradient.h.
 void forward_on(cudaStream_t stream, const Params& params, const PooledTensor& output);
 
 void feature_gradient_on(
@@ -16,7 +17,7 @@ void feature_gradient_on(
     const FeatureGradients& gradients, void* boxes, void* images, void* bits);
 
 void map_and_box_gradient_on(
-    cudaStream_t stream, const Params& params, const PooledTensor& grad, void* grad_prob_maps,
-    void* grad_rois);
+    cudaStream_t stream, const Params& params, const PooledTensor& grad,
+    const MapAndBoxGradients& gradients, void* scratch);
 
 }  // namespace shape_roi_align::cuda

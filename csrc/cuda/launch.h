@@ -1,5 +1,5 @@
-// The three jobs of the CUDA operators: which kernels run with how many threads, chosen by shapes
-// and strides alone.
+// The jobs of the CUDA operators: which kernels run with how many threads, chosen by shapes and
+// strides alone. The gradients of maps and boxes: launch_map_and_box_gradient.h.
 //
 // A Launcher has operator()(kernel, blocks, threads, arguments...). The tests run the same
 // configuration on the host.
@@ -11,7 +11,6 @@
 
 #include "cuda/feature_gradient.cuh"
 #include "cuda/forward.cuh"
-#include "cuda/map_and_box_gradient.cuh"
 
 namespace shape_roi_align::cuda {
 
@@ -22,6 +21,8 @@ struct LaunchOptions {
   int64_t blocks = kMaxBlocks;    // of a grid, at most
   // Fewer boxes than this are divided among blocks. Some four per multiprocessor of large GPUs.
   int64_t wanted_blocks = 512;
+  // Bytes of scratch, at most, where the gradients asked for are not larger.
+  int64_t scratch = 16 << 20;
 };
 
 constexpr int64_t num_bins(const Params& params) {
@@ -116,15 +117,17 @@ bool is_vectorizable(const Params& params, const PooledTensor& pooled) {
          allows_vectors(pooled, kWidth) && allow_vectors(params.levels, params.num_levels, kWidth);
 }
 
-// Divides boxes among blocks where they are few.
+// Divides boxes among blocks where they are few, into most_shares at most.
 inline BoxGrid make_box_grid(
-    const Params& params, int64_t slab_channels, const LaunchOptions& options) {
+    const Params& params, int64_t slab_channels, const LaunchOptions& options,
+    int64_t most_shares = kMaxBlocks) {
   BoxGrid grid;
   grid.num_rois = params.num_rois;
   grid.slab_channels = slab_channels;
   grid.slabs = ceil_div(params.channels, slab_channels);
   const int64_t blocks = std::max<int64_t>(1, grid.num_rois * grid.slabs);
-  const int64_t shares = std::clamp<int64_t>(options.wanted_blocks / blocks, 1, num_bins(params));
+  const int64_t shares = std::clamp<int64_t>(
+      std::min(options.wanted_blocks / blocks, most_shares), 1, num_bins(params));
   grid.max_bins = static_cast<int32_t>(ceil_div(num_bins(params), shares));
   grid.shares = static_cast<int32_t>(shares);
   return grid;
@@ -256,45 +259,6 @@ void feature_gradient(
           gather_feature_gradient_kernel<feature_t, coord_t, width>, std::min(size, options.blocks),
           options.threads, params, grad, gradients, tiles, of_boxes, of_tiles, of_images, size);
     });
-  });
-}
-
-// Whether map_and_box_gradient is faster with channels innermost in grad.
-inline bool prefers_channels_innermost(const Params& params) {
-  return reads_channels_in_lanes(params);
-}
-
-// Number of partial gradients that map_and_box_gradient computes; the caller adds them up.
-inline int32_t map_and_box_shares(const Params& params, const LaunchOptions& options) {
-  return make_box_grid(params, std::max<int64_t>(1, params.channels), options).shares;
-}
-
-// grad_prob_maps: [shares, K, Mh, Mw], zeroed, or null. grad_rois: [shares, K, 5] or
-// null. Both of coordinate_type(params).
-template <typename Launcher>
-void map_and_box_gradient(
-    const Params& params, const PooledTensor& grad, void* grad_prob_maps, void* grad_rois,
-    const LaunchOptions& options, Launcher launch) {
-  if (params.num_rois == 0) {
-    return;
-  }
-  BoxGrid grid = make_box_grid(params, std::max<int64_t>(1, params.channels), options);
-  grid.slabs = 1;
-  const bool channels_in_lanes = reads_channels_in_lanes(params) && grad.channel_stride == 1;
-  const int64_t blocks = std::min(grid.size(), options.blocks);
-  dispatch(params, [&](auto feature, auto coordinate) {
-    using feature_t = decltype(feature);
-    using coord_t = decltype(coordinate);
-    const auto run = [&](auto width) {
-      launch(
-          map_and_box_gradient_kernel<feature_t, coord_t, width>, blocks, options.threads, params,
-          grad, grid, static_cast<coord_t*>(grad_prob_maps), static_cast<coord_t*>(grad_rois));
-    };
-    if (channels_in_lanes) {
-      dispatch_width<feature_t, coord_t>(is_vectorizable<feature_t>(params, grad), run);
-    } else {
-      run(std::integral_constant<int32_t, 0>{});
-    }
   });
 }
 

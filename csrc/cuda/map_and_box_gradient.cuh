@@ -8,6 +8,7 @@
 #pragma once
 
 #include "cuda/patch_taps.cuh"
+#include "cuda/shares.cuh"
 
 namespace shape_roi_align::cuda {
 
@@ -188,12 +189,12 @@ __device__ Range<int32_t> samples_reading_prob_map(
   return samples;
 }
 
-// Adds the values of a patch's samples to the cells of the box's grad_prob_map. A thread owns a
-// cell.
+// Adds the values of a patch's samples to the cells [first_cell, first_cell + num_cells) of the
+// box's grad_prob_map: [num_cells]. A thread owns a cell.
 template <typename T>
 __device__ void add_to_prob_map(
     const Patch& patch, const PatchTables<T>& tables, int32_t prob_map_width, const T* values,
-    T* grad_prob_map) {
+    int64_t first_cell, int64_t num_cells, T* grad_prob_map) {
   if (patch.y.size() == 0 || patch.x.size() == 0) {
     return;
   }
@@ -205,6 +206,10 @@ __device__ void add_to_prob_map(
   for (int64_t cell = threadIdx.x; cell < rows * columns; cell += blockDim.x) {
     const int32_t row = first_row + static_cast<int32_t>(cell / columns);
     const int32_t column = first_column + static_cast<int32_t>(cell % columns);
+    const int64_t at = int64_t(row) * prob_map_width + column - first_cell;
+    if (at < 0 || at >= num_cells) {
+      continue;
+    }
     const Range<int32_t> ys = samples_reading_prob_map(tables.y, patch.y, row);
     const Range<int32_t> xs = samples_reading_prob_map(tables.x, patch.x, column);
     T sum = T(0);
@@ -217,18 +222,18 @@ __device__ void add_to_prob_map(
       }
       sum += weight_at(tables.y.prob_map[i], row) * along_row;
     }
-    grad_prob_map[int64_t(row) * prob_map_width + column] += sum;
+    grad_prob_map[at] += sum;
   }
 }
 
-// Each share of a box has gradients of its own. grad_prob_maps: [shares, K, Mh, Mw],
-// zeroed, or null. grad_rois: [shares, K, 5], every element is written, or null. width: of vectors
-// of channels, which are innermost in features and grad; 0: any layout.
+// Writes every element of the shares' gradients. width: of vectors of channels, which are innermost
+// in features and grad; 0: any layout.
 template <typename feature_t, typename coord_t, int32_t width>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
     map_and_box_gradient_kernel(
         const __grid_constant__ Params params, const __grid_constant__ PooledTensor grad,
-        const __grid_constant__ BoxGrid grid, coord_t* grad_prob_maps, coord_t* grad_rois) {
+        const __grid_constant__ BoxGrid grid,
+        const __grid_constant__ ShareGradients<coord_t> gradients) {
   using acc_t = accumulate_t<feature_t>;
   __shared__ Box<coord_t> box;
   __shared__ PatchPlan plan;
@@ -248,6 +253,14 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
     const feature_t* of_box =
         static_cast<const feature_t*>(grad.data) + box.index * grad.box_stride;
     const int64_t to = grid.share(i) * params.num_rois + box.index;
+    coord_t* const grad_prob_map =
+        gradients.prob_maps == nullptr ? nullptr : gradients.prob_maps + to * gradients.cells;
+    if (grad_prob_map != nullptr) {  // barriers of the first patch are before the first sum
+#pragma unroll 1
+      for (int64_t cell = threadIdx.x; cell < gradients.cells; cell += blockDim.x) {
+        grad_prob_map[cell] = coord_t(0);
+      }
+    }
     BoxGradient<coord_t> box_gradient{};
     for (int32_t group = grid.share(i); group < groups.count(); group += grid.shares) {
       groups.for_each_patch(group, [&](const Patch& patch, bool, bool) {
@@ -270,18 +283,18 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
         __syncthreads();
         differentiate_samples(
             geometry, patch, plan.taps_per_bin(), tables, products, values, box_gradient);
-        if (grad_prob_maps != nullptr) {
+        if (grad_prob_map != nullptr) {
           __syncthreads();
           add_to_prob_map(
-              patch, tables, params.prob_map_width, values,
-              grad_prob_maps + to * params.prob_map_height * params.prob_map_width);
+              patch, tables, params.prob_map_width, values, gradients.first_cell, gradients.cells,
+              grad_prob_map);
         }
       });
     }
-    if (grad_rois != nullptr) {
+    if (gradients.rois != nullptr) {
       box_gradient.sum_over_block(of_warps);
       if (threadIdx.x == 0) {
-        box_gradient.store(geometry, coord_t(feature_map.spatial_scale), grad_rois + 5 * to);
+        box_gradient.store(geometry, coord_t(feature_map.spatial_scale), gradients.rois + 5 * to);
       }
     }
     __syncthreads();

@@ -1,6 +1,7 @@
 // The operators on CUDA tensors.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
 
 #include <cstdint>
 #include <utility>
@@ -18,11 +19,6 @@ cudaStream_t current_stream(const Tensor& tensor) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   return static_cast<cudaStream_t>(stream);
-}
-
-torch::headeronly::ScalarType torch_type(ScalarType type) {
-  return type == ScalarType::kDouble ? torch::headeronly::ScalarType::Double
-                                     : torch::headeronly::ScalarType::Float;
 }
 
 void check_counts(const Params& params) {
@@ -52,46 +48,43 @@ std::vector<Tensor> feature_gradients(const BackwardCall& call, const Tensor& gr
   const cuda::FeatureGradientScratch scratch(call.params, gradients, cuda::LaunchOptions{});
   // The boxes too: kernels write their members and copy them whole, and compute-sanitizer's
   // initcheck would report the padding.
-  const Tensor zeroed = zeros({scratch.boxes + scratch.images + scratch.bits}, Byte, grad);
+  const int64_t bytes = scratch.boxes + scratch.images + scratch.bits;
+  const Tensor zeroed = empty({bytes}, Byte, grad);
   char* const boxes = static_cast<char*>(zeroed.data_ptr());
+  const cudaStream_t stream = current_stream(grad);
+  if (bytes > 0) {
+    STD_CUDA_CHECK(cudaMemsetAsync(boxes, 0, bytes, stream));
+  }
   char* const images = boxes + scratch.boxes;
   cuda::feature_gradient_on(
-      current_stream(grad), call.params, to_pooled_tensor(grad), gradients, boxes, images,
+      stream, call.params, to_pooled_tensor(grad), gradients, boxes, images,
       images + scratch.images);
   return tensors;
 }
 
-// grad: of the call, in either layout.
+// Of prob_maps and rois. grad: of the call, in either layout.
 std::pair<Tensor, Tensor> map_and_box_gradients(const BackwardCall& call, const Tensor& grad) {
-  const Params& params = call.params;
-  const auto type = torch_type(cuda::coordinate_type(params));
-  const int64_t shares = cuda::map_and_box_shares(params, cuda::LaunchOptions{});
+  using torch::headeronly::ScalarType::Byte;
   const bool wants_prob_maps = call.wants_prob_maps();
   const bool wants_rois = call.wants_rois();
-  const auto with_shares = [&](const Tensor& like) {
-    std::vector<int64_t> size = size_of(like);
-    size.insert(size.begin(), shares);
-    return size;
+  const auto empty_gradient = [&](bool is_wanted, const Tensor& of) {
+    const auto type = of.scalar_type();
+    return is_wanted ? empty(size_of(of), type, grad) : no_gradient(type, grad);
   };
   Tensor of_prob_maps =
-      wants_prob_maps ? zeros(with_shares(*call.prob_maps), type, grad) : no_gradient(type, grad);
-  Tensor of_rois = wants_rois ? empty(with_shares(call.rois), type, grad) : no_gradient(type, grad);
+      empty_gradient(wants_prob_maps, call.prob_maps.has_value() ? *call.prob_maps : call.rois);
+  Tensor of_rois = empty_gradient(wants_rois, call.rois);
   if (wants_prob_maps || wants_rois) {
+    const cuda::MapAndBoxScratch sizes(
+        call.params, wants_prob_maps, wants_rois, cuda::LaunchOptions{});
+    const Tensor scratch = empty({sizes.bytes()}, Byte, grad);
     cuda::map_and_box_gradient_on(
-        current_stream(grad), params, to_pooled_tensor(grad),
-        wants_prob_maps ? of_prob_maps.data_ptr() : nullptr,
-        wants_rois ? of_rois.data_ptr() : nullptr);
+        current_stream(grad), call.params, to_pooled_tensor(grad),
+        {wants_prob_maps ? of_prob_maps.data_ptr() : nullptr,
+         wants_rois ? of_rois.data_ptr() : nullptr},
+        scratch.data_ptr());
   }
-  const auto add_shares = [&](const Tensor& of_shares, bool is_wanted, const Tensor& like) {
-    const Tensor sum = !is_wanted    ? of_shares
-                       : shares == 1 ? torch::stable::select(of_shares, 0, 0)
-                                     : torch::stable::sum(of_shares, {{0}});
-    return torch::stable::to(sum, like.scalar_type());
-  };
-  return {
-      call.prob_maps.has_value() ? add_shares(of_prob_maps, wants_prob_maps, *call.prob_maps)
-                                 : of_prob_maps,
-      add_shares(of_rois, wants_rois, call.rois)};
+  return {of_prob_maps, of_rois};
 }
 
 Gradients backward_cuda(const BackwardCall& call) {

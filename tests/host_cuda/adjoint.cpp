@@ -5,7 +5,7 @@
 #include "contracted.h"
 #include "cuda_on_host.h"
 
-#include "cuda/launch.h"
+#include "cuda/launch_map_and_box_gradient.h"
 
 #include <cmath>
 #include <cstdio>
@@ -182,7 +182,7 @@ int64_t count_unequal(const Setting& setting, const std::vector<T>& rois) {
       tiles, boxes.data(), bits.data(), images.data(), size);
   launch(
       cuda::map_and_box_gradient_kernel<float, Coordinate, 0>, grid.size(), params, of_grad, grid,
-      grad_maps.data(), static_cast<Coordinate*>(nullptr));
+      cuda::ShareGradients<Coordinate>{grad_maps.data(), nullptr, 0, kMapSize * kMapSize});
 
   int64_t unequal = 0;
   for (int64_t image = 0; image < kImages; ++image) {

@@ -47,10 +47,7 @@ class Variant:
     order: str = "ascending"
     wanted_blocks: int = 1  # with fewer boxes, several blocks share each box
     far_factor: int = 1  # multiplies every stride other than 1
-
-    @property
-    def coordinate_dtype(self) -> torch.dtype:
-        return F64 if F64 in (self.dtype, self.box_dtype) else F32
+    scratch: int = 16 << 20  # bytes, where the gradients asked for are not larger
 
 
 @cache
@@ -158,7 +155,8 @@ class Job:
     def pack(self) -> bytes:
         call, variant, to = self.call, self.variant, JobWriter()
         to.array(f"{self.case.name}: {variant}".encode())
-        to.integers(variant.threads, variant.blocks, variant.wanted_blocks, variant.far_factor)
+        to.integers(variant.threads, variant.blocks, variant.wanted_blocks, variant.scratch)
+        to.integers(variant.far_factor)
         to.integers(ORDERS.index(variant.order), len(call.inputs))
         to.integers(*call.inputs[0].shape[:2], len(call.rois))
         to.integers(*map(SCALAR_TYPES.index, (variant.dtype, variant.box_dtype, variant.map_dtype)))
@@ -189,9 +187,9 @@ class Job:
             if self.asked[level]:
                 tensors[f"features {level}"] = self.result_like(x, variant.dtype)
         if of_maps and call.prob_maps is not None:
-            tensors["maps"] = torch.empty(call.prob_maps.shape, dtype=variant.coordinate_dtype)
+            tensors["maps"] = torch.empty(call.prob_maps.shape, dtype=variant.map_dtype)
         if of_rois:
-            tensors["boxes"] = torch.empty(call.rois.shape, dtype=variant.coordinate_dtype)
+            tensors["boxes"] = torch.empty(call.rois.shape, dtype=variant.box_dtype)
         return tensors
 
     def expected(self, name: str) -> np.ndarray:
@@ -208,7 +206,7 @@ class Job:
         computed_in = F64 if self.variant.dtype == self.variant.box_dtype == F64 else F32
         for name, got in results.items():
             want = self.expected(name)
-            precision = got.dtype if got.dtype in (F16, BF16) else computed_in
+            precision = computed_in if got.dtype == F64 else got.dtype
             magnitude = 1.0 if name == "output" else max(1.0, np.abs(want).max(initial=0))
             what = f"{self.variant}: {name}"
             assert_matches(got, want, precision, magnitude=magnitude, what=what)
@@ -236,3 +234,15 @@ def run_and_watch(
         data = data[size:]
     assert not data
     return results, set(process.stdout.splitlines())
+
+
+def kernels_launched_by(program: Path, jobs: Sequence[Job], folder: Path) -> set[str]:
+    """The kernels that launch.h launches for the jobs; none is run."""
+    jobs_file = folder / "jobs"
+    with jobs_file.open("wb") as file:
+        file.write(struct.pack("q", len(jobs)))
+        for job in jobs:
+            file.write(job.pack())
+    process = subprocess.run([program, jobs_file], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return set(process.stdout.splitlines())

@@ -1,9 +1,9 @@
-// Runs the CUDA kernels on the host, as launch.h configures them. usage: runner JOBS RESULTS;
-// jobs.py writes and reads. Prints the names of the kernels that were launched; without arguments,
-// those of all kernels that launch.h can launch.
+// Runs the CUDA kernels on the host, as launch.h configures them. usage: runner JOBS [RESULTS];
+// jobs.py writes and reads. Prints the names of the kernels that were launched; without RESULTS,
+// of those that would be; without arguments, of all kernels that launch.h can launch.
 #include "cuda_on_host.h"
 
-#include "cuda/launch.h"
+#include "cuda/launch_map_and_box_gradient.h"
 
 #include <cstring>
 #include <list>
@@ -91,27 +91,20 @@ class File {
 
 struct HostLauncher {
   std::set<const void*>& launched;
+  bool runs;
 
   template <typename Kernel, typename... Arguments>
   void operator()(
       Kernel kernel, int64_t blocks, int32_t threads, const Arguments&... arguments) const {
     launched.insert(reinterpret_cast<const void*>(kernel));
+    if (!runs) {
+      return;
+    }
     cuda_on_host::launch({static_cast<unsigned>(blocks)}, {static_cast<unsigned>(threads)}, [&] {
       kernel(arguments...);
     });
   }
 };
-
-size_t size_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::kDouble:
-      return 8;
-    case ScalarType::kFloat:
-      return 4;
-    default:
-      return 2;
-  }
-}
 
 class Job {
  public:
@@ -121,6 +114,7 @@ class Job {
     options_.threads = file.read_int();
     options_.blocks = file.read_int();
     options_.wanted_blocks = file.read_int();
+    options_.scratch = file.read<int64_t>();
     far_factor_ = file.read<int64_t>();
     cuda_on_host::order = static_cast<cuda_on_host::Order>(file.read_int());
     params_.num_levels = file.read_int();
@@ -166,7 +160,7 @@ class Job {
   // Writes the output, the gradients of the levels, of the maps and of the boxes that are asked
   // for.
   void run(File& results, const HostLauncher& launch) {
-    const size_t feature_size = size_of(params_.feature_type);
+    const size_t feature_size = cuda::bytes_of(params_.feature_type);
     const int64_t pooled_elements = params_.num_rois * params_.channels * cuda::num_bins(params_);
     Array output(pooled_elements * feature_size);
     output_.data = output.data();
@@ -191,19 +185,19 @@ class Job {
       }
     }
 
-    const int64_t shares = cuda::map_and_box_shares(params_, options_);
+    const cuda::MapAndBoxScratch sizes(params_, asks_maps_, asks_rois_, options_);
     const int64_t map_cells = params_.num_rois * params_.prob_map_height * params_.prob_map_width;
-    const size_t coordinate_size = size_of(cuda::coordinate_type(params_));
-    Array of_maps = zeroed(asks_maps_ ? shares * map_cells * coordinate_size : 0);
-    Array of_rois(asks_rois_ ? shares * params_.num_rois * 5 * coordinate_size : 0);
+    Array of_maps(asks_maps_ ? map_cells * cuda::bytes_of(params_.prob_map_type) : 0);
+    Array of_rois(asks_rois_ ? params_.num_rois * 5 * cuda::bytes_of(params_.roi_type) : 0);
+    Array partial(sizes.bytes());
     if (asks_maps_ || asks_rois_) {
       cuda::map_and_box_gradient(
           params_, cuda::prefers_channels_innermost(params_) ? grad_by_channels_ : grad_,
-          asks_maps_ ? of_maps.data() : nullptr, asks_rois_ ? of_rois.data() : nullptr, options_,
-          launch);
+          {asks_maps_ ? of_maps.data() : nullptr, asks_rois_ ? of_rois.data() : nullptr},
+          partial.data(), options_, launch);
     }
-    write_sum(results, of_maps, shares);
-    write_sum(results, of_rois, shares);
+    results.write(of_maps);
+    results.write(of_rois);
   }
 
  private:
@@ -227,8 +221,8 @@ class Job {
     if (far_factor_ > 1 && map.data != nullptr) {
       const cuda_on_host::Four strides{
           outermost_stride, map.channel_stride, map.row_stride, map.column_stride};
-      const auto& far =
-          far_.emplace_back(map.data, sizes, strides, far_factor_, size_of(params_.feature_type));
+      const auto& far = far_.emplace_back(
+          map.data, sizes, strides, far_factor_, cuda::bytes_of(params_.feature_type));
       map.data = far.data();
       outermost_stride = far.strides()[0];
       map.channel_stride = far.strides()[1];
@@ -257,29 +251,10 @@ class Job {
     return array;
   }
 
-  // The sum over the first of its dimensions, of size `shares`.
-  void write_sum(File& results, Array& array, int64_t shares) const {
-    if (cuda::coordinate_type(params_) == ScalarType::kDouble) {
-      write_sum_of<double>(results, array, shares);
-    } else {
-      write_sum_of<float>(results, array, shares);
-    }
-  }
-
-  template <typename T>
-  static void write_sum_of(File& results, Array& array, int64_t shares) {
-    const size_t size = array.bytes() / sizeof(T) / shares;
-    Array sum = zeroed(size * sizeof(T));
-    for (size_t i = 0; i < size * shares; ++i) {
-      static_cast<T*>(sum.data())[i % size] += static_cast<T*>(array.data())[i];
-    }
-    results.write(sum);
-  }
-
   // int64: elements of params_.feature_type to skip; then as read_pointer.
   void* read_elements(File& file) {
     const int64_t skipped = file.read<int64_t>();
-    return static_cast<char*>(read_pointer(file)) + skipped * size_of(params_.feature_type);
+    return static_cast<char*>(read_pointer(file)) + skipped * cuda::bytes_of(params_.feature_type);
   }
 
   // int64: whether there is an array; then the array.
@@ -343,17 +318,18 @@ int main(int argc, char** argv) {
     }
     return 0;
   }
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: %s JOBS RESULTS\n", argv[0]);
+  if (argc > 3) {
+    std::fprintf(stderr, "usage: %s JOBS [RESULTS]\n", argv[0]);
     return 2;
   }
+  const bool runs = argc == 3;
   File jobs(argv[1], "rb");
-  File results(argv[2], "wb");
+  File results(runs ? argv[2] : "/dev/null", "wb");
   std::set<const void*> launched;
   for (int64_t left = jobs.read<int64_t>(); left > 0; --left) {
     Job job(jobs);
     std::fprintf(stderr, "%s\n", job.name().c_str());
-    job.run(results, HostLauncher{launched});
+    job.run(results, HostLauncher{launched, runs});
   }
   for (const void* kernel : launched) {
     std::puts(kernels.at(kernel).c_str());

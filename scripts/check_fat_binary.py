@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Checks that a wheel's CUDA library has kernels for exactly the architectures it was built for.
+
+    python scripts/check_fat_binary.py dist/shape_roi_align-0.1.0-cp311-cp311-linux_x86_64.whl
+
+Wanted are those of --architectures, else of TORCH_CUDA_ARCH_LIST, else of setup.py. Needs
+cuobjdump: of a CUDA toolkit, or of triton, which comes with torch. Exit status 1: machine code or
+PTX is missing, in some modules or in all, or is there and not wanted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = "shape_roi_align/libshape_roi_align_cuda.so"
+
+
+def default_architectures() -> str:
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CUDA_ARCHITECTURES":
+            return ";".join(ast.literal_eval(node.value)) + "+PTX"
+    sys.exit("setup.py has no CUDA_ARCHITECTURES")
+
+
+def find_cuobjdump() -> str:
+    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")]
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)])
+    return shutil.which("cuobjdump", path=path) or sys.exit(
+        "needs cuobjdump on PATH or in CUDA_HOME"
+    )
+
+
+def parse_listing(listing: str) -> dict[str, Counter[str]]:
+    """Modules of each architecture, ``{"cubin": {"sm_90": 4}, "ptx": {}}``, in the output of
+    ``cuobjdump --list-elf --list-ptx``."""
+    found: dict[str, Counter[str]] = {"cubin": Counter(), "ptx": Counter()}
+    for architecture, kind in re.findall(r"\.(sm_\w+)\.(cubin|ptx)\s*$", listing, re.MULTILINE):
+        found[kind][architecture] += 1
+    return found
+
+
+def differences(wanted: str, found: dict[str, Counter[str]]) -> Iterator[str]:
+    """wanted: as in ``TORCH_CUDA_ARCH_LIST``."""
+    chosen = re.split(r"[;\s]+", wanted.strip())
+    names = {each: "sm_" + each.removesuffix("+PTX").replace(".", "") for each in chosen}
+    expected = {
+        "cubin": set(names.values()),
+        "ptx": {name for each, name in names.items() if each.endswith("+PTX")},
+    }
+    modules = max([*found["cubin"].values(), *found["ptx"].values()], default=0)
+    for kind, words in (("cubin", "machine code"), ("ptx", "PTX")):
+        for name in sorted(expected[kind]):
+            if found[kind][name] == 0:
+                yield f"no {words} for {name}"
+            elif found[kind][name] < modules:
+                yield f"{words} for {name} in {found[kind][name]} of {modules} modules"
+        for name in sorted(set(found[kind]) - expected[kind]):
+            yield f"{words} for {name}, which is not wanted"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("wheel", type=Path)
+    parser.add_argument("--architectures", metavar="LIST", help='such as "8.0;9.0+PTX"')
+    options = parser.parse_args()
+    wanted = (
+        options.architectures or os.environ.get("TORCH_CUDA_ARCH_LIST") or default_architectures()
+    )
+    with zipfile.ZipFile(options.wheel) as wheel, tempfile.TemporaryDirectory() as folder:
+        if LIBRARY not in wheel.namelist():
+            print(f"{options.wheel.name} has no CUDA library")
+            return int(os.environ.get("SHAPE_ROI_ALIGN_CUDA") != "0")
+        library = wheel.extract(LIBRARY, folder)
+        size = Path(library).stat().st_size
+        command = [find_cuobjdump(), "--list-elf", "--list-ptx", library]
+        listing = subprocess.run(command, capture_output=True, text=True).stdout
+    found = list(differences(wanted, parse_listing(listing)))
+    for difference in found:
+        print(f"{options.wheel.name}: {difference}", file=sys.stderr)
+    if not found:
+        print(f"{options.wheel.name}: kernels for {wanted}, {size / 1e6:.1f} MB")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
