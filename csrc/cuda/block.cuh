@@ -19,10 +19,14 @@ constexpr int32_t kFewBlocks = 2;   // 128 registers
 template <typename coord_t, int32_t blocks>
 constexpr int32_t kMinBlocks = sizeof(coord_t) == sizeof(double) ? blocks - 1 : blocks;
 
-// Loads of kChannelsPerLane channels that a lane issues before it uses the first.
+// Loads of kChannelsPerLane converted channels that a lane issues before it uses the first.
 template <typename T, int32_t blocks>
 constexpr int32_t kLoadsInFlight = blocks == kManyBlocks ? (sizeof(T) == sizeof(double) ? 1 : 2)
                                                          : (sizeof(T) == sizeof(double) ? 2 : 4);
+
+// Registers for channels that a lane loads before it uses the first.
+template <int32_t blocks>
+constexpr int32_t kLoadRegisters = blocks == kManyBlocks ? 16 : 32;
 
 constexpr int32_t kChannelsPerWarp = kWarp * kChannelsPerLane;
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -41,12 +45,23 @@ __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 template <typename index_t>
-__host__ __device__ index_t least(index_t a, std::type_identity_t<index_t> b) {
+__host__ __device__ constexpr index_t least(index_t a, std::type_identity_t<index_t> b) {
   return a < b ? a : b;
 }
 template <typename index_t>
-__host__ __device__ index_t most(index_t a, std::type_identity_t<index_t> b) {
+__host__ __device__ constexpr index_t most(index_t a, std::type_identity_t<index_t> b) {
   return a > b ? a : b;
+}
+
+// Sum over the lanes of a team up to and with this one; teams are `lanes` neighbours, a power of 2.
+// Called by whole warps.
+__device__ inline int32_t sum_up_to_lane(int32_t value, int32_t lanes) {
+#pragma unroll
+  for (int32_t distance = 1; distance < lanes; distance *= 2) {
+    const int32_t before = __shfl_up_sync(kAllLanes, value, distance);
+    value += lane_index() % lanes >= distance ? before : 0;
+  }
+  return value;
 }
 
 // A lane's part of kChannelsPerWarp channels that are adjacent in memory: vectors of `width`
@@ -75,10 +90,44 @@ struct LaneChannels {
     }
   }
 
+  // The lane's channels of one pixel. Those that do not exist stay as they are made: 0.
+  template <typename T>
+  struct Pixel {
+    Vector<width, T> vectors[kVectors] = {};
+
+    __device__ void add_to(accumulate_t<T>* sum, accumulate_t<T> weight) const {
+#pragma unroll
+      for (int32_t i = 0; i < kVectors; ++i) {
+        accumulate_t<T> values[width];
+        vectors[i].convert(values);
+#pragma unroll
+        for (int32_t c = 0; c < width; ++c) {
+          sum[i * width + c] += weight * values[c];
+        }
+      }
+    }
+  };
+
+  // Pixels that fit into the registers of loads in flight: an element of 2 bytes takes a register,
+  // two in a vector half of one each.
+  template <typename T, int32_t blocks>
+  static constexpr int32_t kInFlight =
+      kLoadRegisters<blocks> * sizeof(float) /
+      (kChannelsPerLane * (width == 1 && sizeof(T) < sizeof(float) ? sizeof(float) : sizeof(T)));
+
+  template <typename T>
+  __device__ void load(const T* from, Pixel<T>& to) const {
+    for_each([&](int32_t i, int32_t offset) { to.vectors[i / width].load(from + offset); });
+  }
+
   // Does not change `to` for channels that do not exist.
   template <typename T>
   __device__ void load(const T* from, accumulate_t<T>* to) const {
-    for_each([&](int32_t i, int32_t offset) { load_vector<width>(from + offset, to + i); });
+    for_each([&](int32_t i, int32_t offset) {
+      Vector<width, T> vector;
+      vector.load(from + offset);
+      vector.convert(to + i);
+    });
   }
 
   template <typename T>
@@ -86,14 +135,6 @@ struct LaneChannels {
     for_each([&](int32_t i, int32_t offset) { store_vector<width>(from + i, to + offset); });
   }
 };
-
-template <typename acc_t>
-__device__ void add_scaled(acc_t weight, const acc_t* values, acc_t* sum) {
-#pragma unroll
-  for (int32_t c = 0; c < kChannelsPerLane; ++c) {
-    sum[c] += weight * values[c];
-  }
-}
 
 // Sums each of kChannelsPerLane values over a team of lanes, 8 or all 32 of a warp. Lane i returns
 // the total of value i % 8. Called by whole warps; destroys `values`.

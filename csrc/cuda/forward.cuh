@@ -10,24 +10,24 @@ template <int32_t width, typename feature_t, typename acc_t>
 __device__ void add_taps(
     const LaneChannels<width>& channels, const feature_t* from, const Tap<acc_t>* taps,
     int32_t count, int32_t part, int32_t parts, acc_t* sum) {
-  constexpr int32_t kInFlight = kLoadsInFlight<feature_t, kManyBlocks>;
-  acc_t values[kInFlight][kChannelsPerLane] = {};
+  constexpr int32_t kInFlight = LaneChannels<width>::template kInFlight<feature_t, kManyBlocks>;
+  typename LaneChannels<width>::template Pixel<feature_t> pixels[kInFlight];
   int32_t tap = part;
 #pragma unroll 1
   for (; tap + (kInFlight - 1) * parts < count; tap += kInFlight * parts) {
 #pragma unroll
     for (int32_t i = 0; i < kInFlight; ++i) {
-      channels.load(from + taps[tap + i * parts].offset, values[i]);
+      channels.load(from + taps[tap + i * parts].offset, pixels[i]);
     }
 #pragma unroll
     for (int32_t i = 0; i < kInFlight; ++i) {
-      add_scaled(taps[tap + i * parts].weight, values[i], sum);
+      pixels[i].add_to(sum, taps[tap + i * parts].weight);
     }
   }
 #pragma unroll 1
   for (; tap < count; tap += parts) {
-    channels.load(from + taps[tap].offset, values[0]);
-    add_scaled(taps[tap].weight, values[0], sum);
+    channels.load(from + taps[tap].offset, pixels[0]);
+    pixels[0].add_to(sum, taps[tap].weight);
   }
 }
 

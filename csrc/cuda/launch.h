@@ -188,7 +188,7 @@ inline TileGrid make_tiles(
     all_innermost = all_innermost && has_channels_innermost(gradients.levels[l]);
   }
   const int32_t warps = options.threads / kWarp;
-  int32_t warps_across = all_innermost ? 2 : 4;
+  int32_t warps_across = all_innermost ? 2 : kMaxWarpsAcross;
   while (warps % warps_across != 0) {
     warps_across /= 2;
   }

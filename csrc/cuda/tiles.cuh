@@ -7,6 +7,8 @@ namespace shape_roi_align::cuda {
 
 constexpr int32_t kPixelsPerWarp = 4;  // of a tile, neighbours along a row
 constexpr int32_t kMaxTilePixels = kMaxThreads / kWarp * kPixelsPerWarp;
+constexpr int32_t kMaxWarpsAcross = 4;  // a tile
+constexpr int32_t kMaxTileLines = kMaxThreads / kWarp + kMaxWarpsAcross * kPixelsPerWarp;
 constexpr int32_t kBoxesPerWord = 32;
 
 // The tiles of one image, level by level. A tile is a rectangle of as many pixels as a block
@@ -29,6 +31,39 @@ struct TileGrid {
       ++level;
     }
     return level;
+  }
+};
+
+// One tile of one image. Warp i / kPixelsPerWarp serves pixel i, numbered row by row.
+struct Tile {
+  int32_t level;
+  int32_t row;
+  int32_t column;
+  int32_t height;
+  int32_t width;
+
+  __device__ Tile(const TileGrid& tiles, int32_t i) {
+    level = tiles.level_of(i);
+    height = tiles.height;
+    width = tiles.width;
+    row = (i - tiles.first[level]) / tiles.across[level] * height;
+    column = (i - tiles.first[level]) % tiles.across[level] * width;
+  }
+  __device__ int32_t pixels() const {
+    return height * width;
+  }
+  __device__ int32_t row_of(int32_t pixel) const {
+    return pixel / width;
+  }
+  __device__ int32_t column_of(int32_t pixel) const {
+    return pixel % width;
+  }
+  __device__ bool has(const FeatureMap& gradient, int32_t pixel) const {
+    return row + row_of(pixel) < gradient.height && column + column_of(pixel) < gradient.width;
+  }
+  __device__ int64_t offset(const FeatureMap& gradient, int32_t pixel) const {
+    return (row + row_of(pixel)) * gradient.row_stride +
+           (column + column_of(pixel)) * gradient.column_stride;
   }
 };
 
@@ -117,53 +152,50 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
   }
 }
 
-constexpr int32_t kListedBoxes = 1024;
+constexpr int32_t kListedWords = kWarp;  // a lane reads one
+constexpr int32_t kListedBoxes = kListedWords * kBoxesPerWord;
 
 // The boxes of one image among [first, first + kListedBoxes) that read a tile, in order.
 struct BoxList {
   int32_t boxes[kListedBoxes];
-  uint32_t chosen[kListedBoxes / kWarp];  // a bit per box
+  uint32_t chosen[kListedWords];  // a bit per box
 
-  // bits: the tile's. Returns the number of boxes. Called by all threads of the block; begins and
-  // ends with a barrier.
+  // bits: [words], the tile's. first: a multiple of kListedBoxes. Returns the number of boxes.
+  // Called by all threads of the block; where bits are set, ends with a barrier.
   template <typename coord_t>
-  __device__ int32_t fill(
-      const Params& params, const Box<coord_t>* all, const uint32_t* bits, int64_t image,
-      int64_t first) {
-    __syncthreads();
+  __device__ int32_t
+  fill(const Box<coord_t>* all, const uint32_t* bits, int64_t words, int64_t image, int64_t first) {
+    static_assert(kBoxesPerWord == kWarp);  // a lane per bit
+    const int64_t at = first / kBoxesPerWord + lane_index();
+    const uint32_t of_all_images = at < words ? bits[at] : 0;
+    if (__ballot_sync(kAllLanes, of_all_images != 0) == 0) {  // alike in each warp
+      return 0;
+    }
 #pragma unroll 1
-    for (int32_t i = threadIdx.x; i < kListedBoxes; i += blockDim.x) {
-      const int64_t k = first + i;
-      const bool is_read = k < params.num_rois &&
-                           (bits[k / kBoxesPerWord] >> (k % kBoxesPerWord) & 1) != 0 &&
-                           all[k].geometry.batch == image;
-      const uint32_t of_warp = __ballot_sync(kAllLanes, is_read);
+    for (int32_t i = warp_index(); i < kListedWords; i += num_warps()) {
+      const uint32_t word = __shfl_sync(kAllLanes, of_all_images, i);
+      const int64_t k = first + i * kBoxesPerWord + lane_index();
+      const bool is_listed = (word >> lane_index() & 1) != 0 && all[k].geometry.batch == image;
+      const uint32_t of_image = __ballot_sync(kAllLanes, is_listed);
       if (lane_index() == 0) {
-        chosen[i / kWarp] = of_warp;
+        chosen[i] = of_image;
       }
     }
     __syncthreads();
+    const uint32_t of_lane = chosen[lane_index()];
+    const int32_t end = sum_up_to_lane(__popc(of_lane), kWarp);
 #pragma unroll 1
-    for (int32_t i = threadIdx.x; i < kListedBoxes; i += blockDim.x) {
-      if ((chosen[i / kWarp] >> lane_index() & 1) != 0) {
-        const uint32_t before = (uint32_t(1) << lane_index()) - 1;
-        boxes[count(i / kWarp) + __popc(chosen[i / kWarp] & before)] =
-            static_cast<int32_t>(first + i);
+    for (int32_t i = warp_index(); i < kListedWords; i += num_warps()) {
+      const uint32_t word = __shfl_sync(kAllLanes, of_lane, i);
+      const int32_t begin = __shfl_sync(kAllLanes, end - __popc(of_lane), i);
+      const uint32_t below = (uint32_t(1) << lane_index()) - 1;
+      if ((word >> lane_index() & 1) != 0) {
+        boxes[begin + __popc(word & below)] =
+            static_cast<int32_t>(first) + i * kBoxesPerWord + lane_index();
       }
     }
     __syncthreads();
-    return count(kListedBoxes / kWarp);
-  }
-
- private:
-  // Number of boxes that the first `words` words choose.
-  __device__ int32_t count(int32_t words) const {
-    int32_t sum = 0;
-#pragma unroll 1
-    for (int32_t i = 0; i < words; ++i) {
-      sum += __popc(chosen[i]);
-    }
-    return sum;
+    return __shfl_sync(kAllLanes, end, kWarp - 1);
   }
 };
 

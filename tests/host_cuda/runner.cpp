@@ -25,11 +25,11 @@ constexpr bool fit(int64_t num_rois, int32_t height, int32_t width, int32_t bins
   params.options.pooled_height = params.options.pooled_width = bins;
   return cuda::counts_fit(params);
 }
-static_assert(fit(2'000'000'000, 30'000, 30'000, 16'000));
+static_assert(fit(2'000'000'000, 30'000, 30'000, 11'000));
 static_assert(!fit(int64_t(1) << 31, 1, 1, 1));
 static_assert(!fit(1, 1 << 15, 1 << 15, 1));
 static_assert(!fit(1, INT32_MAX, INT32_MAX, 1));
-static_assert(!fit(1, 1, 1, 1 << 14));
+static_assert(!fit(1, 1, 1, 12'000));
 
 // A heap block of exactly the size asked for, so that AddressSanitizer knows its end. Starts as NaN
 // in every type.
