@@ -24,10 +24,6 @@ template <typename T, int32_t blocks>
 constexpr int32_t kLoadsInFlight = blocks == kManyBlocks ? (sizeof(T) == sizeof(double) ? 1 : 2)
                                                          : (sizeof(T) == sizeof(double) ? 2 : 4);
 
-// Registers for channels that a lane loads before it uses the first.
-template <int32_t blocks>
-constexpr int32_t kLoadRegisters = blocks == kManyBlocks ? 16 : 32;
-
 constexpr int32_t kChannelsPerWarp = kWarp * kChannelsPerLane;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -64,22 +60,22 @@ __device__ inline int32_t sum_up_to_lane(int32_t value, int32_t lanes) {
   return value;
 }
 
-// A lane's part of kChannelsPerWarp channels that are adjacent in memory: vectors of `width`
-// channels, kWarp vectors apart. The number of channels is a multiple of `width`.
-template <int32_t width>
+// A lane's part of kPerWarp channels that are adjacent in memory: vectors of `width` channels,
+// kWarp vectors apart. The number of channels is a multiple of `width`.
+template <int32_t width, int32_t per_lane = kChannelsPerLane>
 struct LaneChannels {
-  static constexpr int32_t kVectors = kChannelsPerLane / width;
+  static constexpr int32_t kVectors = per_lane / width;
+  static constexpr int32_t kPerWarp = kWarp * per_lane;
   int64_t first;
-  int32_t left;  // channels from `first` on, at most kChannelsPerWarp
+  int32_t left;  // channels from `first` on, at most kPerWarp
 
   __device__ LaneChannels(int64_t slab, int64_t channels) {
-    first = slab * kChannelsPerWarp + lane_index() * width;
+    first = slab * kPerWarp + lane_index() * width;
     const int64_t all = channels - first;
-    left = all < kChannelsPerWarp ? static_cast<int32_t>(all) : kChannelsPerWarp;
+    left = all < kPerWarp ? static_cast<int32_t>(all) : kPerWarp;
   }
 
-  // f(index of the vector's first channel among the lane's kChannelsPerLane, its offset from
-  // `first`)
+  // f(index of the vector's first channel among the lane's, its offset from `first`)
   template <typename F>
   __device__ void for_each(F f) const {
 #pragma unroll
@@ -108,12 +104,12 @@ struct LaneChannels {
     }
   };
 
-  // Pixels that fit into the registers of loads in flight: an element of 2 bytes takes a register,
-  // two in a vector half of one each.
-  template <typename T, int32_t blocks>
-  static constexpr int32_t kInFlight =
-      kLoadRegisters<blocks> * sizeof(float) /
-      (kChannelsPerLane * (width == 1 && sizeof(T) < sizeof(float) ? sizeof(float) : sizeof(T)));
+  // Pixels that `registers` hold. An element of 2 bytes takes half a register in a vector, else a
+  // whole one.
+  template <typename T, int32_t registers>
+  static constexpr int32_t kPixelsIn =
+      registers * sizeof(float) /
+      (per_lane * (width == 1 && sizeof(T) < sizeof(float) ? sizeof(float) : sizeof(T)));
 
   template <typename T>
   __device__ void load(const T* from, Pixel<T>& to) const {

@@ -7,75 +7,104 @@
 
 namespace shape_roi_align::cuda {
 
-// Adds the taps of a warp's pixels to `sum`, for the channels of a lane.
-template <int32_t width, typename feature_t, typename acc_t, typename coord_t>
+// Adds the taps of a warp's pixels to `sum`, for the channels of a lane. Each pixel's in order.
+template <
+    int32_t width, int32_t per_lane, int32_t pixels_per_warp, typename feature_t, typename acc_t,
+    typename coord_t>
 __device__ void add_pixel_taps(
-    const LaneChannels<width>& channels, const feature_t* bins, const Tap<acc_t>* taps,
-    const BoxBatch<coord_t>& batch, int32_t first, acc_t (&sum)[kPixelsPerWarp][kChannelsPerLane]) {
-  constexpr int32_t kInFlight = LaneChannels<width>::template kInFlight<feature_t, kFewBlocks>;
-  constexpr int32_t kPixels = least(kInFlight, kPixelsPerWarp);  // of which one or more taps each
+    const LaneChannels<width, per_lane>& channels, const feature_t* bins, const Tap<acc_t>* taps,
+    const BoxBatch<coord_t, pixels_per_warp>& batch, int32_t first,
+    acc_t (&sum)[pixels_per_warp][per_lane]) {
+  using Channels = LaneChannels<width, per_lane>;
+  constexpr int32_t kTaps = kTapsPerPixel<pixels_per_warp>;
+  constexpr int32_t kRegisters = per_lane == 1 ? 8 : 32;
+  constexpr int32_t kInFlight = Channels::template kPixelsIn<feature_t, kRegisters>;
+  constexpr int32_t kPixels = least(kInFlight, pixels_per_warp);
   constexpr int32_t kTapsOfPixel = kInFlight / kPixels;
-  static_assert(kPixelsPerWarp % kPixels == 0 && kTapsPerPixel % kTapsOfPixel == 0);
-  const int32_t pixel = warp_index() * kPixelsPerWarp;
-  int32_t counts[kPixelsPerWarp];
+  static_assert(pixels_per_warp % kPixels == 0 && kTaps % kTapsOfPixel == 0);
+  const int32_t pixel = warp_index() * pixels_per_warp;
+  int32_t counts[pixels_per_warp];
   int32_t longest = 0;
 #pragma unroll
-  for (int32_t i = 0; i < kPixelsPerWarp; ++i) {
-    counts[i] = least(batch.taps_of(pixel + i) - first, kTapsPerPixel);
+  for (int32_t i = 0; i < pixels_per_warp; ++i) {
+    counts[i] = least(batch.taps_of(pixel + i) - first, kTaps);
     longest = most(longest, counts[i]);
   }
-  typename LaneChannels<width>::template Pixel<feature_t> loaded[kInFlight];
+  typename Channels::template Pixel<feature_t> loaded[kInFlight];
 #pragma unroll 1
   for (int32_t tap = 0; tap < longest; tap += kTapsOfPixel) {
 #pragma unroll
-    for (int32_t begin = 0; begin < kPixelsPerWarp; begin += kPixels) {
-      // All taps before the first pixel: else each waits for shared memory.
-      Tap<acc_t> of_step[kInFlight];
-#pragma unroll
-      for (int32_t i = 0; i < kInFlight; ++i) {
+    for (int32_t begin = 0; begin < pixels_per_warp; begin += kPixels) {
+      const auto tap_of = [&](int32_t i) -> const Tap<acc_t>& {
         const int32_t of_pixel = pixel + begin + i / kTapsOfPixel;
-        of_step[i] = load_tap(taps + of_pixel * kTapsPerPixel + tap + i % kTapsOfPixel);
-      }
+        return taps[of_pixel * kTaps + tap + i % kTapsOfPixel];
+      };
       const auto is_there = [&](int32_t i) {
         return tap + i % kTapsOfPixel < counts[begin + i / kTapsOfPixel];
       };
+      // All offsets before the first pixel, and all weights before the first sum: else each waits
+      // for shared memory. Taps that are not there are those of an earlier round.
+      int64_t offsets[kInFlight];
+#pragma unroll
+      for (int32_t i = 0; i < kInFlight; ++i) {
+        offsets[i] = tap_of(i).offset;
+      }
 #pragma unroll
       for (int32_t i = 0; i < kInFlight; ++i) {
         if (is_there(i)) {
-          channels.load(bins + of_step[i].offset, loaded[i]);
+          channels.load(bins + offsets[i], loaded[i]);
         }
+      }
+      acc_t weights[kInFlight];
+#pragma unroll
+      for (int32_t i = 0; i < kInFlight; ++i) {
+        weights[i] = tap_of(i).weight;
       }
 #pragma unroll
       for (int32_t i = 0; i < kInFlight; ++i) {
         // A weight of 0 would not do: what was loaded before may not be finite.
         if (is_there(i)) {
-          loaded[i].add_to(sum[begin + i / kTapsOfPixel], of_step[i].weight);
+          loaded[i].add_to(sum[begin + i / kTapsOfPixel], weights[i]);
         }
       }
     }
   }
 }
 
+// Shared memory of a tile: its taps, then its sums on their way to the gradient.
+template <typename acc_t>
+union TileScratch {
+  Tap<acc_t> taps[kTileTaps];
+  acc_t sums[kTileTaps * sizeof(Tap<acc_t>) / sizeof(acc_t)];
+};
+
+// Channels of each lane, a power of 2, whose sums fit into TileScratch.
+template <typename acc_t>
+constexpr int32_t channels_staged(int32_t per_lane, int32_t pitch) {
+  return per_lane * kWarp * pitch * sizeof(acc_t) <= sizeof(TileScratch<acc_t>)
+             ? per_lane
+             : channels_staged<acc_t>(per_lane / 2, pitch);
+}
+
 // Writes the sums of a tile where channels are not innermost: through shared memory, so that
 // neighbouring threads write neighbouring pixels. is_read: whether boxes read the tile; else the
-// sums are 0. staged: as large as the taps. Ends with a barrier.
-template <int32_t width, typename feature_t, typename acc_t>
+// sums are 0. Ends with a barrier.
+template <
+    int32_t width, int32_t per_lane, int32_t pixels_per_warp, typename feature_t, typename acc_t>
 __device__ void write_by_pixels(
     const Tile& tile, const FeatureMap& gradient, int64_t slab, int64_t num_channels,
-    feature_t* image, bool is_read, const acc_t (&sum)[kPixelsPerWarp][kChannelsPerLane],
-    acc_t* staged) {
-  constexpr int32_t kPitch = kMaxTilePixels + 1;  // channels in different banks
-  constexpr int32_t kAtOnce = 8 / sizeof(acc_t);  // of kChannelsPerLane
-  static_assert(kAtOnce * kWarp * kPitch * sizeof(acc_t) <= kMaxTaps * sizeof(Tap<acc_t>));
+    feature_t* image, bool is_read, const acc_t (&sum)[pixels_per_warp][per_lane], acc_t* staged) {
+  constexpr int32_t kPitch = kTilePixels<pixels_per_warp> + 1;  // channels in different banks
+  constexpr int32_t kAtOnce = channels_staged<acc_t>(per_lane, kPitch);
 #pragma unroll
-  for (int32_t first = 0; first < kChannelsPerLane; first += kAtOnce) {
+  for (int32_t first = 0; first < per_lane; first += kAtOnce) {
     if (is_read) {
       __syncthreads();
 #pragma unroll
       for (int32_t c = 0; c < kAtOnce; ++c) {
 #pragma unroll
-        for (int32_t i = 0; i < kPixelsPerWarp; ++i) {
-          staged[(c * kWarp + lane_index()) * kPitch + warp_index() * kPixelsPerWarp + i] =
+        for (int32_t i = 0; i < pixels_per_warp; ++i) {
+          staged[(c * kWarp + lane_index()) * kPitch + warp_index() * pixels_per_warp + i] =
               sum[i][first + c];
         }
       }
@@ -87,7 +116,7 @@ __device__ void write_by_pixels(
       const int32_t lane = staged_row % kWarp;
       const int32_t c = first + staged_row / kWarp;
       const int64_t channel =
-          slab * kChannelsPerWarp + c / width * kWarp * width + lane * width + c % width;
+          slab * kWarp * per_lane + c / width * kWarp * width + lane * width + c % width;
       const int32_t pixel = i % tile.pixels();
       if (channel < num_channels && tile.has(gradient, pixel)) {
         store(
@@ -99,30 +128,43 @@ __device__ void write_by_pixels(
   __syncthreads();
 }
 
-// grad: channels are innermost. A warp serves kPixelsPerWarp pixels and kChannelsPerWarp channels.
-// boxes, bits, images: touched_tiles_kernel's. width applies to grad and to the gradients whose
-// channels are innermost.
-template <typename feature_t, typename coord_t, int32_t width>
-__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
+// Blocks per multiprocessor. One channel per lane takes fewer registers, but not so few that code
+// for compute capability 8 would not spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int32_t kBlocksOfOneChannel = kFewBlocks;
+#else
+constexpr int32_t kBlocksOfOneChannel = kManyBlocks;
+#endif
+template <int32_t per_lane>
+constexpr int32_t kGatherBlocks = per_lane == 1 ? kBlocksOfOneChannel : kFewBlocks;
+
+// grad: channels are innermost. A warp serves pixels_per_warp pixels, and per_lane channels in each
+// lane; 1: there are at most kWarp. boxes, bits, images: touched_tiles_kernel's. width applies to
+// grad and to the gradients whose channels are innermost.
+template <
+    typename feature_t, typename coord_t, int32_t width, int32_t per_lane = kChannelsPerLane,
+    int32_t pixels_per_warp = kPixelsPerWarp>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks<per_lane>>)
     gather_feature_gradient_kernel(
         const __grid_constant__ Params params, const __grid_constant__ PooledTensor grad,
         const __grid_constant__ FeatureGradients gradients, const __grid_constant__ TileGrid tiles,
         const Box<coord_t>* boxes, const uint32_t* bits, const BoxesOfImage* images,
         const int64_t size) {
   using acc_t = accumulate_t<feature_t>;
+  using Batch = BoxBatch<coord_t, pixels_per_warp>;
   __shared__ BoxList list;
-  __shared__ BoxBatch<coord_t> batch;
-  __shared__ Tap<acc_t> taps[kMaxTaps];
+  __shared__ Batch batch;
+  __shared__ TileScratch<acc_t> scratch;
 
   for (int64_t i = blockIdx.x; i < size; i += gridDim.x) {
     // The last levels first: their tiles have the most boxes.
     const int32_t position = static_cast<int32_t>(tiles.count() - 1 - i % tiles.count());
     const int64_t image = i / tiles.count() % params.num_images;
-    const int64_t slab = i / tiles.count() / params.num_images;
+    const int64_t slab = per_lane == 1 ? 0 : i / tiles.count() / params.num_images;
     const Tile tile(tiles, position);
-    const LaneChannels<width> channels(slab, params.channels);
+    const LaneChannels<width, per_lane> channels(slab, params.channels);
     const feature_t* bins = static_cast<const feature_t*>(grad.data) + channels.first;
-    acc_t sum[kPixelsPerWarp][kChannelsPerLane] = {};
+    acc_t sum[pixels_per_warp][per_lane] = {};
     // The range of an image is worth a load where boxes are listed in several turns.
     const bool is_listed_once = params.num_rois <= kListedBoxes;
     const int64_t begin =
@@ -134,14 +176,14 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
       const int32_t listed =
           list.fill(boxes, bits + position * tiles.words, tiles.words, image, first);
       is_read = is_read || listed > 0;
-      for (int32_t at = 0; at < listed; at += kBatch) {
-        const int32_t in_hand = least(kBatch, listed - at);
+      for (int32_t at = 0; at < listed; at += Batch::kBoxes) {
+        const int32_t in_hand = least(Batch::kBoxes, listed - at);
         batch.fill(params, tile, boxes, list.boxes + at, in_hand);
         bool has_more = true;
-        for (int32_t first_tap = 0; has_more; first_tap += kTapsPerPixel) {
-          has_more = fill_pixel_taps(params, grad, tile, batch, first_tap, taps);
+        for (int32_t tap = 0; has_more; tap += kTapsPerPixel<pixels_per_warp>) {
+          has_more = fill_pixel_taps(params, grad, tile, batch, tap, scratch.taps);
           __syncthreads();
-          add_pixel_taps(channels, bins, taps, batch, first_tap, sum);
+          add_pixel_taps(channels, bins, scratch.taps, batch, tap, sum);
           __syncthreads();
         }
       }
@@ -150,15 +192,16 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
     feature_t* to = static_cast<feature_t*>(gradient.data) + image * gradient.image_stride;
     if (gradient.channel_stride == 1) {
 #pragma unroll
-      for (int32_t p = 0; p < kPixelsPerWarp; ++p) {
-        const int32_t pixel = warp_index() * kPixelsPerWarp + p;
+      for (int32_t p = 0; p < pixels_per_warp; ++p) {
+        const int32_t pixel = warp_index() * pixels_per_warp + p;
         if (tile.has(gradient, pixel)) {
           channels.store(sum[p], to + tile.offset(gradient, pixel) + channels.first);
         }
       }
     } else {
+      constexpr bool kIsOnePass = per_lane == 1;  // zeros may as well go through shared memory
       write_by_pixels<width>(
-          tile, gradient, slab, params.channels, to, is_read, sum, reinterpret_cast<acc_t*>(taps));
+          tile, gradient, slab, params.channels, to, kIsOnePass || is_read, sum, scratch.sums);
     }
   }
 }

@@ -10,7 +10,7 @@ template <int32_t width, typename feature_t, typename acc_t>
 __device__ void add_taps(
     const LaneChannels<width>& channels, const feature_t* from, const Tap<acc_t>* taps,
     int32_t count, int32_t part, int32_t parts, acc_t* sum) {
-  constexpr int32_t kInFlight = LaneChannels<width>::template kInFlight<feature_t, kManyBlocks>;
+  constexpr int32_t kInFlight = LaneChannels<width>::template kPixelsIn<feature_t, 16>;
   typename LaneChannels<width>::template Pixel<feature_t> pixels[kInFlight];
   int32_t tap = part;
 #pragma unroll 1

@@ -12,16 +12,6 @@ struct alignas(16) Tap {
   acc_t weight;
 };
 
-// In one access.
-template <typename acc_t>
-__device__ Tap<acc_t> load_tap(const Tap<acc_t>* from) {
-  static_assert(sizeof(Tap<acc_t>) == sizeof(uint4));
-  const uint4 bits = *reinterpret_cast<const uint4*>(from);
-  Tap<acc_t> tap;
-  std::memcpy(static_cast<void*>(&tap), &bits, sizeof(bits));
-  return tap;
-}
-
 // Calls f(tap, bin along y, tap along y, bin along x, tap along x) for the taps of a patch. Bin i
 // has the taps [taps_per_bin * i, taps_per_bin * i + count).
 template <typename T, typename F>

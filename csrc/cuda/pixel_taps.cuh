@@ -7,8 +7,16 @@
 
 namespace shape_roi_align::cuda {
 
-constexpr int32_t kBatch = 16;  // boxes that a block works on at a time
-constexpr int32_t kTapsPerPixel = kMaxTaps / kMaxTilePixels;
+// Boxes that a block works on at a time. A warp counts taps for kWarp pairs of a pixel and a box.
+constexpr int32_t kBatch = 16;
+constexpr int32_t kLargeBatch = 32;  // of tiles with fewer pixels
+template <int32_t pixels_per_warp>
+constexpr int32_t kBatchOf = pixels_per_warp == kPixelsPerWarp ? kBatch : kLargeBatch;
+
+// Taps that a block works on at a time, and those of one pixel.
+constexpr int32_t kTileTaps = 1024;
+template <int32_t pixels_per_warp>
+constexpr int32_t kTapsPerPixel = kTileTaps / kTilePixels<pixels_per_warp>;
 
 // What sample i of a bin takes from a row (or column). size: height (or width) of the feature map.
 template <typename T>
@@ -67,11 +75,12 @@ __device__ T pixel_weight(
 }
 
 // Some boxes, and their bins that read each row and each column of a tile.
-template <typename coord_t>
+template <typename coord_t, int32_t pixels_per_warp>
 struct BoxBatch {
-  Box<coord_t> boxes[kBatch];
-  Range<int32_t> bins[kMaxTileLines][kBatch];  // of the tile's rows, then of its columns
-  int32_t ends[kMaxTilePixels][kBatch];        // taps of a pixel, of the boxes up to and with b
+  static constexpr int32_t kBoxes = kBatchOf<pixels_per_warp>;
+  Box<coord_t> boxes[kBoxes];
+  Range<int32_t> bins[kTileLines<pixels_per_warp>][kBoxes];  // of rows, then of columns
+  int32_t ends[kTilePixels<pixels_per_warp>][kBoxes];  // taps of a pixel, of boxes up to and with b
 
   __device__ const Range<int32_t>& bins_of_row(const Tile& tile, int32_t pixel, int32_t b) const {
     return bins[tile.row_of(pixel)][b];
@@ -81,7 +90,7 @@ struct BoxBatch {
     return bins[tile.height + tile.column_of(pixel)][b];
   }
   __device__ int32_t taps_of(int32_t pixel) const {
-    return ends[pixel][kBatch - 1];
+    return ends[pixel][kBoxes - 1];
   }
 
   // Called by all threads of the block, while none reads the batch; ends with a barrier.
@@ -114,29 +123,29 @@ struct BoxBatch {
  private:
   // A lane counts the taps of a pixel and a box: every bin that reads the row and the column.
   __device__ void count_taps(const Tile& tile, int32_t count) {
-    static_assert(kWarp % kBatch == 0 && kPixelsPerWarp * kBatch % kWarp == 0);  // whole warps
+    static_assert(kWarp % kBoxes == 0 && pixels_per_warp * kBoxes % kWarp == 0);  // whole warps
 #pragma unroll 1
-    for (int32_t i = threadIdx.x; i < tile.pixels() * kBatch; i += blockDim.x) {
-      const int32_t pixel = i / kBatch;
-      const int32_t b = i % kBatch;
+    for (int32_t i = threadIdx.x; i < tile.pixels() * kBoxes; i += blockDim.x) {
+      const int32_t pixel = i / kBoxes;
+      const int32_t b = i % kBoxes;
       int32_t taps = 0;
       if (b < count) {
         const Range<int32_t>& of_row = bins_of_row(tile, pixel, b);
         const Range<int32_t>& of_column = bins_of_column(tile, pixel, b);
         taps = (of_row.end - of_row.begin) * (of_column.end - of_column.begin);
       }
-      ends[pixel][b] = sum_up_to_lane(taps, kBatch);
+      ends[pixel][b] = sum_up_to_lane(taps, kBoxes);
     }
   }
 };
 
 // Tap `tap` of a pixel, numbered box by box and bin by bin.
-template <typename coord_t, typename acc_t>
+template <int32_t pixels_per_warp, typename coord_t, typename acc_t>
 __device__ void fill_pixel_tap(
     const Params& params, const PooledTensor& grad, const Tile& tile,
-    const BoxBatch<coord_t>& batch, int32_t pixel, int32_t tap, Tap<acc_t>& to) {
+    const BoxBatch<coord_t, pixels_per_warp>& batch, int32_t pixel, int32_t tap, Tap<acc_t>& to) {
   const int32_t* ends = batch.ends[pixel];
-  const int32_t b = first_where(0, kBatch - 1, [&](int32_t i) { return ends[i] > tap; });
+  const int32_t b = first_where(0, batch.kBoxes - 1, [&](int32_t i) { return ends[i] > tap; });
   const int32_t of_box = b == 0 ? tap : tap - ends[b - 1];
   const Box<coord_t>& box = batch.boxes[b];
   const Range<int32_t>& columns = batch.bins_of_column(tile, pixel, b);
@@ -149,18 +158,19 @@ __device__ void fill_pixel_tap(
 }
 
 // Writes the taps [first, first + kTapsPerPixel) of each pixel of the tile to taps, kTapsPerPixel
-// per pixel. All taps are dealt to all threads. Returns whether pixels have more, alike in all
+// a pixel. All taps are dealt to all threads. Returns whether pixels have more, alike in all
 // threads of the block.
-template <typename coord_t, typename acc_t>
+template <int32_t pixels_per_warp, typename coord_t, typename acc_t>
 __device__ bool fill_pixel_taps(
     const Params& params, const PooledTensor& grad, const Tile& tile,
-    const BoxBatch<coord_t>& batch, int32_t first, Tap<acc_t>* taps) {
+    const BoxBatch<coord_t, pixels_per_warp>& batch, int32_t first, Tap<acc_t>* taps) {
   // A lane counts the taps of a pixel, alike in each warp.
-  static_assert(kMaxTilePixels <= kWarp);
-  const int32_t left =
-      lane_index() < tile.pixels() ? most(batch.taps_of(lane_index()) - first, 0) : 0;
-  const int32_t counted = least(left, kTapsPerPixel);
-  const int32_t end = sum_up_to_lane(counted, kWarp);
+  static_assert(kTilePixels<pixels_per_warp> <= kWarp);
+  constexpr int32_t kTaps = kTapsPerPixel<pixels_per_warp>;
+  const auto taps_left = [&] {
+    return lane_index() < tile.pixels() ? most(batch.taps_of(lane_index()) - first, 0) : 0;
+  };
+  const int32_t end = sum_up_to_lane(least(taps_left(), kTaps), kWarp);
   const int32_t total = __shfl_sync(kAllLanes, end, kWarp - 1);
 #pragma unroll 1
   for (int32_t base = warp_index() * kWarp; base < total; base += blockDim.x) {
@@ -172,14 +182,14 @@ __device__ bool fill_pixel_taps(
         pixel += step;
       }
     }
-    const int32_t of_pixel = i - __shfl_sync(kAllLanes, end - counted, pixel);
+    const int32_t begin = __shfl_sync(kAllLanes, end, most(pixel - 1, 0));
+    const int32_t of_pixel = pixel == 0 ? i : i - begin;
     if (i < total) {
       fill_pixel_tap(
-          params, grad, tile, batch, pixel, first + of_pixel,
-          taps[pixel * kTapsPerPixel + of_pixel]);
+          params, grad, tile, batch, pixel, first + of_pixel, taps[pixel * kTaps + of_pixel]);
     }
   }
-  return __ballot_sync(kAllLanes, left > kTapsPerPixel) != 0;
+  return __ballot_sync(kAllLanes, taps_left() > kTaps) != 0;
 }
 
 }  // namespace shape_roi_align::cuda

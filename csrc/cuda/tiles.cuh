@@ -5,15 +5,25 @@
 
 namespace shape_roi_align::cuda {
 
-constexpr int32_t kPixelsPerWarp = 4;  // of a tile, neighbours along a row
-constexpr int32_t kMaxTilePixels = kMaxThreads / kWarp * kPixelsPerWarp;
-constexpr int32_t kMaxWarpsAcross = 4;  // a tile
-constexpr int32_t kMaxTileLines = kMaxThreads / kWarp + kMaxWarpsAcross * kPixelsPerWarp;
+// Pixels of a tile that a warp serves, neighbours along a row. Where tiles are few, a warp serves
+// one pixel, so that four times as many blocks share the work.
+constexpr int32_t kPixelsPerWarp = 4;
+constexpr int32_t kMaxWarps = kMaxThreads / kWarp;
+
+// The most that a tile has.
+template <int32_t pixels_per_warp>
+constexpr int32_t kTilePixels = kMaxWarps * pixels_per_warp;
+template <int32_t pixels_per_warp>
+constexpr int32_t kTileWidth = pixels_per_warp == kPixelsPerWarp ? 16 : 8;
+template <int32_t pixels_per_warp>
+constexpr int32_t kTileLines = kMaxWarps + kTileWidth<pixels_per_warp>;  // rows and columns
+
 constexpr int32_t kBoxesPerWord = 32;
 
 // The tiles of one image, level by level. A tile is a rectangle of as many pixels as a block
 // serves. Levels whose gradient is not asked for have none.
 struct TileGrid {
+  int32_t pixels_per_warp;
   int32_t height;  // of a tile, in pixels
   int32_t width;
   int32_t down[kMaxLevels];
@@ -34,7 +44,7 @@ struct TileGrid {
   }
 };
 
-// One tile of one image. Warp i / kPixelsPerWarp serves pixel i, numbered row by row.
+// One tile of one image. Pixels are numbered row by row, warp by warp.
 struct Tile {
   int32_t level;
   int32_t row;

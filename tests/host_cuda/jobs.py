@@ -47,6 +47,7 @@ class Variant:
     order: str = "ascending"
     wanted_blocks: int = 1  # with fewer boxes, several blocks share each box
     far_factor: int = 1  # multiplies every stride other than 1
+    few_channels: int = 32  # are one to a lane in the gradient of the features
 
     @property
     def coordinate_dtype(self) -> torch.dtype:
@@ -158,7 +159,8 @@ class Job:
     def pack(self) -> bytes:
         call, variant, to = self.call, self.variant, JobWriter()
         to.array(f"{self.case.name}: {variant}".encode())
-        to.integers(variant.threads, variant.blocks, variant.wanted_blocks, variant.far_factor)
+        to.integers(variant.threads, variant.blocks, variant.wanted_blocks, variant.few_channels)
+        to.integers(variant.far_factor)
         to.integers(ORDERS.index(variant.order), len(call.inputs))
         to.integers(*call.inputs[0].shape[:2], len(call.rois))
         to.integers(*map(SCALAR_TYPES.index, (variant.dtype, variant.box_dtype, variant.map_dtype)))
