@@ -11,6 +11,7 @@ namespace shape_roi_align::cuda {
 
 constexpr int32_t kWarp = 32;
 constexpr int32_t kMaxThreads = 256;
+constexpr int32_t kTeam = 8;             // lanes that serve a bin of few taps; divides kWarp
 constexpr int32_t kChannelsPerLane = 8;  // in registers at a time
 // Fewest blocks per multiprocessor, which bounds the registers per thread: many warps with few
 // loads in flight each, or the reverse. float64 takes twice the registers.
@@ -132,13 +133,12 @@ struct LaneChannels {
   }
 };
 
-// Sums each of kChannelsPerLane values over a team of lanes, 8 or all 32 of a warp. Lane i returns
-// the total of value i % 8. Called by whole warps; destroys `values`.
+// Sums each of kTeam values over a team of lanes, kTeam or all of a warp. Lane i returns the total
+// of value i % kTeam. Called by whole warps; destroys `values`.
 template <typename T>
 __device__ T sum_over_lanes(T* values, int32_t lanes) {
-  static_assert(kChannelsPerLane == 8);
 #pragma unroll
-  for (int32_t half = kChannelsPerLane / 2; half > 0; half /= 2) {
+  for (int32_t half = kTeam / 2; half > 0; half /= 2) {
     const bool keeps_upper = (lane_index() & half) != 0;
 #pragma unroll
     for (int32_t i = 0; i < half; ++i) {
@@ -149,8 +149,10 @@ __device__ T sum_over_lanes(T* values, int32_t lanes) {
   }
   T total = values[0];
   if (lanes == kWarp) {
-    total += __shfl_xor_sync(kAllLanes, total, 8);
-    total += __shfl_xor_sync(kAllLanes, total, 16);
+#pragma unroll
+    for (int32_t distance = kTeam; distance < kWarp; distance *= 2) {
+      total += __shfl_xor_sync(kAllLanes, total, distance);
+    }
   }
   return total;
 }

@@ -71,17 +71,10 @@ __device__ void add_pixel_taps(
   }
 }
 
-// Shared memory of a tile: its taps, then its sums on their way to the gradient.
-template <typename acc_t>
-union TileScratch {
-  Tap<acc_t> taps[kTileTaps];
-  acc_t sums[kTileTaps * sizeof(Tap<acc_t>) / sizeof(acc_t)];
-};
-
-// Channels of each lane, a power of 2, whose sums fit into TileScratch.
+// Channels of each lane, a power of 2, whose sums fit into the memory of taps.
 template <typename acc_t>
 constexpr int32_t channels_staged(int32_t per_lane, int32_t pitch) {
-  return per_lane * kWarp * pitch * sizeof(acc_t) <= sizeof(TileScratch<acc_t>)
+  return per_lane * kWarp * pitch * sizeof(acc_t) <= kTileTaps * sizeof(Tap<acc_t>)
              ? per_lane
              : channels_staged<acc_t>(per_lane / 2, pitch);
 }
@@ -154,7 +147,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
   using Batch = BoxBatch<coord_t, pixels_per_warp>;
   __shared__ BoxList list;
   __shared__ Batch batch;
-  __shared__ TileScratch<acc_t> scratch;
+  __shared__ TapsOrSums<acc_t, kTileTaps> scratch;
 
   for (int64_t i = blockIdx.x; i < size; i += gridDim.x) {
     // The last levels first: their tiles have the most boxes.

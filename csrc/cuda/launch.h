@@ -85,7 +85,8 @@ inline bool has_channels_innermost(const FeatureMap& feature_map) {
 
 // Whether channels are in the lanes. Few channels would leave most lanes of a warp idle.
 inline bool reads_channels_in_lanes(const Params& params) {
-  return params.channels >= kChannelsPerLane &&
+  constexpr int64_t kFewest = 8;
+  return params.channels >= kFewest &&
          std::all_of(params.levels, params.levels + params.num_levels, has_channels_innermost);
 }
 
