@@ -184,12 +184,17 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
     const FeatureMap& gradient = gradients.levels[tile.level];
     feature_t* to = static_cast<feature_t*>(gradient.data) + image * gradient.image_stride;
     if (gradient.channel_stride == 1) {
+      // A warp's pixels are neighbours along a row.
+      const int32_t first = warp_index() * pixels_per_warp;
+      const int32_t row = tile.row + tile.row_of(first);
+      const int32_t column = tile.column + tile.column_of(first);
+      feature_t* at = to + tile.offset(gradient, first) + channels.first;
 #pragma unroll
       for (int32_t p = 0; p < pixels_per_warp; ++p) {
-        const int32_t pixel = warp_index() * pixels_per_warp + p;
-        if (tile.has(gradient, pixel)) {
-          channels.store(sum[p], to + tile.offset(gradient, pixel) + channels.first);
+        if (row < gradient.height && column + p < gradient.width) {
+          channels.store(sum[p], at);
         }
+        at += gradient.column_stride;
       }
     } else {
       constexpr bool kIsOnePass = per_lane == 1;  // zeros may as well go through shared memory

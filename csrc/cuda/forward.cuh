@@ -24,10 +24,18 @@ __device__ void add_taps(
       pixels[i].add_to(sum, taps[tap + i * parts].weight);
     }
   }
-#pragma unroll 1
-  for (; tap < count; tap += parts) {
-    channels.load(from + taps[tap].offset, pixels[0]);
-    pixels[0].add_to(sum, taps[tap].weight);
+  const auto is_left = [&](int32_t i) { return tap + i * parts < count; };
+#pragma unroll
+  for (int32_t i = 0; i < kInFlight - 1; ++i) {
+    if (is_left(i)) {
+      channels.load(from + taps[tap + i * parts].offset, pixels[i]);
+    }
+  }
+#pragma unroll
+  for (int32_t i = 0; i < kInFlight - 1; ++i) {
+    if (is_left(i)) {
+      pixels[i].add_to(sum, taps[tap + i * parts].weight);
+    }
   }
 }
 

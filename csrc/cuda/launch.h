@@ -206,14 +206,17 @@ TileGrid make_tiles_of(
   TileGrid tiles{};
   tiles.pixels_per_warp = pixels_per_warp;
   tiles.num_levels = params.num_levels;
-  tiles.width = pixels_per_warp * warps_across;
+  const int32_t width = pixels_per_warp * warps_across;  // a power of 2
+  while (1 << tiles.width_shift < width) {
+    ++tiles.width_shift;
+  }
   tiles.height = warps / warps_across;
   tiles.words = ceil_div(params.num_rois, kBoxesPerWord);
   for (int32_t l = 0; l < params.num_levels; ++l) {
     const FeatureMap& feature_map = params.levels[l];
     const bool is_asked = gradients.levels[l].data != nullptr;
     tiles.down[l] = is_asked ? static_cast<int32_t>(ceil_div(feature_map.height, tiles.height)) : 0;
-    tiles.across[l] = is_asked ? static_cast<int32_t>(ceil_div(feature_map.width, tiles.width)) : 0;
+    tiles.across[l] = is_asked ? static_cast<int32_t>(ceil_div(feature_map.width, width)) : 0;
     tiles.first[l + 1] = tiles.first[l] + tiles.down[l] * tiles.across[l];
   }
   return tiles;

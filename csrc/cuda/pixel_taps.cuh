@@ -106,7 +106,7 @@ struct BoxBatch {
     const FeatureMap& feature_map = params.levels[tile.level];
     // Line by line: most warps have rows only, or columns only.
 #pragma unroll 1
-    for (int32_t i = threadIdx.x; i < (tile.height + tile.width) * count; i += blockDim.x) {
+    for (int32_t i = threadIdx.x; i < (tile.height + tile.width()) * count; i += blockDim.x) {
       const int32_t line = i / count;
       const int32_t b = i % count;
       const BoxGeometry<coord_t>& geometry = boxes[b].geometry;

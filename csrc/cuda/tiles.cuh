@@ -24,8 +24,8 @@ constexpr int32_t kBoxesPerWord = 32;
 // serves. Levels whose gradient is not asked for have none.
 struct TileGrid {
   int32_t pixels_per_warp;
-  int32_t height;  // of a tile, in pixels
-  int32_t width;
+  int32_t height;       // of a tile, in pixels
+  int32_t width_shift;  // its width is 1 << width_shift
   int32_t down[kMaxLevels];
   int32_t across[kMaxLevels];
   int32_t first[kMaxLevels + 1];  // tile of each level; then the number of tiles
@@ -50,23 +50,27 @@ struct Tile {
   int32_t row;
   int32_t column;
   int32_t height;
-  int32_t width;
+  int32_t width_shift;
 
   __device__ Tile(const TileGrid& tiles, int32_t i) {
     level = tiles.level_of(i);
     height = tiles.height;
-    width = tiles.width;
+    width_shift = tiles.width_shift;
     row = (i - tiles.first[level]) / tiles.across[level] * height;
-    column = (i - tiles.first[level]) % tiles.across[level] * width;
+    column = (i - tiles.first[level]) % tiles.across[level] << width_shift;
+  }
+  __device__ int32_t width() const {
+    return 1 << width_shift;
   }
   __device__ int32_t pixels() const {
-    return height * width;
+    return height << width_shift;
   }
+  // Within the tile.
   __device__ int32_t row_of(int32_t pixel) const {
-    return pixel / width;
+    return pixel >> width_shift;
   }
   __device__ int32_t column_of(int32_t pixel) const {
-    return pixel % width;
+    return pixel & (width() - 1);
   }
   __device__ bool has(const FeatureMap& gradient, int32_t pixel) const {
     return row + row_of(pixel) < gradient.height && column + column_of(pixel) < gradient.width;
@@ -141,8 +145,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
       return i < tiles.down[box.level] && bins.begin < bins.end;
     };
     const auto reads_columns = [&](int32_t i) {
-      const Range<int32_t> bins =
-          bins_reading(box.geometry.x, i * tiles.width, (i + 1) * tiles.width, feature_map.width);
+      const Range<int32_t> bins = bins_reading(
+          box.geometry.x, i << tiles.width_shift, (i + 1) << tiles.width_shift, feature_map.width);
       return i < across && bins.begin < bins.end;
     };
     const uint32_t bit = uint32_t(1) << (k % kBoxesPerWord);
