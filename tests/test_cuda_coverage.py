@@ -117,6 +117,31 @@ def variants_of(number: int, case: Case) -> list[Variant]:
     ]
 
 
+# (wanted_blocks, few_channels): tiles of many or of few pixels, several channels in a lane or one.
+TILES = ((1, 0), (1, 32), (1 << 20, 0))
+
+
+def variants_of_tiles(number: int, case: Case) -> list[Variant]:
+    """The gradient of the features, with and without vectors."""
+    types = [(feature, box) for feature, box in TYPES if feature == F64 or box == F32]
+    return [
+        Variant(
+            *each,
+            SCALAR_TYPES[i % 4],
+            layout,
+            threads=(32, 256, 96, 64, 224)[i % 5],
+            blocks=(1 << 20, 3)[i % 2],
+            order=ORDERS[i % 3],
+            wanted_blocks=wanted_blocks,
+            few_channels=few_channels,
+            far_factor=FAR_FACTOR if case.name == "far" else 1,
+        )
+        for i, (each, layout, (wanted_blocks, few_channels)) in enumerate(
+            itertools.product(types, LAYOUTS[1:], TILES), start=number
+        )
+    ]
+
+
 @pytest.fixture(scope="module")
 def runner() -> Path:
     return compile_program("runner.cpp", ADDRESS)
@@ -128,6 +153,8 @@ def test_every_kernel_equals_the_oracle(number: int, runner: Path, tmp_path: Pat
     # listing boxes is the business of the gradient of the features
     asked = (True, False, False) if case.name == "many_boxes" else None
     jobs = [Job(case, variant, asked) for variant in variants_of(number, case)]
+    of_features = [*[True] * len(case.features), False, False]
+    jobs += [Job(case, variant, of_features) for variant in variants_of_tiles(number, case)]
     results, launched = run_and_watch(runner, jobs, tmp_path)
     for job, result in zip(jobs, results, strict=True):
         job.check(result)
@@ -136,6 +163,8 @@ def test_every_kernel_equals_the_oracle(number: int, runner: Path, tmp_path: Pat
         left_out = ("forward", "touched_tiles", "map_and_box_gradient", "sum_shares")
     elif case.name == "many_boxes":
         left_out = ("forward_bins_in_lanes", "map_and_box_gradient", "sum_shares")
+    elif case.name == "ragged_channels":
+        left_out = ("1, 1, 4>",)  # one channel in a lane
     assert launched == {
         kernel for kernel in kernels_of(runner) if not any(name in kernel for name in left_out)
     }

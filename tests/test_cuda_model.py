@@ -63,8 +63,9 @@ def test_constants_are_those_of_the_source(model):
 def test_shared_memory_is_what_the_compiler_found(model):
     for (architecture, kernel), footprint in model.machine.read_baseline().items():
         if ", double" not in kernel and "<double" not in kernel:
-            name, _ = kernel.split("<")
-            counted = model.kernels.shared_bytes(name)
+            name, arguments = kernel.split("<")
+            pixels = [1] if name.startswith("gather") and arguments.endswith(" 1>") else []
+            counted = model.kernels.shared_bytes(name, *pixels)
             assert counted == pytest.approx(footprint.shared, abs=16), (architecture, kernel)
 
 
@@ -100,9 +101,24 @@ def test_a_slab_fits_into_half_the_cache(model):
     assert model.kernels.channels_per_slab(128, 256, 10, 4) == 64
 
 
-def test_tiles_are_wider_where_columns_are_innermost(model):
-    assert model.kernels.tile_shape(True, 4) == (4, 8)
-    assert model.kernels.tile_shape(False, 4) == (2, 16)
+@pytest.mark.parametrize(
+    ("size", "channels", "channels_last", "tile", "instance"),
+    [
+        (512, 256, True, (4, 8), (4, 8, 4)),
+        (512, 256, False, (2, 16), (4, 8, 4)),
+        (64, 256, True, (2, 4), (4, 8, 1)),
+        (64, 256, False, (1, 8), (4, 8, 1)),
+        (512, 32, True, (4, 8), (1, 1, 4)),
+        (512, 33, True, (4, 8), (1, 8, 4)),
+    ],
+)
+def test_tiles_and_kernels_are_chosen_by_shapes(
+    model, size, channels, channels_last, tile, instance
+):
+    """512 x 512 pixels are 8192 tiles, 64 x 64 are 128: fewer than 1024."""
+    tiles = model.kernels.make_tiles(((size, size, 1),), 1, channels, channels_last, 4)
+    assert (tiles.height, tiles.width) == tile
+    assert (tiles.vector, tiles.channels_per_lane, tiles.pixels_per_warp) == instance
 
 
 def test_a_box_of_small_bins_is_one_patch(model):
@@ -164,55 +180,54 @@ def lines(model: SimpleNamespace, case: object, boxes: list[tuple[float, ...]]) 
     made = [model.boxes.make_box(case, 0, 0, box) for box in boxes]
     y = model.tiles.Lines.make(made, "y", 8, 4)
     x = model.tiles.Lines.make(made, "x", 8, 8)
-    return y, x, np.arange(len(boxes)), 0, 0
+    return y, x, np.arange(len(boxes)), 0, 0, True, large_tiles(model)
+
+
+def large_tiles(model: SimpleNamespace) -> object:
+    return model.kernels.make_tiles(((512, 512, 1),), 1, 256, True, 4)
 
 
 def test_one_tile_by_hand(model, grid):
     """Of the tile's rows, 1, 2, 3 are read by 1, 2, 1 bins, and so are the columns: 16 taps, four
     of them pixel (2, 2)'s. A warp has half a row: three warps have 2, 4 and 2 steps."""
     tile = lines(model, grid, [(1, 1, 3, 3)])
-    counts = model.tiles.count_tile(*tile, True, model.kernels.NOW)
+    counts = model.tiles.count_tile(*tile)
     assert (counts.batches, counts.rounds, counts.taps) == (1, 1, 16)
-    assert (counts.steps, counts.warp_steps, counts.weight_taps) == (4, 8, 4)
-    # Pixel (2, 2), bin after bin: two sample rows read it, and two sample columns of each.
+    assert (counts.steps, counts.warp_steps, counts.weight_taps) == (4, 8, 1)
+    # One turn. The longest is pixel (2, 2)'s: two sample rows read it, two sample columns of each.
     clocks = model.machine.clocks
     of_a_tap = clocks("pixel tap") + 2 * (clocks("row weight") + clocks("row in map"))
     of_a_tap += 4 * (clocks("column weight") + clocks("sample value"))
-    assert counts.weights == 4 * of_a_tap
-    assert of_a_tap == model.page.full_tap()
+    assert counts.weights == of_a_tap == model.page.full_tap()
 
 
-def test_a_batch_ends_after_eight_boxes(model, grid):
-    """Pixel (2, 2) has 4 taps of each of ten boxes: 32, then 8."""
-    tile = lines(model, grid, [(1, 1, 3, 3)] * 10)
-    counts = model.tiles.count_tile(*tile, True, model.kernels.NOW)
-    assert (counts.batches, counts.rounds, counts.steps, counts.weight_taps) == (2, 2, 40, 8)
-    sixteen = model.tiles.count_tile(*tile, True, replace(model.kernels.NOW, batch=16))
-    assert (sixteen.batches, sixteen.rounds, sixteen.steps) == (1, 2, 40)
+def test_two_taps_of_a_pixel_halve_the_steps(model, grid):
+    """Taps of types of 2 bytes: 1, 2 and 1 steps of three warps."""
+    counts = model.tiles.count_tile(*lines(model, grid, [(1, 1, 3, 3)]), 2)
+    assert (counts.steps, counts.warp_steps) == (2, 4)
+
+
+def test_a_batch_ends_after_sixteen_boxes(model, grid):
+    """Pixel (2, 2) has 4 taps of each of twenty boxes: 32, 32 and 16. The tile has 16 of each: 256,
+    then 64."""
+    counts = model.tiles.count_tile(*lines(model, grid, [(1, 1, 3, 3)] * 20))
+    assert (counts.batches, counts.rounds, counts.steps) == (2, 3, 80)
+    assert counts.weight_taps == 3
 
 
 def test_a_pixel_of_many_taps_takes_rounds(model, grid):
-    """49 bins within a pixel: 32 taps, then 17, all on the thread of one pixel and box. Dealt to
-    256 threads, the taps of the box's pixels are one or two turns."""
+    """49 bins within a pixel: 32 taps, then 17."""
     case = replace(grid, output_size=7)
-    tile = lines(model, case, [(2.2, 2.2, 3.2, 3.2)])
-    counts = model.tiles.count_tile(*tile, True, model.kernels.NOW)
-    assert (counts.batches, counts.rounds, counts.steps, counts.weight_taps) == (1, 2, 49, 49)
-    dealt = model.tiles.count_tile(*tile, True, replace(model.kernels.NOW, taps_by_all=True))
-    assert dealt.weight_taps == 2 and dealt.steps == 49
+    counts = model.tiles.count_tile(*lines(model, case, [(2.2, 2.2, 3.2, 3.2)]))
+    assert (counts.batches, counts.rounds, counts.steps, counts.weight_taps) == (1, 2, 49, 2)
 
 
-def test_an_empty_tile_counts_words_one_after_another(model):
+def test_an_empty_tile_reads_its_bits_and_writes(model):
     clocks = model.machine.clocks
-    tally = model.tiles.tile_tally(np.zeros(0, np.int64), 1, model.kernels.NOW)
-    assert tally.clocks == clocks("tile") + clocks("list") + 32 * clocks("count") + clocks("store")
-
-
-def test_the_last_word_of_each_pass_is_counted_up_to(model):
-    """Boxes 0 and 300 are in words 0 and 9, of the first and the second pass: 0 + 9 words."""
-    one = model.tiles.tile_tally(np.array([0]), 1000, model.kernels.NOW).clocks
-    two = model.tiles.tile_tally(np.array([0, 300]), 1000, model.kernels.NOW).clocks
-    assert two - one == 9 * model.machine.clocks("count")
+    empty = clocks("tile") + clocks("bits") + clocks("store")
+    assert model.tiles.tile_tally(np.zeros(0, np.int64), 1000).clocks == empty
+    listed = model.tiles.tile_tally(np.array([3]), 2000).clocks
+    assert listed == empty + clocks("bits") + clocks("list")
 
 
 def test_warps_take_bins_in_turn(model):
@@ -225,13 +240,22 @@ def test_warps_take_bins_in_turn(model):
     assert tally.clocks == 2 * clocks("bin") + 4 * clocks("channels") + 2 * clocks("last")
 
 
-def test_three_channels_keep_one_warp_busy(model):
+def test_a_warp_has_all_bins_of_its_channels(model):
     """49 bins are 13 times four; 16 taps at most, two for each of eight lanes; two stores of 32."""
     patch = model.counts.Patch(np.full(49, 16), 196, model.kernels.PatchPlan(16, 7, 7))
     clocks = model.machine.clocks
     tally = model.counts.Tally()
-    model.counts.add_bins_in_lanes(tally, patch, 3, model.kernels.NOW)
+    model.counts.add_bins_in_lanes(tally, patch, 64)
     assert tally.clocks == 13 * clocks("team") + 26 * clocks("pixels") + 2 * clocks("write")
+
+
+def test_warps_share_the_bins_of_few_channels(model):
+    """Eight warps have 7 of 49 bins each: two times four."""
+    patch = model.counts.Patch(np.full(49, 16), 196, model.kernels.PatchPlan(16, 7, 7))
+    clocks = model.machine.clocks
+    tally = model.counts.Tally()
+    model.counts.add_bins_in_lanes(tally, patch, 3)
+    assert tally.clocks == 2 * clocks("team") + 4 * clocks("pixels") + clocks("write")
 
 
 def test_time_by_hand(model):
@@ -255,11 +279,12 @@ def test_blocks_per_multiprocessor_by_hand(model, registers, shared, blocks, by)
 
 
 def test_one_small_map_has_few_blocks(model):
-    """7 x 6 tiles of 4 x 8 pixels on 25 x 42."""
+    """13 x 11 tiles of 2 x 4 pixels on 25 x 42; 7 x 6 of 4 x 8."""
     case = model.page.ALL["one_small_map"]
     work = model.tiles.gather_feature_gradient(case, True, 4)
-    assert len(work.blocks) == work.counts["tiles"] == 42
-    assert work.counts["longest steps"] == 1302
+    assert len(work.blocks) == work.counts["tiles"] == 143
+    large = replace(model.kernels.NOW, small_tiles=False)
+    assert len(model.tiles.gather_feature_gradient(case, True, 4, large).blocks) == 42
     assert work.bound_by == "longest block"
 
 

@@ -88,6 +88,23 @@ CHUNKED = (
     *(make(f"channels_{n}_of_vectors", INSIDE[1:], channels=n) for n in (5, 96, 520)),
 )
 
+# Boxes over one tile, more than it works on at a time. Several have all their bins in a pixel, next
+# to pixels that few bins read.
+CROWDED = make(
+    "crowded",
+    [
+        (k % 2, x, y, x + size, y + size)
+        for k, (x, y) in enumerate(np.random.default_rng(1).uniform(0.1, 6, (77, 2)))
+        for size in ((0.8, 1.7, 3.3)[k % 3],)
+    ],
+    channels=24,
+    sizes=((7, 9),),
+    spatial_scales=(1.0,),
+    output_size=(7, 6),
+    sampling_ratio=2,
+)
+CHUNKED += (CROWDED,)
+
 NAMES = [case.name for case in CASES + CHUNKED]
 
 
@@ -154,11 +171,13 @@ def test_kernels_equal_the_oracle_on_random_calls(batch: int, runner: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    "name", ["legacy-map_literal-s2", "crossing_adaptive", "channels_16", "pyramid_no_map"]
+    "name",
+    ["legacy-map_literal-s2", "crossing_adaptive", "channels_16", "pyramid_no_map", "crowded"],
 )
 def test_kernels_have_no_data_race(name: str, racing_runner: Path, tmp_path: Path) -> None:
+    case = {**BY_NAME, CROWDED.name: CROWDED}[name]
     jobs = [
-        Job(BY_NAME[name], Variant(dtype, F32, F32, layout, threads, 4))
+        Job(case, Variant(dtype, F32, F32, layout, threads, 4))
         for dtype, layout, threads in ((F32, "contiguous", 64), (F16, "channels_last", 96))
     ]
     for job, results in zip(jobs, run(racing_runner, jobs, tmp_path), strict=True):
@@ -264,6 +283,32 @@ def test_pixels_that_no_sample_reads_do_not_matter(runner: Path, tmp_path: Path)
     jobs[0].check(results[0])
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [(F64, "contiguous"), (F32, "channels_last"), (F16, "channels_last"), (BF16, "contiguous")],
+)
+def test_gradients_that_are_not_finite_stay_in_the_pixels_of_their_bin(
+    dtype: torch.dtype, layout: str, value: float, runner: Path, tmp_path: Path
+) -> None:
+    """A thread that has no tap in a step keeps what it loaded before, and must not use it."""
+    bins = ((3, 5, 1), (70, 2, 4))
+    grad = CROWDED.grad.copy()
+    of_bins = np.zeros_like(grad)
+    for k, ph, pw in bins:
+        grad[k, :, ph, pw] = value
+        of_bins[k, :, ph, pw] = 1
+    touched = replace(CROWDED, grad=of_bins).expected_gradients().features[0] != 0
+    assert 0 < touched.sum() < touched.size / 4
+    variant = Variant(dtype, F32, F32, layout, 256, 1 << 20)
+    jobs = [Job(replace(CROWDED, grad=g), variant) for g in (CROWDED.grad, grad)]
+    expected, got = (
+        result["features 0"].double().numpy() for result in run(runner, jobs, tmp_path)
+    )
+    assert not np.isfinite(got[touched]).any()
+    assert np.array_equal(got[~touched], expected[~touched])
+
+
 @pytest.fixture(scope="session")
 def toys() -> Path:
     return compile_program("toys.cpp", ADDRESS)
@@ -280,6 +325,7 @@ def racing_toys() -> Path:
         ("right", "ok"),
         ("syncthreads_or", "ok"),
         ("shuffle", "ok"),
+        ("scan", "ok"),
         ("ballot", "ok"),
         ("atomics", "ok"),
         ("aligned_vector", "ok"),
@@ -305,6 +351,7 @@ def test_the_host_finds_faults_of_kernels(toy: str, symptom: str, toys: Path) ->
         ("right", "ok"),
         ("syncthreads_or", "ok"),
         ("shuffle", "ok"),
+        ("scan", "ok"),
         ("ballot", "ok"),
         ("atomics", "ok"),
         ("no_barrier", "data race"),

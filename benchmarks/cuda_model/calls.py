@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from cases import Case
 from cuda_model.counts import Work, map_and_box_gradient, map_bytes, passes_over
-from cuda_model.kernels import BOX, NOW, Design, ceil_div, make_box_grid, tile_shape
-from cuda_model.tiles import gather_feature_gradient, touched_tiles
+from cuda_model.kernels import BOX, NOW, Design, ceil_div, make_box_grid
+from cuda_model.tiles import gather_feature_gradient, tiles_of, touched_tiles
 
 
 def backward(
@@ -14,15 +14,14 @@ def backward(
     """backward_cuda, asked for the gradients of features and maps."""
     bins = case.output_size**2
     grad = case.num_rois * case.channels * bins * element_size
-    height, width = tile_shape(channels_last, design.pixels_per_warp)
-    tiles = sum(ceil_div(h, height) * ceil_div(w, width) for h, w, _ in case.levels)
+    tiles = tiles_of(case, channels_last, element_size, design).count // case.num_images
     scratch = case.num_rois * BOX + tiles * ceil_div(case.num_rois, 32) * 4
     shares = make_box_grid(case.num_rois, case.channels, case.channels, bins).shares
     maps = map_bytes(case) * shares
     works = [] if channels_last else [passes_over("copy to channels innermost", grad, grad)]
     works += [
         passes_over("zeros of boxes and bits", scratch),
-        touched_tiles(case, channels_last, design),
+        touched_tiles(case, channels_last, element_size, design),
         gather_feature_gradient(case, channels_last, element_size, design),
         passes_over("zeros of map gradients", maps),
         map_and_box_gradient(case, channels_last, element_size, design),

@@ -13,6 +13,7 @@ from cuda_model.kernels import (
     CHANNELS_PER_LANE,
     CHANNELS_PER_WARP,
     NOW,
+    TEAM,
     THREADS,
     WARP,
     WARPS,
@@ -21,10 +22,10 @@ from cuda_model.kernels import (
     PatchPlan,
     ceil_div,
     channels_per_slab,
-    loads_in_flight,
     make_box_grid,
     plan_patches,
     reads_channels_in_lanes,
+    taps_in_flight,
     vector_width,
 )
 from cuda_model.machine import (
@@ -143,12 +144,12 @@ def patches_of(box: Box, grid: BoxGrid, share: int) -> list[Patch]:
     return patches
 
 
-def add_tables(tally: Tally, patch: Patch, design: Design) -> None:
+def add_tables(tally: Tally, patch: Patch) -> None:
     """fill_tables"""
     tally.add("patch", 1, WARPS)
     tally.add("samples", 1, 2)
     tally.add("touched", 1, 2)
-    tally.passes("map together" if design.map_loads_together else "map", patch.samples)
+    tally.passes("map", patch.samples)
     tally.add("readers", 1, 2)
 
 
@@ -161,35 +162,42 @@ def by_warp(steps: Integers) -> Integers:
 
 def add_channels_in_lanes(tally: Tally, patch: Patch, in_flight: int) -> None:
     """add_taps of forward_channels_in_lanes_kernel: a warp serves a bin, or a part of one."""
+    step, rest = ("channels", "last") if in_flight == 2 else ("channels of four", "last of three")
     if patch.plan.has_many_taps:
         per_warp = ceil_div(int(patch.taps.max(initial=0)), WARPS)
         steps = ceil_div(per_warp, in_flight)
         tally.add("bin", 1, WARPS)
-        tally.add("channels", steps, WARPS * steps)
+        tally.add(step, steps, WARPS * steps)
         tally.add("warps", 1, WARPS)
         return
-    whole, odd = by_warp(patch.taps // in_flight), by_warp(patch.taps % in_flight)
+    whole, odd = by_warp(patch.taps // in_flight), by_warp((patch.taps % in_flight > 0).astype(int))
     bins = by_warp(np.ones_like(patch.taps))
-    longest = int(np.argmax(whole * clocks("channels") + odd * clocks("last")))
+    longest = int(np.argmax(whole * clocks(step) + odd * clocks(rest)))
     tally.add("bin", bins[longest], len(patch.taps))
-    tally.add("channels", whole[longest], whole.sum())
-    tally.add("last", odd[longest], odd.sum())
+    tally.add(step, whole[longest], whole.sum())
+    tally.add(rest, odd[longest], odd.sum())
 
 
-def add_bins_in_lanes(tally: Tally, patch: Patch, channels: int, design: Design) -> None:
+def add_bins_in_lanes(tally: Tally, patch: Patch, channels: int) -> None:
     """pool of forward_bins_in_lanes_kernel: lanes serve the taps of a few bins."""
-    lanes = WARP if patch.plan.taps_per_bin > WARP else CHANNELS_PER_LANE
+    lanes = WARP if patch.plan.taps_per_bin > WARP else TEAM
     teams = WARP // lanes
-    taps = np.zeros(ceil_div(len(patch.taps), teams) * teams, np.int64)
-    taps[: len(patch.taps)] = patch.taps
-    steps = -(-taps.reshape(-1, teams).max(axis=1) // lanes)
     groups = ceil_div(channels, CHANNELS_PER_LANE)
-    serial, share = ceil_div(groups, WARPS), 1.0
-    if design.warps_over_bins:
-        share = 1 / max(1, WARPS // groups)  # of the bins that one warp serves
-    chunks = ceil_div(len(patch.taps), WARP)
-    for name, count in (("team", len(steps)), ("pixels", int(steps.sum())), ("write", chunks)):
-        tally.add(name, serial * np.ceil(count * share), groups * count)
+    serial = ceil_div(groups, WARPS)
+    per_warp = ceil_div(len(patch.taps), max(1, WARPS // groups))  # bins_of_warp
+    longest: dict[str, int] = {}
+    for begin in range(0, len(patch.taps), per_warp):
+        part = patch.taps[begin : begin + per_warp]
+        taps = np.zeros(ceil_div(len(part), teams) * teams, np.int64)
+        taps[: len(part)] = part
+        steps = -(-taps.reshape(-1, teams).max(axis=1) // lanes)
+        chunks = ceil_div(len(part), WARP)
+        counts = {"team": len(steps), "pixels": int(steps.sum()), "write": chunks}
+        for name, count in counts.items():
+            tally.add(name, 0, groups * count)
+            longest[name] = max(longest.get(name, 0), count)
+    for name, count in longest.items():
+        tally.add(name, serial * count, 0)
 
 
 def forward(case: Case, channels_last: bool, element_size: int, design: Design = NOW) -> Work:
@@ -203,9 +211,9 @@ def forward(case: Case, channels_last: bool, element_size: int, design: Design =
         else channels_per_slab(case.num_rois, case.channels, pixels, element_size)
     )
     grid = make_box_grid(case.num_rois, case.channels, slab, bins)
-    in_flight = loads_in_flight(3) * design.taps_in_flight
     type_ = TYPES[element_size]
     width = vector_width(case.channels, element_size)
+    in_flight = taps_in_flight(element_size, width)
     name = (
         f"forward_channels_in_lanes_kernel<{type_}, float, {width}>"
         if channels_in_lanes
@@ -220,14 +228,14 @@ def forward(case: Case, channels_last: bool, element_size: int, design: Design =
                 tally = Tally()
                 add_plan(tally, design)
                 for patch in patches_of(box, grid, share):
-                    add_tables(tally, patch, design)
+                    add_tables(tally, patch)
                     tally.passes("tap", patch.slots)
                     taps += float(patch.taps.sum()) * channels
                     patch_count += 1
                     if channels_in_lanes:
                         add_channels_in_lanes(tally, patch, in_flight)
                     else:
-                        add_bins_in_lanes(tally, patch, channels, design)
+                        add_bins_in_lanes(tally, patch, channels)
                 blocks.append(tally.clocks)
                 instructions += tally.instructions
         if channels_in_lanes:
@@ -278,7 +286,7 @@ def map_and_box_gradient(
             tally = Tally()
             add_plan(tally, design)
             for patch in patches_of(box, grid, share):
-                add_tables(tally, patch, design)
+                add_tables(tally, patch)
                 tally.passes("offsets", patch.slots)
                 eights = -(-patch.taps // CHANNELS_PER_LANE)
                 if not channels_in_lanes:
@@ -293,7 +301,7 @@ def map_and_box_gradient(
                         else int(by_warp(eights).max())
                     )
                     tally.add("products", longest, float(eights.sum()))
-                    slab = "slab together" if design.taps_in_flight > 1 else "slab"
+                    slab = "slab together" if design.taps_in_flight else "slab"
                     tally.add(slab, longest * slabs, float(eights.sum()) * slabs)
                 tally.passes("sample", patch.samples)
                 cells = case.map_size**2 * len(patch.taps) / bins

@@ -20,12 +20,13 @@ CONSTANTS = {
     "kMaxBinSamples": 32,
     "kMaxTouched": 32,
     "kManyTaps": 128,
+    "kTeam": 8,
     "kPixelsPerWarp": 4,
-    "kMaxTilePixels": 32,
     "kBoxesPerWord": 32,
     "kListedBoxes": 1024,
-    "kBatch": 8,
-    "kTapsPerPixel": 32,
+    "kBatch": 16,
+    "kLargeBatch": 32,
+    "kTileTaps": 1024,
     "kFewSamples": 4,
     "kCacheBytes": 25 << 20,
     "kMostAtOnce": 4,
@@ -36,6 +37,7 @@ THREADS = CONSTANTS["kMaxThreads"]
 WARPS = THREADS // WARP
 CHANNELS_PER_LANE = CONSTANTS["kChannelsPerLane"]
 CHANNELS_PER_WARP = CONSTANTS["kChannelsPerWarp"]
+TEAM = CONSTANTS["kTeam"]
 MAX_TAPS = CONSTANTS["kMaxTaps"]
 MANY_TAPS = CONSTANTS["kManyTaps"]
 MAX_AXIS_SAMPLES = CONSTANTS["kMaxAxisSamples"]
@@ -47,18 +49,10 @@ WANTED_BLOCKS = CONSTANTS["wanted_blocks"]
 class Design:
     """What the kernels do; the defaults are the kernels as they are, other values are proposals."""
 
-    batch: int = CONSTANTS["kBatch"]  # boxes in hand
-    pixels_per_warp: int = CONSTANTS["kPixelsPerWarp"]  # of a tile
-    list_parts: int = 1  # blocks that share the boxes of a tile, where blocks are few
-    taps_by_all: bool = False  # a batch's taps are dealt to all threads, not to (pixel, box)
-    taps_in_registers: bool = False  # taps of a step are read from shared memory before any pixel
-    leaves_empty_tiles: bool = False  # reads a tile's bits first; boxes are counted by a warp
-    map_loads_together: bool = False  # the four loads of a map value do not wait for one another
-    taps_in_flight: int = 1  # per pixel (gradient); times two (forward)
-    warps_over_bins: bool = False  # contiguous forward of few channels
+    small_tiles: bool = True  # a warp serves one pixel where tiles are few
+    channel_per_lane: bool = True  # where channels are few
+    taps_in_flight: bool = False  # gradient of the maps: all taps of a step before their use
     planned_by_lanes: bool = False  # the axes of a box by several lanes
-    rows_and_columns_apart: bool = False  # a warp of BoxBatch::fill has rows or columns, not both
-    channel_per_lane: bool = False  # instances for 32 channels or fewer: 64 registers
 
 
 NOW = Design()
@@ -109,10 +103,58 @@ def vector_width(channels: int, element_size: int) -> int:
     return width if channels % width == 0 else 1
 
 
-def tile_shape(channels_last: bool, pixels_per_warp: int) -> tuple[int, int]:
-    """make_tiles: height and width in pixels"""
-    warps_across = 2 if channels_last else 4
-    return WARPS // warps_across, pixels_per_warp * warps_across
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of a call, and which gather_feature_gradient_kernel serves them."""
+
+    height: int  # of a tile, in pixels
+    width: int
+    count: int  # of all images
+    batch: int  # boxes in hand
+    pixels_per_warp: int
+    channels_per_lane: int
+    vector: int
+
+    @property
+    def taps_per_pixel(self) -> int:
+        """kTapsPerPixel"""
+        return CONSTANTS["kTileTaps"] // (WARPS * self.pixels_per_warp)
+
+    def taps_of_step(self, element_size: int) -> int:
+        """kTapsOfPixel: of each pixel of a warp."""
+        if self.channels_per_lane == 1:
+            return 2
+        in_flight = 4 if element_size == 4 or self.vector == 1 else 8
+        return in_flight // self.pixels_per_warp
+
+
+def make_tiles(
+    levels: tuple[tuple[int, int, int], ...],
+    num_images: int,
+    channels: int,
+    channels_last: bool,
+    element_size: int,
+    design: Design = NOW,
+) -> Tiles:
+    """make_tiles and feature_gradient; levels: height, width, stride"""
+
+    def of(pixels_per_warp: int, channels_per_lane: int) -> Tiles:
+        is_small = pixels_per_warp == 1
+        width = (8 if is_small else 16) // (2 if channels_last else 1)
+        height = WARPS * pixels_per_warp // width
+        count = num_images * sum(ceil_div(h, height) * ceil_div(w, width) for h, w, _ in levels)
+        batch = CONSTANTS["kLargeBatch" if is_small else "kBatch"]
+        vector = 1 if channels_per_lane == 1 else vector_width(channels, element_size)
+        return Tiles(height, width, count, batch, pixels_per_warp, channels_per_lane, vector)
+
+    large = of(CONSTANTS["kPixelsPerWarp"], CHANNELS_PER_LANE)
+    if design.small_tiles and large.count * ceil_div(channels, CHANNELS_PER_WARP) < (
+        2 * WANTED_BLOCKS
+    ):
+        return of(1, CHANNELS_PER_LANE)
+    if design.channel_per_lane and channels <= WARP:
+        return of(CONSTANTS["kPixelsPerWarp"], 1)
+    return large
 
 
 @dataclass(frozen=True)
@@ -155,9 +197,9 @@ def plan_patches(
     return PatchPlan(taps_per_bin, min(bins[0], along_y, most // columns), columns)
 
 
-def loads_in_flight(blocks: int) -> int:
-    """kLoadsInFlight of types other than float64"""
-    return 2 if blocks == CONSTANTS["kManyBlocks"] else 4
+def taps_in_flight(element_size: int, vector: int) -> int:
+    """kPixelsIn of the forward pass, of types other than float64"""
+    return 4 if element_size == 2 and vector > 1 else 2
 
 
 # Bytes in shared memory with float coordinates: sizeof of the C++ types.
@@ -167,11 +209,11 @@ PLAN = 28
 INTERPOLATION = 20
 AXIS_TABLE = MAX_AXIS_SAMPLES * (2 * INTERPOLATION + 12) + 2 * MAX_AXIS_SAMPLES * 4
 TABLES = 2 * AXIS_TABLE + CONSTANTS["kMaxSamples"] * 4
-STAGED_BINS = WARPS * CHANNELS_PER_LANE * 33 * 4
+STAGED_BINS = WARPS * (8 + CHANNELS_PER_LANE * 33 * 4)
 BOX_GRADIENTS = WARPS * 16
 
 
-def shared_bytes(kernel: str, design: Design = NOW) -> int:
+def shared_bytes(kernel: str, pixels_per_warp: int = CONSTANTS["kPixelsPerWarp"]) -> int:
     """__shared__ variables of a kernel for float coordinates, before their alignment."""
     if kernel == "forward_channels_in_lanes_kernel":
         return BOX + PLAN + TABLES + MAX_TAPS * TAP
@@ -182,8 +224,10 @@ def shared_bytes(kernel: str, design: Design = NOW) -> int:
             BOX + PLAN + TABLES + MAX_TAPS * (8 + 4) + CONSTANTS["kMaxSamples"] * 4 + BOX_GRADIENTS
         )
     if kernel == "gather_feature_gradient_kernel":
-        pixels = WARPS * design.pixels_per_warp
+        is_small = pixels_per_warp == 1
+        lines = WARPS + (8 if is_small else 16)
+        boxes = CONSTANTS["kLargeBatch" if is_small else "kBatch"]
         lists = LISTED_BOXES * 4 + LISTED_BOXES // WARP * 4
-        batch = design.batch * (BOX + 2 * 8 * pixels)
-        return lists + batch + MAX_TAPS * TAP + pixels * 4
+        batch = boxes * (BOX + 8 * lines + 4 * WARPS * pixels_per_warp)
+        return lists + batch + CONSTANTS["kTileTaps"] * TAP
     return 0

@@ -57,18 +57,19 @@ STEPS = {
     "patch": Step("a patch is found", 100),
     "samples": Step("coordinates of samples", 160, barrier=1),
     "touched": Step("rows and columns that bins touch", 90, shared=4),
-    "map": Step("map value of a sample: four loads in turn", 110, shared=4, first=2, second=2),
-    "map together": Step("the same, four loads at once", 110, shared=2, second=1),
+    "map": Step("map value of a sample: four loads at once", 110, shared=2, second=1),
     "readers": Step("samples that read a tap", 170, shared=8, barrier=2),
     "tap": Step("weight of a tap from the tables", 250, shared=12),
     "bin": Step("a bin begins and ends", 100, shared=2),
     "channels": Step("two taps of 256 channels", 44, shared=1, second=1),
     "last": Step("the odd tap of a bin", 23, shared=1, second=1),
+    "channels of four": Step("four taps of 256 channels of 2 bytes", 100, shared=1, second=1),
+    "last of three": Step("the last of them, up to three", 90, shared=1, second=1),
     "warps": Step("sums of eight warps added", 80, shared=8, barrier=3),
-    "team": Step("four bins, or one of many taps: shuffles, staging", 150, shuffle=9, shared=1),
-    "pixels": Step("a tap per lane, 8 channels", 82, shared=1, second=1),
+    "team": Step("four bins, or one of many taps: shuffles, staging", 97, shuffle=9, shared=1),
+    "pixels": Step("a tap per lane, 8 channels", 56, shared=1, second=1),
     "write": Step("32 bins of 8 channels are written", 220, shared=8),
-    # map_and_box_kernel.cuh
+    # map_and_box_gradient.cuh
     "offsets": Step("offsets of taps", 143, shared=6, barrier=1),
     "products": Step("eight taps begin and end", 155, shuffle=9, shared=2),
     "slab": Step("eight taps of 256 channels", 222, shared=8, second=2),
@@ -79,35 +80,28 @@ STEPS = {
     "block sum": Step(
         "gradient of the box: a sum over the block", 400, shuffle=5, shared=8, barrier=3
     ),
-    # tiles.cuh, feature_gradient_kernels.cuh
+    # tiles.cuh, pixel_taps.cuh, feature_gradient.cuh
     "box": Step("a warp reads a box", 315, device=2),
     "tile rows": Step("which of 32 tile rows a box reads", 270),
     "tile columns": Step("which of 32 tile columns, and their bits", 650),
-    "tile": Step("block start", 230, second=1),
-    "lean tile": Step("the same without 64-bit divisions and the image's range", 100, second=1),
-    "list": Step("boxes of a tile are listed", 4 * 66, shared=4, second=1, barrier=3),
-    "listed": Step("the same: loads that only tiles with boxes make", 0, second=1),
-    "count": Step("one word of the list's bits", 7, shared=1),
-    "count by warp": Step("all words of the list's bits", 20, shared=1, shuffle=5),
+    "tile": Step("block start", 200),
+    "bits": Step("a tile's bits of 1024 boxes", 30, second=1),
+    "list": Step("boxes of a tile are listed", 230, shared=1, second=2, shuffle=12, barrier=2),
     "batch": Step(
-        "boxes in hand, bins that read rows and columns", 960, shared=8, second=1, barrier=2
+        "boxes in hand, taps of pixels counted", 160, shared=4, second=1, shuffle=8, barrier=3
     ),
-    "batch apart": Step(
-        "the same, rows and columns by different warps", 520, shared=8, second=1, barrier=2
-    ),
-    "round": Step("taps of a batch: begin and end", 180, shared=8, barrier=2),
-    "pixel tap": Step("a tap begins and ends", 150, shared=2),
+    "lines": Step("bins that read a row, or a column", 480, shared=8),
+    "round": Step("taps of a batch: begin and end", 110, shared=4, shuffle=6, barrier=2),
+    "pixel tap": Step("a tap is found, begins and ends", 220, shared=6, shuffle=6),
     "search": Step("half of the samples of a bin that are left", 36),
     "row weight": Step("weight of a sample row", 75),
     "row in map": Step("a sample row in the probability map", 75),
     "column weight": Step("weight of a sample column", 55),
-    "sample value": Step("map value of a sample: four loads in turn", 103, first=4),
-    "sample value together": Step("the same, four loads at once", 80, first=1),
-    "step": Step("a tap of each of four pixels, 256 channels", 110, shared=4, second=1),
-    "step in registers": Step("the same, taps read before the pixels", 90, shared=1, second=1),
-    "step of one": Step("the same for 32 channels", 50, shared=1, second=1),
-    "store": Step("pixels are written, columns or channels innermost", 150, barrier=1),
-    "part": Step("a partial sum is added", 20, second=1),
+    "sample value": Step("map value of a sample: four loads at once", 80, first=1),
+    "step": Step("four taps of a warp's pixels, 256 channels", 100, shared=1, second=1),
+    "step of eight": Step("eight taps, 256 channels of 2 bytes", 245, shared=1, second=1),
+    "step of one": Step("eight taps, 32 channels", 125, shared=1, second=1),
+    "store": Step("pixels are written, columns or channels innermost", 85),
 }
 
 

@@ -12,7 +12,7 @@ import cases
 from cases import Case
 from cuda_model.calls import backward, seconds
 from cuda_model.counts import Work, forward, map_and_box_gradient
-from cuda_model.kernels import NOW, THREADS, Design, shared_bytes
+from cuda_model.kernels import NOW, THREADS, Design
 from cuda_model.machine import (
     CAPABILITIES,
     H100,
@@ -84,10 +84,12 @@ def occupancy_rows() -> list[str]:
     for kernel in (
         "forward_channels_in_lanes_kernel<float, float, 4>",
         "forward_bins_in_lanes_kernel<float, float>",
-        "gather_feature_gradient_kernel<float, float, 4>",
+        "gather_feature_gradient_kernel<float, float, 4, 8, 4>",
+        "gather_feature_gradient_kernel<float, float, 4, 8, 1>",
+        "gather_feature_gradient_kernel<float, float, 1, 1, 4>",
         "map_and_box_gradient_kernel<float, float, 4>",
         "touched_tiles_kernel<float>",
-        "gather_feature_gradient_kernel<double, double, 2>",
+        "gather_feature_gradient_kernel<double, double, 2, 8, 4>",
     ):
         cells = []
         for capability in CAPABILITIES:
@@ -148,29 +150,34 @@ def gather_rows(chosen: Sequence[Case]) -> list[str]:
         work, contiguous = (
             gather_feature_gradient(case, channels_last, FLOAT32) for channels_last in (True, False)
         )
+        half = gather_feature_gradient(case, True, FLOAT16)
         count = work.counts
         of_longest = [number(count[f"longest {name}"]) for name in ("batches", "steps", "taps")]
         rows.append(
             [
                 case.name,
                 number(len(work.blocks)),
+                number(count["tile"]),
                 f"{100 * count['empty'] / count['tiles']:.0f} %",
                 number(count["batches"]),
                 " / ".join(of_longest),
                 f"{100 * count['balance']:.0f} %",
                 *limits(work),
                 microseconds(contiguous.seconds()),
+                microseconds(half.seconds()),
             ]
         )
     head = [
         "case",
         "blocks",
+        "pixels",
         "empty",
         "batches",
         "of the longest",
         "balance",
         *LIMITS,
         "contiguous",
+        "float16",
     ]
     return table(head, rows)
 
@@ -202,42 +209,16 @@ class Proposal:
     design: Design
 
 
-DEALT = replace(NOW, taps_by_all=True, map_loads_together=True)
-FILLED = replace(DEALT, leaves_empty_tiles=True, rows_and_columns_apart=True, batch=16)
-GATHER_PROPOSALS = (
+GATHER_DESIGNS = (
     Proposal("as it is", NOW),
-    Proposal("A. a batch's taps are dealt to all threads; map values: four loads at once", DEALT),
-    Proposal(
-        "B. A; 16 boxes in hand; bits are counted by a warp; rows and columns by different warps",
-        FILLED,
-    ),
-    Proposal(
-        "C. B; the taps of a step are read before its pixels",
-        replace(FILLED, taps_in_registers=True),
-    ),
-    Proposal(
-        "D. C; a tile's boxes split among blocks, partial sums added in order",
-        replace(FILLED, taps_in_registers=True, list_parts=16),
-    ),
-    Proposal(
-        "E. D; two taps of a pixel in flight (float16 only: registers)",
-        replace(FILLED, taps_in_registers=True, list_parts=16, taps_in_flight=2),
-    ),
-    Proposal(
-        "F. B; one channel per lane, for 32 channels or fewer",
-        replace(FILLED, channel_per_lane=True),
-    ),
-    Proposal("list split alone", replace(NOW, list_parts=16)),
-    Proposal("16 boxes in hand alone", replace(NOW, batch=16)),
+    Proposal("without small tiles", replace(NOW, small_tiles=False)),
+    Proposal("without one channel per lane", replace(NOW, channel_per_lane=False)),
 )
-CHANNELS_OF_ONE = 32
-GATHER_CASES = ("one_small_map", "c4", "p2_7x7", "p3_7x7", "channels_3", "ten_boxes", "large_map")
-BOX_PROPOSALS = (
+GATHER_CASES = ("one_small_map", "c4", "ten_boxes", "channels_3")
+BOX_DESIGNS = (
     Proposal("as it is", NOW),
-    Proposal("map values: four loads at once", replace(NOW, map_loads_together=True)),
     Proposal("a box is planned by several lanes", replace(NOW, planned_by_lanes=True)),
-    Proposal("channels_last: twice as many loads in flight", replace(NOW, taps_in_flight=2)),
-    Proposal("contiguous, few channels: warps over bins", replace(NOW, warps_over_bins=True)),
+    Proposal("gradient: all taps of a step in flight", replace(NOW, taps_in_flight=True)),
 )
 BOX_CASES = {
     "p3_7x7": True,
@@ -248,24 +229,19 @@ BOX_CASES = {
 }
 
 
-def gather_proposals(chosen: Sequence[Case]) -> list[str]:
+def gather_designs(chosen: Sequence[Case]) -> list[str]:
     columns = [case for case in chosen if case.name in GATHER_CASES]
     rows = []
-    for proposal in GATHER_PROPOSALS:
-        works = [
-            gather_feature_gradient(case, True, FLOAT32, proposal.design)
-            if case.channels <= CHANNELS_OF_ONE or not proposal.design.channel_per_lane
-            else None
-            for case in columns
-        ]
-        rows.append([proposal.text, *(microseconds(w.seconds()) if w else "" for w in works)])
+    for proposal in GATHER_DESIGNS:
+        works = (gather_feature_gradient(c, True, FLOAT32, proposal.design) for c in columns)
+        rows.append([proposal.text, *(microseconds(work.seconds()) for work in works)])
     return table(("gradient of the features", *(case.name for case in columns)), rows)
 
 
-def box_proposals(chosen: Sequence[Case]) -> list[str]:
+def box_designs(chosen: Sequence[Case]) -> list[str]:
     columns = [case for case in chosen if case.name in BOX_CASES]
     rows = []
-    for proposal in BOX_PROPOSALS:
+    for proposal in BOX_DESIGNS:
         cells = [
             microseconds(f(case, BOX_CASES[case.name], FLOAT16, proposal.design).seconds())
             for case in columns
@@ -278,22 +254,53 @@ def box_proposals(chosen: Sequence[Case]) -> list[str]:
     return table(("forward / gradient of the maps, float16", *head), rows)
 
 
+# Of the former kernels, by this model: microseconds. A case, kernel, channels_last, element size.
+FORMER = {
+    ("one_small_map", "gradient", True, FLOAT32): 2866,
+    ("c4", "gradient", True, FLOAT32): 489,
+    ("p2_7x7", "gradient", True, FLOAT32): 227,
+    ("p3_7x7", "gradient", True, FLOAT32): 173,
+    ("p3_7x7", "gradient", True, FLOAT16): 173,
+    ("channels_3", "gradient", True, FLOAT32): 147,
+    ("ten_boxes", "gradient", True, FLOAT32): 61,
+    ("large_map", "gradient", True, FLOAT32): 1280,
+    ("p2_1000_boxes_7x7", "forward", False, FLOAT32): 215,
+    ("p3_7x7", "forward", False, FLOAT32): 86,
+    ("c4", "forward", False, FLOAT32): 299,
+    ("channels_3", "forward", False, FLOAT32): 27,
+    ("p3_7x7", "forward", True, FLOAT16): 24,
+}
+
+
+def former_rows(chosen: Sequence[Case]) -> list[str]:
+    names = {case.name for case in chosen}
+    rows = []
+    for (name, kernel, channels_last, element_size), former in FORMER.items():
+        if name in names:
+            f = forward if kernel == "forward" else gather_feature_gradient
+            work = f(ALL[name], channels_last, element_size)
+            layout = "channels_last" if channels_last else "contiguous"
+            what = f"{kernel}, {name}, {layout}, float{8 * element_size}"
+            rows.append([what, str(former), microseconds(work.seconds()), work.bound_by])
+    return table(("kernel and case", "former", "now", "bound by"), rows)
+
+
 def render(names: Sequence[str] = PREDICTED) -> str:
     """The page; with fewer names, that part of it."""
     chosen = [ALL[name] for name in names]
-    shared = shared_bytes("gather_feature_gradient_kernel", FILLED) / 1024
     return TEXT.format(
         machine="\n".join(machine_rows()),
         occupancy="\n".join(occupancy_rows()),
         forward="\n".join(forward_rows(chosen)),
         gather="\n".join(gather_rows(chosen)),
         maps="\n".join(map_rows(chosen)),
-        gather_proposals="\n".join(gather_proposals(chosen)),
-        box_proposals="\n".join(box_proposals(chosen)),
+        former="\n".join(former_rows(chosen)),
+        gather_designs="\n".join(gather_designs(chosen)),
+        box_designs="\n".join(box_designs(chosen)),
         step=STEPS["step"].clocks,
+        eight=STEPS["step of eight"].clocks,
         weight=full_tap(),
-        empty=f"{tile_tally(np.zeros(0, np.int64), 1, NOW).clocks:.0f}",
-        shared=f"{shared:.1f}",
+        empty=f"{tile_tally(np.zeros(0, np.int64), 1).clocks:.0f}",
     )
 
 
@@ -331,11 +338,12 @@ per block) and threads. 12.0 is given the registers of 10.0.
 
 ## Gradient of the features, float32, channels_last
 
-A block serves a tile of 32 pixels and 256 channels, eight boxes at a time (a *batch*). Of the
-longest block: batches / steps / weights. *Weights* are taps that the busiest thread of a batch
-weighs one after another, *steps* taps that its busiest warp adds up. *Balance*: the mean warp's
-steps over the busiest's. A step takes {step} clocks, a weight up to {weight} (2 x 2 samples, with a
-map), an empty tile {empty}. float16 takes as long: it has as many steps and weights.
+A block serves a tile of 32 pixels and 256 channels, 16 boxes at a time (a *batch*); of 8 pixels,
+32 boxes at a time, where there would be fewer than 1024 blocks. Of the longest block: batches /
+steps / weights. *Weights* are taps that a thread weighs one after another, *steps* rounds of loads
+of its busiest warp. *Balance*: the mean warp's steps over the busiest's. A step of four taps takes
+{step} clocks, of eight taps of 2 bytes {eight}, a weight up to {weight} (2 x 2 samples, with a
+map), an empty tile {empty}.
 
 {gather}
 
@@ -345,19 +353,25 @@ The last two columns are the whole backward pass, channels_last / contiguous.
 
 {maps}
 
-## Changes, predicted
+## Predictions, before and after
 
-None is built. Sixteen boxes in hand take {shared} KB of shared memory per block.
+Of kernels that gave the gradient's weights to threads by pixel and box, waited for shared memory
+four times a step, counted an empty tile's boxes, had one size of tiles, and gave a warp all bins of
+its channels. Their times are from the same model.
 
-{gather_proposals}
+{former}
 
-{box_proposals}
+What single choices do, and what is not built:
+
+{gather_designs}
+
+{box_designs}
 
 ## What to look at first on a GPU
 
 | ncu | kernel, case | the model is wrong where it is |
 | --- | --- | --- |
-| duration | gather_feature_gradient, one_small_map | below a third: weights are cheaper |
+| duration | gather_feature_gradient, one_small_map | below a half: weights are cheaper |
 | smsp__inst_executed | gather_feature_gradient, p2_7x7 | off by a half: other lengths of steps |
 | stall_barrier | gather_feature_gradient, c4 | below 30 % of the warps' stalls |
 | lts__t_sectors_op_read * 32 | forward_bins_in_lanes, p2_1000_boxes_7x7 | above the bytes given |

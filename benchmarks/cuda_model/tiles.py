@@ -9,25 +9,20 @@ import numpy as np
 
 from cases import Case
 from cuda_model.boxes import Box, Integers, boxes_of
-from cuda_model.counts import TYPES, Floats, Tally, Work
+from cuda_model.counts import TYPES, Tally, Work
 from cuda_model.kernels import (
-    CHANNELS_PER_WARP,
     CONSTANTS,
     LISTED_BOXES,
-    MAX_TAPS,
     NOW,
     THREADS,
-    WANTED_BLOCKS,
     WARP,
     WARPS,
     Design,
+    Tiles,
     ceil_div,
-    tile_shape,
-    vector_width,
+    make_tiles,
 )
 from cuda_model.machine import STEPS, clocks
-
-WORDS = LISTED_BOXES // WARP  # of a list's bits
 
 
 @dataclass(frozen=True)
@@ -71,27 +66,26 @@ class TileCounts:
 
     batches: int
     rounds: int
-    weights: float  # clocks for the taps' weights on the longest thread of each round
-    weight_taps: int  # taps of those threads
-    steps: int  # taps of the longest pixel of each round
+    weights: float  # clocks for the taps' weights: of each round, its turns times its longest tap
+    weight_taps: int  # turns: taps of a thread
+    steps: int  # of the longest pixel of each round
     warp_steps: int  # likewise, of each warp's longest pixel, over all warps
     weight_instructions: float  # of all warps
     taps: int
 
 
-def deal(of_boxes: Floats) -> Floats:
-    """Items of fill_pixel_taps, pixel by pixel: [batches, boxes, pixels] as [batches, passes,
-    warps, lanes]."""
-    items = of_boxes.transpose(0, 2, 1).reshape(len(of_boxes), -1)
-    missing = -items.shape[1] % THREADS
-    return np.pad(items, ((0, 0), (0, missing))).reshape(len(items), -1, WARPS, WARP)
-
-
 def count_tile(
-    y: Lines, x: Lines, k: Integers, i: int, j: int, has_map: bool, design: Design
+    y: Lines,
+    x: Lines,
+    k: Integers,
+    i: int,
+    j: int,
+    has_map: bool,
+    tiles: Tiles,
+    taps_of_step: int = 1,
 ) -> TileCounts:
     """gather_feature_gradient_kernel on the boxes k that read tile (i, j)."""
-    batch = design.batch
+    batch = tiles.batch
     boxes = ceil_div(len(k), batch) * batch
 
     def pixels(of_y: Integers, of_x: Integers) -> Any:
@@ -115,8 +109,7 @@ def count_tile(
     }
     if has_map:
         steps["row in map"] = pixels(reads_y, bins_x)
-        together = " together" if design.map_loads_together else ""
-        steps["sample value" + together] = pixels(reads_y, reads_x)
+        steps["sample value"] = pixels(reads_y, reads_x)
     some = np.maximum(taps, 1)
     time_of_tap: Any = sum(count * clocks(name) for name, count in steps.items()) / some
     work_of_tap: Any = sum(n * STEPS[name].instructions for name, n in steps.items()) / some
@@ -124,84 +117,59 @@ def count_tile(
     batches = boxes // batch
     shape = (batches, batch, taps.shape[1])
     taps = taps.reshape(shape)
-    time_of_tap, work_of_tap = time_of_tap.reshape(shape), work_of_tap.reshape(shape)
-    per_pixel = MAX_TAPS // taps.shape[2]
+    # Lanes of a warp diverge: a turn takes as long as the batch's longest tap.
+    time_of_turn = time_of_tap.reshape(shape).max(axis=(1, 2))
+    work_of_turn = work_of_tap.reshape(shape).max(axis=(1, 2))
+    per_pixel = tiles.taps_per_pixel
     total = taps.sum(axis=1)  # [batches, pixels]
-    end = np.cumsum(taps, axis=1)
     rounds_of = np.maximum(1, np.ceil(total.max(axis=1) / per_pixel)).astype(np.int64)
     counts = TileCounts(batches, int(rounds_of.sum()), 0.0, 0, 0, 0, 0.0, int(total.sum()))
     for r in range(int(rounds_of.max(initial=0))):
-        first, last = r * per_pixel, (r + 1) * per_pixel
-        of_round = np.clip(np.minimum(end, last) - np.maximum(end - taps, first), 0, None)
-        items = deal(of_round)
-        time_of, work_of = deal(of_round * time_of_tap), deal(of_round * work_of_tap)
-        if design.taps_by_all:
-            # Lanes of a warp diverge: a turn takes as long as the batch's longest tap.
-            turns = np.ceil(items.sum(axis=(1, 2, 3)) / THREADS)
-            warps = np.ceil(items.sum(axis=(1, 2, 3)) / WARP)
-            counts.weights += float((turns * time_of_tap.max(axis=(1, 2))).sum())
-            counts.weight_taps += int(turns.sum())
-            counts.weight_instructions += float((warps * work_of_tap.max(axis=(1, 2))).sum())
-        else:
-            of_threads = time_of.sum(axis=1).reshape(batches, -1)
-            longest = of_threads.argmax(axis=1)
-            counts.weights += float(of_threads.max(axis=1).sum())
-            counts.weight_taps += int(
-                items.sum(axis=1).reshape(batches, -1)[np.arange(batches), longest].sum()
-            )
-            counts.weight_instructions += float(work_of.max(axis=3).sum())
-        of_pixels = np.clip(total - first, 0, per_pixel).reshape(batches, WARPS, -1)
-        of_warps = np.ceil(of_pixels / design.taps_in_flight).max(axis=2)
+        of_pixels = np.clip(total - r * per_pixel, 0, per_pixel)
+        turns = np.ceil(of_pixels.sum(axis=1) / THREADS)
+        counts.weights += float((turns * time_of_turn).sum())
+        counts.weight_taps += int(turns.sum())
+        warps = np.ceil(of_pixels.sum(axis=1) / WARP)
+        counts.weight_instructions += float((warps * work_of_turn).sum())
+        of_warps = np.ceil(of_pixels / taps_of_step).reshape(batches, WARPS, -1).max(axis=2)
         counts.steps += int(of_warps.max(axis=1).sum())
         counts.warp_steps += int(of_warps.sum())
     return counts
 
 
-def add_list(tally: Tally, k: Integers, num_rois: int, design: Design) -> None:
-    """BoxList::fill for the boxes of a call, of which `k` read the tile."""
-    if design.leaves_empty_tiles:
-        if len(k):
-            for name in ("list", "listed", "count by warp"):
-                tally.add(name, 1, WARPS)
-        return
-    for first in range(0, max(num_rois, 1), LISTED_BOXES):
-        here = k[(k >= first) & (k < first + LISTED_BOXES)] - first
-        tally.add("list", 1, WARPS)
-        tally.add("count", WORDS, WARPS * WORDS)
-        if len(here):
-            tally.add("listed", 1, WARPS)
-        # A box's index in the list is counted word by word, up to the last of each pass.
-        words = here // WARP
-        for begin in range(0, WORDS, WARPS):
-            of_pass = words[(words >= begin) & (words < begin + WARPS)]
-            tally.add("count", int(of_pass.max(initial=0)), int(np.unique(of_pass).sum()))
-
-
-def tile_tally(k: Integers, num_rois: int, design: Design) -> Tally:
-    """Everything that a tile costs whether boxes read it or not."""
+def tile_tally(k: Integers, num_rois: int) -> Tally:
+    """Everything that a tile costs whether boxes read it or not; k: the boxes that do."""
     tally = Tally()
-    tally.add("lean tile" if design.leaves_empty_tiles else "tile", 1, WARPS)
-    add_list(tally, k, num_rois, design)
+    tally.add("tile", 1, WARPS)
+    for first in range(0, max(num_rois, 1), LISTED_BOXES):
+        tally.add("bits", 1, WARPS)
+        if ((k >= first) & (k < first + LISTED_BOXES)).any():
+            tally.add("list", 1, WARPS)
     tally.add("store", 1, WARPS)
     return tally
+
+
+def tiles_of(case: Case, channels_last: bool, element_size: int, design: Design = NOW) -> Tiles:
+    levels, images = case.levels, case.num_images
+    return make_tiles(levels, images, case.channels, channels_last, element_size, design)
 
 
 def gather_feature_gradient(
     case: Case, channels_last: bool, element_size: int, design: Design = NOW, has_map: bool = True
 ) -> Work:
     """feature_gradient: its second launch."""
-    height, width = tile_shape(channels_last, design.pixels_per_warp)
-    slabs = ceil_div(case.channels, CHANNELS_PER_WARP)
-    step = "step in registers" if design.taps_in_registers else "step"
-    step = "step of one" if design.channel_per_lane else step
-    batch = "batch apart" if design.rows_and_columns_apart else "batch"
-    lines = ceil_div(design.batch * (height + width), WARP)  # warps that fill a batch
-    tiles = case.num_images * sum(
-        ceil_div(rows, height) * ceil_div(columns, width) for rows, columns, _ in case.levels
-    )
-    parts = max(1, min(design.list_parts, WANTED_BLOCKS // (tiles * slabs)))
+    tiles = tiles_of(case, channels_last, element_size, design)
+    height, width = tiles.height, tiles.width
+    slabs = ceil_div(case.channels, WARP * tiles.channels_per_lane)
+    taps_of_step = tiles.taps_of_step(element_size)
+    step = "step"
+    if tiles.channels_per_lane == 1:
+        step = "step of one"
+    elif taps_of_step * tiles.pixels_per_warp == 8:
+        step = "step of eight"
+    lines = tiles.batch * (height + width)
+    nothing = tile_tally(np.arange(0), case.num_rois)
     numbers = np.arange(case.num_rois)
-    nothing = tile_tally(numbers[:0], case.num_rois, design)
     everything = boxes_of(case)
     empty = serial_steps = warp_steps = taps = batches = 0
     instructions = near = 0.0
@@ -221,36 +189,40 @@ def gather_feature_gradient(
             for i, j in np.argwhere(reads):
                 k = np.flatnonzero((y.span[:, i] > 0) & (x.span[:, j] > 0))
                 near += float((y.span[k, i] * x.span[k, j]).sum())
-                for of_part in np.array_split(k, min(parts, ceil_div(len(k), design.batch))):
-                    counts = count_tile(y, x, of_part, i, j, has_map, design)
-                    tally = tile_tally(numbers[chosen][of_part], case.num_rois, design)
-                    tally.add(batch, counts.batches, counts.batches * lines)
-                    tally.add("round", counts.rounds, counts.rounds * WARPS)
-                    tally.add(step, counts.steps, counts.warp_steps)
-                    tally.clocks += counts.weights
-                    tally.instructions += counts.weight_instructions
-                    if tally.clocks > longest_clocks:
-                        longest, longest_clocks = counts, tally.clocks
-                    blocks += [tally.clocks] * slabs
-                    instructions += tally.instructions * slabs
-                    warp_steps += counts.warp_steps
-                    serial_steps += counts.steps
-                    taps += counts.taps
-                    batches += counts.batches
+                counts = count_tile(y, x, k, i, j, has_map, tiles, taps_of_step)
+                tally = tile_tally(numbers[chosen][k], case.num_rois)
+                tally.add("batch", counts.batches, counts.batches * WARPS)
+                tally.add(
+                    "lines",
+                    counts.batches * ceil_div(lines, THREADS),
+                    counts.batches * ceil_div(lines, WARP),
+                )
+                tally.add("round", counts.rounds, counts.rounds * WARPS)
+                tally.add(step, counts.steps, counts.warp_steps)
+                tally.clocks += counts.weights
+                tally.instructions += counts.weight_instructions
+                if tally.clocks > longest_clocks:
+                    longest, longest_clocks = counts, tally.clocks
+                blocks += [tally.clocks] * slabs
+                instructions += tally.instructions * slabs
+                warp_steps += counts.warp_steps
+                serial_steps += counts.steps
+                taps += counts.taps
+                batches += counts.batches
     pixels = case.num_images * sum(rows * columns for rows, columns, _ in case.levels)
     written = pixels * case.channels * element_size
-    partial = pixels * case.channels * 4 * (2 * parts if parts > 1 else 0)
     grad = case.num_rois * case.output_size**2 * case.channels * element_size
-    type_, vector = TYPES[element_size], vector_width(case.channels, element_size)
+    instance = f"{tiles.vector}, {tiles.channels_per_lane}, {tiles.pixels_per_warp}"
     return Work(
-        f"gather_feature_gradient_kernel<{type_}, float, {vector}>",
+        f"gather_feature_gradient_kernel<{TYPES[element_size]}, float, {instance}>",
         np.array(blocks),
         instructions,
         first_level=taps * case.channels * element_size,
-        second_level=near * case.channels * element_size + written + partial,
+        second_level=near * case.channels * element_size + written,
         device=written + grad,
         counts={
-            "tiles": tiles,
+            "tiles": tiles.count,
+            "tile": height * width,
             "empty": empty,
             "batches": batches,
             "longest batches": longest.batches,
@@ -258,16 +230,14 @@ def gather_feature_gradient(
             "longest taps": longest.weight_taps,
             "balance": warp_steps / (WARPS * serial_steps) if serial_steps else 1.0,
             "taps": taps,
-            "parts": parts,
         },
-        launches=1 + (parts > 1),
-        resident=4 if design.channel_per_lane else None,
     )
 
 
-def touched_tiles(case: Case, channels_last: bool, design: Design = NOW) -> Work:
+def touched_tiles(case: Case, channels_last: bool, element_size: int, design: Design = NOW) -> Work:
     """feature_gradient: its first launch; a warp serves a box."""
-    height, width = tile_shape(channels_last, design.pixels_per_warp)
+    tiles = tiles_of(case, channels_last, element_size, design)
+    height, width = tiles.height, tiles.width
     clocks_of_box = []
     for box in boxes_of(case):
         tally = Tally()

@@ -11,6 +11,7 @@ namespace shape_roi_align::cuda {
 
 constexpr int32_t kWarp = 32;
 constexpr int32_t kMaxThreads = 256;
+constexpr int32_t kTeam = 8;             // lanes that serve a bin of few taps; divides kWarp
 constexpr int32_t kChannelsPerLane = 8;  // in registers at a time
 // Fewest blocks per multiprocessor, which bounds the registers per thread: many warps with few
 // loads in flight each, or the reverse. float64 takes twice the registers.
@@ -19,7 +20,7 @@ constexpr int32_t kFewBlocks = 2;   // 128 registers
 template <typename coord_t, int32_t blocks>
 constexpr int32_t kMinBlocks = sizeof(coord_t) == sizeof(double) ? blocks - 1 : blocks;
 
-// Loads of kChannelsPerLane channels that a lane issues before it uses the first.
+// Loads of kChannelsPerLane converted channels that a lane issues before it uses the first.
 template <typename T, int32_t blocks>
 constexpr int32_t kLoadsInFlight = blocks == kManyBlocks ? (sizeof(T) == sizeof(double) ? 1 : 2)
                                                          : (sizeof(T) == sizeof(double) ? 2 : 4);
@@ -41,30 +42,41 @@ __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 template <typename index_t>
-__host__ __device__ index_t least(index_t a, std::type_identity_t<index_t> b) {
+__host__ __device__ constexpr index_t least(index_t a, std::type_identity_t<index_t> b) {
   return a < b ? a : b;
 }
 template <typename index_t>
-__host__ __device__ index_t most(index_t a, std::type_identity_t<index_t> b) {
+__host__ __device__ constexpr index_t most(index_t a, std::type_identity_t<index_t> b) {
   return a > b ? a : b;
 }
 
-// A lane's part of kChannelsPerWarp channels that are adjacent in memory: vectors of `width`
-// channels, kWarp vectors apart. The number of channels is a multiple of `width`.
-template <int32_t width>
+// Sum over the lanes of a team up to and with this one; teams are `lanes` neighbours, a power of 2.
+// Called by whole warps.
+__device__ inline int32_t sum_up_to_lane(int32_t value, int32_t lanes) {
+#pragma unroll
+  for (int32_t distance = 1; distance < lanes; distance *= 2) {
+    const int32_t before = __shfl_up_sync(kAllLanes, value, distance);
+    value += lane_index() % lanes >= distance ? before : 0;
+  }
+  return value;
+}
+
+// A lane's part of kPerWarp channels that are adjacent in memory: vectors of `width` channels,
+// kWarp vectors apart. The number of channels is a multiple of `width`.
+template <int32_t width, int32_t per_lane = kChannelsPerLane>
 struct LaneChannels {
-  static constexpr int32_t kVectors = kChannelsPerLane / width;
+  static constexpr int32_t kVectors = per_lane / width;
+  static constexpr int32_t kPerWarp = kWarp * per_lane;
   int64_t first;
-  int32_t left;  // channels from `first` on, at most kChannelsPerWarp
+  int32_t left;  // channels from `first` on, at most kPerWarp
 
   __device__ LaneChannels(int64_t slab, int64_t channels) {
-    first = slab * kChannelsPerWarp + lane_index() * width;
+    first = slab * kPerWarp + lane_index() * width;
     const int64_t all = channels - first;
-    left = all < kChannelsPerWarp ? static_cast<int32_t>(all) : kChannelsPerWarp;
+    left = all < kPerWarp ? static_cast<int32_t>(all) : kPerWarp;
   }
 
-  // f(index of the vector's first channel among the lane's kChannelsPerLane, its offset from
-  // `first`)
+  // f(index of the vector's first channel among the lane's, its offset from `first`)
   template <typename F>
   __device__ void for_each(F f) const {
 #pragma unroll
@@ -75,10 +87,44 @@ struct LaneChannels {
     }
   }
 
+  // The lane's channels of one pixel. Those that do not exist stay as they are made: 0.
+  template <typename T>
+  struct Pixel {
+    Vector<width, T> vectors[kVectors] = {};
+
+    __device__ void add_to(accumulate_t<T>* sum, accumulate_t<T> weight) const {
+#pragma unroll
+      for (int32_t i = 0; i < kVectors; ++i) {
+        accumulate_t<T> values[width];
+        vectors[i].convert(values);
+#pragma unroll
+        for (int32_t c = 0; c < width; ++c) {
+          sum[i * width + c] += weight * values[c];
+        }
+      }
+    }
+  };
+
+  // Pixels that `registers` hold. An element of 2 bytes takes half a register in a vector, else a
+  // whole one.
+  template <typename T, int32_t registers>
+  static constexpr int32_t kPixelsIn =
+      registers * sizeof(float) /
+      (per_lane * (width == 1 && sizeof(T) < sizeof(float) ? sizeof(float) : sizeof(T)));
+
+  template <typename T>
+  __device__ void load(const T* from, Pixel<T>& to) const {
+    for_each([&](int32_t i, int32_t offset) { to.vectors[i / width].load(from + offset); });
+  }
+
   // Does not change `to` for channels that do not exist.
   template <typename T>
   __device__ void load(const T* from, accumulate_t<T>* to) const {
-    for_each([&](int32_t i, int32_t offset) { load_vector<width>(from + offset, to + i); });
+    for_each([&](int32_t i, int32_t offset) {
+      Vector<width, T> vector;
+      vector.load(from + offset);
+      vector.convert(to + i);
+    });
   }
 
   template <typename T>
@@ -87,21 +133,12 @@ struct LaneChannels {
   }
 };
 
-template <typename acc_t>
-__device__ void add_scaled(acc_t weight, const acc_t* values, acc_t* sum) {
-#pragma unroll
-  for (int32_t c = 0; c < kChannelsPerLane; ++c) {
-    sum[c] += weight * values[c];
-  }
-}
-
-// Sums each of kChannelsPerLane values over a team of lanes, 8 or all 32 of a warp. Lane i returns
-// the total of value i % 8. Called by whole warps; destroys `values`.
+// Sums each of kTeam values over a team of lanes, kTeam or all of a warp. Lane i returns the total
+// of value i % kTeam. Called by whole warps; destroys `values`.
 template <typename T>
 __device__ T sum_over_lanes(T* values, int32_t lanes) {
-  static_assert(kChannelsPerLane == 8);
 #pragma unroll
-  for (int32_t half = kChannelsPerLane / 2; half > 0; half /= 2) {
+  for (int32_t half = kTeam / 2; half > 0; half /= 2) {
     const bool keeps_upper = (lane_index() & half) != 0;
 #pragma unroll
     for (int32_t i = 0; i < half; ++i) {
@@ -112,8 +149,10 @@ __device__ T sum_over_lanes(T* values, int32_t lanes) {
   }
   T total = values[0];
   if (lanes == kWarp) {
-    total += __shfl_xor_sync(kAllLanes, total, 8);
-    total += __shfl_xor_sync(kAllLanes, total, 16);
+#pragma unroll
+    for (int32_t distance = kTeam; distance < kWarp; distance *= 2) {
+      total += __shfl_xor_sync(kAllLanes, total, distance);
+    }
   }
   return total;
 }

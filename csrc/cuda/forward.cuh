@@ -10,24 +10,32 @@ template <int32_t width, typename feature_t, typename acc_t>
 __device__ void add_taps(
     const LaneChannels<width>& channels, const feature_t* from, const Tap<acc_t>* taps,
     int32_t count, int32_t part, int32_t parts, acc_t* sum) {
-  constexpr int32_t kInFlight = kLoadsInFlight<feature_t, kManyBlocks>;
-  acc_t values[kInFlight][kChannelsPerLane] = {};
+  constexpr int32_t kInFlight = LaneChannels<width>::template kPixelsIn<feature_t, 16>;
+  typename LaneChannels<width>::template Pixel<feature_t> pixels[kInFlight];
   int32_t tap = part;
 #pragma unroll 1
   for (; tap + (kInFlight - 1) * parts < count; tap += kInFlight * parts) {
 #pragma unroll
     for (int32_t i = 0; i < kInFlight; ++i) {
-      channels.load(from + taps[tap + i * parts].offset, values[i]);
+      channels.load(from + taps[tap + i * parts].offset, pixels[i]);
     }
 #pragma unroll
     for (int32_t i = 0; i < kInFlight; ++i) {
-      add_scaled(taps[tap + i * parts].weight, values[i], sum);
+      pixels[i].add_to(sum, taps[tap + i * parts].weight);
     }
   }
-#pragma unroll 1
-  for (; tap < count; tap += parts) {
-    channels.load(from + taps[tap].offset, values[0]);
-    add_scaled(taps[tap].weight, values[0], sum);
+  const auto is_left = [&](int32_t i) { return tap + i * parts < count; };
+#pragma unroll
+  for (int32_t i = 0; i < kInFlight - 1; ++i) {
+    if (is_left(i)) {
+      channels.load(from + taps[tap + i * parts].offset, pixels[i]);
+    }
+  }
+#pragma unroll
+  for (int32_t i = 0; i < kInFlight - 1; ++i) {
+    if (is_left(i)) {
+      pixels[i].add_to(sum, taps[tap + i * parts].weight);
+    }
   }
 }
 
@@ -64,8 +72,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
   __shared__ Box<coord_t> box;
   __shared__ PatchPlan plan;
   __shared__ PatchTables<coord_t> tables;
-  __shared__ Tap<acc_t> taps[kMaxTaps];
-  static_assert(sizeof(taps) >= kMaxThreads * kChannelsPerLane * sizeof(acc_t));
+  __shared__ TapsOrSums<acc_t, kMaxTaps> scratch;
+  static_assert(sizeof(scratch.sums) >= kMaxThreads * kChannelsPerLane * sizeof(acc_t));
 
   for (int64_t i = blockIdx.x; i < grid.size(); i += gridDim.x) {
     load_box(params, grid.box(i), grid.max_bins, box, plan);
@@ -84,7 +92,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
       groups.for_each_patch(group, [&](const Patch& patch, bool is_first, bool is_last) {
         fill_tables(params, box, patch, tables);
         fill_taps(
-            feature_map, box.geometry.inverse_count, patch, plan.taps_per_bin(), tables, taps);
+            feature_map, box.geometry.inverse_count, patch, plan.taps_per_bin(), tables,
+            scratch.taps);
         for (int32_t bin = is_shared ? 0 : warp_index(); bin < patch.bins(); bin += num_warps()) {
           if (is_first) {
 #pragma unroll
@@ -93,10 +102,10 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
             }
           }
           add_taps(
-              channels, from, taps + bin * plan.taps_per_bin(), taps_of_bin(patch, tables, bin),
-              part, parts, sum);
+              channels, from, scratch.taps + bin * plan.taps_per_bin(),
+              taps_of_bin(patch, tables, bin), part, parts, sum);
           if (is_shared && is_last) {
-            add_warps(reinterpret_cast<acc_t*>(taps), sum);
+            add_warps(scratch.sums, sum);
           }
           if (is_last && (!is_shared || warp_index() == 0)) {
             channels.store(sum, to + bin_offset(output, patch, bin));
@@ -121,7 +130,8 @@ __device__ void add_lane_taps(
     acc_t values[kChannelsPerLane];
 #pragma unroll
     for (int32_t c = 0; c < kChannelsPerLane; ++c) {
-      values[c] = c < channels ? load(at[c * channel_stride]) : acc_t(0);
+      values[c] = c < channels ? load(*at) : acc_t(0);
+      at += channel_stride;  // an addition where c * channel_stride takes four instructions
     }
 #pragma unroll
     for (int32_t c = 0; c < kChannelsPerLane; ++c) {
@@ -130,13 +140,23 @@ __device__ void add_lane_taps(
   }
 }
 
-// Outputs of one warp, collected to write neighbouring bins together. One unused bin per channel
-// puts a warp's stores into different banks.
+// The bins of a patch that one warp serves, and their outputs, collected to write neighbouring bins
+// together. One unused bin per channel puts a warp's stores into different banks.
 template <typename acc_t>
 struct StagedBins {
   static constexpr int32_t kBins = 128 / sizeof(acc_t);
+  Range<int32_t> bins;
   acc_t of_channel[kChannelsPerLane][kBins + 1];
 };
+
+// The warps take the groups of channels in turn. Those beyond the last share the bins of a group.
+__device__ inline Range<int32_t> bins_of_warp(
+    const Patch& patch, const PatchPlan& plan, int32_t channel_groups) {
+  const int32_t parts = plan.whole_bins ? most(num_warps() / channel_groups, 1) : 1;
+  const int32_t bins = (patch.bins() + parts - 1) / parts;
+  const int32_t begin = warp_index() / channel_groups * bins;
+  return {begin, least(begin + bins, patch.bins())};  // none where part >= parts
+}
 
 // What forward_bins_in_lanes_kernel does with one patch.
 template <typename feature_t, typename acc_t, typename coord_t>
@@ -148,20 +168,23 @@ struct BinsInLanes {
   bool is_first;  // patch of its bins
   bool is_last;
 
-  // sum[i] of each lane: of channel i of the bin that its team serves. from: the first of
-  // `channels` channels, at most kChannelsPerLane. to: likewise of the box's output.
+  // The bins staged.bins, each by a team of `lanes`. sum[i] of each lane: of channel i of the bin
+  // that its team serves. from: the first of `channels` channels, at most kChannelsPerLane. to:
+  // likewise of the box's output. Called by whole warps.
+  template <int32_t lanes>
   __device__ void pool(
       const feature_t* from, int64_t from_stride, int32_t channels, acc_t* sum,
       StagedBins<acc_t>& staged, const PooledTensor& output, feature_t* to) const {
-    // Enough lanes for all taps of most bins.
-    const int32_t lanes = taps_per_bin > kWarp ? kWarp : kChannelsPerLane;
-    const int32_t teams = kWarp / lanes;
+    constexpr int32_t kTeams = kWarp / lanes;
     const int32_t lane = lane_index() % lanes;
 #pragma unroll 1
-    for (int32_t first = 0; first < patch.bins(); first += staged.kBins) {
-      const int32_t bins = least(staged.kBins, patch.bins() - first);
+    for (int32_t first = staged.bins.begin; first < staged.bins.end; first += staged.kBins) {
+      const int32_t bins = least(staged.kBins, staged.bins.end - first);
+      // A lane finds the taps of a bin, once for all teams: divisions are slow.
+      const int32_t count =
+          lane_index() < bins ? taps_of_bin(patch, tables, first + lane_index()) : 0;
 #pragma unroll 1
-      for (int32_t base = 0; base < bins; base += teams) {
+      for (int32_t base = 0; base < bins; base += kTeams) {
         const int32_t bin = base + lane_index() / lanes;
         if (is_first) {
 #pragma unroll
@@ -169,11 +192,9 @@ struct BinsInLanes {
             sum[c] = acc_t(0);
           }
         }
-        if (bin < bins) {
-          add_lane_taps(
-              from, from_stride, channels, taps + (first + bin) * taps_per_bin,
-              taps_of_bin(patch, tables, first + bin), lane, lanes, sum);
-        }
+        add_lane_taps(
+            from, from_stride, channels, taps + (first + bin) * taps_per_bin,
+            __shfl_sync(kAllLanes, count, bin), lane, lanes, sum);
         if (is_last) {
           const acc_t total = sum_over_lanes(sum, lanes);
           if (bin < bins && lane < kChannelsPerLane) {
@@ -191,13 +212,15 @@ struct BinsInLanes {
   __device__ void write(
       const StagedBins<acc_t>& staged, int32_t first, int32_t bins, int32_t channels,
       const PooledTensor& output, feature_t* to) const {
+    static_assert(kTeam == kChannelsPerLane);  // lane i of a team has the total of channel i
     __syncwarp();
 #pragma unroll 1
     for (int32_t bin = lane_index(); bin < bins; bin += kWarp) {
       feature_t* at = to + bin_offset(output, patch, first + bin);
 #pragma unroll 1
       for (int32_t c = 0; c < channels; ++c) {
-        store(staged.of_channel[c][bin], at + c * output.channel_stride);
+        store(staged.of_channel[c][bin], at);
+        at += output.channel_stride;
       }
     }
     __syncwarp();
@@ -232,6 +255,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
     feature_t* to = static_cast<feature_t*>(output.data) + box.index * output.box_stride +
                     slab * output.channel_stride;
     const int32_t step = num_warps() * kChannelsPerLane;
+    const int32_t channel_groups = static_cast<int32_t>(ceil_div(channels, kChannelsPerLane));
     // A bin in several patches keeps its sums in registers, so a warp takes its channels once.
     const int32_t at_once = plan.whole_bins ? channels : step;
     for (int32_t group = grid.share(i); group < groups.count(); group += grid.shares) {
@@ -239,17 +263,30 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
         acc_t sum[kChannelsPerLane] = {};
         groups.for_each_patch(group, [&](const Patch& patch, bool is_first, bool is_last) {
           fill_tables(params, box, patch, tables);
+          if (lane_index() == 0) {
+            const Range<int32_t> bins = bins_of_warp(patch, plan, channel_groups);
+            staged[warp_index()].bins = bins;
+          }
           fill_taps(
               feature_map, box.geometry.inverse_count, patch, plan.taps_per_bin(), tables, taps);
           const BinsInLanes<feature_t, acc_t, coord_t> work{
               patch, tables, taps, plan.taps_per_bin(), is_first, is_last};
           const int32_t last = least(first + at_once, channels);
+          const auto pool = [&](auto lanes) {
 #pragma unroll 1
-          for (int32_t c = first + warp_index() * kChannelsPerLane; c < last; c += step) {
-            work.pool(
-                from + c * feature_map.channel_stride, feature_map.channel_stride,
-                least(last - c, kChannelsPerLane), sum, staged[warp_index()], output,
-                to + c * output.channel_stride);
+            for (int32_t c = first + warp_index() % channel_groups * kChannelsPerLane; c < last;
+                 c += step) {
+              work.template pool<lanes>(
+                  from + c * feature_map.channel_stride, feature_map.channel_stride,
+                  least(last - c, kChannelsPerLane), sum, staged[warp_index()], output,
+                  to + c * output.channel_stride);
+            }
+          };
+          // Enough lanes for all taps of most bins.
+          if (plan.taps_per_bin() > kWarp) {
+            pool(std::integral_constant<int32_t, kWarp>{});
+          } else {
+            pool(std::integral_constant<int32_t, kTeam>{});
           }
         });
       }

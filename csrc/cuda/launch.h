@@ -23,6 +23,9 @@ struct LaunchOptions {
   int64_t wanted_blocks = 512;
   // Bytes of scratch, at most, where the gradients asked for are not larger.
   int64_t scratch = 16 << 20;
+  // As many channels or fewer are one to a lane in the gradient of the features, except in f64. At
+  // most kWarp.
+  int64_t few_channels = kWarp;
 };
 
 constexpr int64_t num_bins(const Params& params) {
@@ -30,14 +33,14 @@ constexpr int64_t num_bins(const Params& params) {
 }
 
 // Whether 32 bits hold what the kernels count in them: boxes, pixels of an image, the bins of
-// kBatch boxes. Offsets have 64.
+// kLargeBatch boxes. Offsets have 64.
 constexpr bool counts_fit(const Params& params) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 4096;  // a loop's next step too
   int64_t left = kMost;
   for (int32_t l = 0; l < params.num_levels && left >= 0; ++l) {
     left -= int64_t(params.levels[l].height) * params.levels[l].width;
   }
-  return params.num_rois <= kMost && left >= 0 && num_bins(params) <= kMost / kBatch;
+  return params.num_rois <= kMost && left >= 0 && num_bins(params) <= kMost / kLargeBatch;
 }
 
 // Of coordinates and weights; also of the sums of the gradients of prob_maps and rois.
@@ -45,6 +48,13 @@ inline ScalarType coordinate_type(const Params& params) {
   const bool wide =
       params.feature_type == ScalarType::kDouble || params.roi_type == ScalarType::kDouble;
   return wide ? ScalarType::kDouble : ScalarType::kFloat;
+}
+
+// Whether coordinates have the type in which features are accumulated. Else boxes are f64 and
+// features are not: only the most general kernels exist.
+inline bool has_features_type(const Params& params) {
+  return (coordinate_type(params) == ScalarType::kDouble) ==
+         (params.feature_type == ScalarType::kDouble);
 }
 
 // f(feature type instance, coordinate type instance).
@@ -63,11 +73,12 @@ void dispatch(const Params& params, F f) {
   }
 }
 
-// Channels per vector for which kernels exist, besides 1. Where boxes are f64 and features are not,
-// only 1.
 template <typename feature_t, typename coord_t>
-constexpr int32_t kKernelWidth =
-    std::is_same_v<accumulate_t<feature_t>, coord_t> ? kVectorWidth<feature_t> : 1;
+constexpr bool kHasFeaturesType = std::is_same_v<accumulate_t<feature_t>, coord_t>;
+
+// Channels per vector for which kernels exist, besides 1.
+template <typename feature_t, typename coord_t>
+constexpr int32_t kKernelWidth = kHasFeaturesType<feature_t, coord_t> ? kVectorWidth<feature_t> : 1;
 
 inline bool has_channels_innermost(const FeatureMap& feature_map) {
   return feature_map.channel_stride == 1;
@@ -75,7 +86,8 @@ inline bool has_channels_innermost(const FeatureMap& feature_map) {
 
 // Whether channels are in the lanes. Few channels would leave most lanes of a warp idle.
 inline bool reads_channels_in_lanes(const Params& params) {
-  return params.channels >= kChannelsPerLane &&
+  constexpr int64_t kFewest = 8;
+  return params.channels >= kFewest &&
          std::all_of(params.levels, params.levels + params.num_levels, has_channels_innermost);
 }
 
@@ -184,30 +196,47 @@ void forward(
 
 // Tiles of the levels whose gradient is asked for. Wider where columns are innermost: stores are
 // along rows.
-inline TileGrid make_tiles(
+template <int32_t pixels_per_warp>
+TileGrid make_tiles_of(
     const Params& params, const FeatureGradients& gradients, const LaunchOptions& options) {
-  bool all_innermost = true;
-  for (int32_t l = 0; l < params.num_levels; ++l) {
-    all_innermost = all_innermost && has_channels_innermost(gradients.levels[l]);
-  }
+  const bool all_innermost =
+      std::all_of(gradients.levels, gradients.levels + params.num_levels, has_channels_innermost);
   const int32_t warps = options.threads / kWarp;
-  int32_t warps_across = all_innermost ? 2 : 4;
+  int32_t warps_across = kTileWidth<pixels_per_warp> / pixels_per_warp / (all_innermost ? 2 : 1);
   while (warps % warps_across != 0) {
     warps_across /= 2;
   }
   TileGrid tiles{};
+  tiles.pixels_per_warp = pixels_per_warp;
   tiles.num_levels = params.num_levels;
-  tiles.width = kPixelsPerWarp * warps_across;
+  const int32_t width = pixels_per_warp * warps_across;  // a power of 2
+  while (1 << tiles.width_shift < width) {
+    ++tiles.width_shift;
+  }
   tiles.height = warps / warps_across;
   tiles.words = ceil_div(params.num_rois, kBoxesPerWord);
   for (int32_t l = 0; l < params.num_levels; ++l) {
     const FeatureMap& feature_map = params.levels[l];
     const bool is_asked = gradients.levels[l].data != nullptr;
     tiles.down[l] = is_asked ? static_cast<int32_t>(ceil_div(feature_map.height, tiles.height)) : 0;
-    tiles.across[l] = is_asked ? static_cast<int32_t>(ceil_div(feature_map.width, tiles.width)) : 0;
+    tiles.across[l] = is_asked ? static_cast<int32_t>(ceil_div(feature_map.width, width)) : 0;
     tiles.first[l + 1] = tiles.first[l] + tiles.down[l] * tiles.across[l];
   }
   return tiles;
+}
+
+// Blocks of gather_feature_gradient_kernel: (slab of channels, image, tile).
+inline int64_t gather_blocks(const Params& params, const TileGrid& tiles) {
+  return tiles.count() * params.num_images * ceil_div(params.channels, kChannelsPerWarp);
+}
+
+// Smaller tiles where there are few: a GPU's multiprocessors take two blocks each.
+inline TileGrid make_tiles(
+    const Params& params, const FeatureGradients& gradients, const LaunchOptions& options) {
+  const TileGrid tiles = make_tiles_of<kPixelsPerWarp>(params, gradients, options);
+  const bool are_few = gather_blocks(params, tiles) < 2 * options.wanted_blocks;
+  return are_few && has_features_type(params) ? make_tiles_of<1>(params, gradients, options)
+                                              : tiles;
 }
 
 // Scratch of feature_gradient, in bytes. In this order it may be one block of memory.
@@ -234,8 +263,7 @@ void feature_gradient(
     const Params& params, const PooledTensor& grad, const FeatureGradients& gradients, void* boxes,
     void* images, void* bits, const LaunchOptions& options, Launcher launch) {
   const TileGrid tiles = make_tiles(params, gradients, options);
-  const int64_t size =
-      tiles.count() * params.num_images * ceil_div(params.channels, kChannelsPerWarp);
+  const int64_t size = gather_blocks(params, tiles);
   if (size == 0) {
     return;
   }
@@ -254,11 +282,28 @@ void feature_gradient(
     constexpr int32_t kWidth = kVectorWidth<feature_t>;
     const bool vectors = params.channels % kWidth == 0 && allows_vectors(grad, kWidth) &&
                          allow_vectors(gradients.levels, params.num_levels, kWidth);
-    dispatch_width<feature_t, coord_t>(vectors, [&](auto width) {
+    const auto gather = [&](auto width, auto per_lane, auto pixels_per_warp) {
       launch(
-          gather_feature_gradient_kernel<feature_t, coord_t, width>, std::min(size, options.blocks),
-          options.threads, params, grad, gradients, tiles, of_boxes, of_tiles, of_images, size);
-    });
+          gather_feature_gradient_kernel<feature_t, coord_t, width, per_lane, pixels_per_warp>,
+          std::min(size, options.blocks), options.threads, params, grad, gradients, tiles, of_boxes,
+          of_tiles, of_images, size);
+    };
+    constexpr std::integral_constant<int32_t, 1> kOne;
+    constexpr std::integral_constant<int32_t, kPixelsPerWarp> kPixels;
+    constexpr std::integral_constant<int32_t, kChannelsPerLane> kChannels;
+    if constexpr (kHasFeaturesType<feature_t, coord_t>) {
+      if (tiles.pixels_per_warp == 1) {
+        return dispatch_width<feature_t, coord_t>(
+            vectors, [&](auto width) { gather(width, kChannels, kOne); });
+      }
+      if constexpr (std::is_same_v<coord_t, float>) {
+        if (params.channels <= options.few_channels) {
+          return gather(kOne, kOne, kPixels);
+        }
+      }
+    }
+    dispatch_width<feature_t, coord_t>(
+        vectors, [&](auto width) { gather(width, kChannels, kPixels); });
   });
 }
 

@@ -2,6 +2,26 @@
 //
 // Within a patch, each bin is a small matrix of taps: the pixel rows x the pixel columns that its
 // samples touch, each pixel once however many samples read it.
+//
+//   a box of 4 x 4 bins             a bin of 2 x 2 samples o     a bin of many samples:
+//   in 4 groups                     and its 3 x 3 taps #         one group of 4 patches
+//
+//   +-----+-----+ +-----+-----+
+//   | bin | bin | | bin | bin |         #     #     #            +-------+-------+
+//   +-----+-----+ +-----+-----+            o     o               | o o o | o o o |
+//   | bin | bin | | bin | bin |         #     #     #            | o o o | o o o |
+//   +-----+-----+ +-----+-----+            o     o               +-------+-------+
+//      group 0       group 1            #     #     #            | o o o | o o o |
+//   +-----+-----+ +-----+-----+                                  | o o o | o o o |
+//   | bin | bin | | bin | bin |                                  +-------+-------+
+//   +-----+-----+ +-----+-----+
+//   | bin | bin | | bin | bin |
+//   +-----+-----+ +-----+-----+
+//      group 2       group 3
+//
+// A group of whole bins is one patch. Share s of S has the groups s, s + S, ... of the box. A block
+// serves (slab of channels, box, share); slabs are adjacent channels, each passes through all boxes
+// before the next.
 #pragma once
 
 #include "cuda/block.cuh"
@@ -166,8 +186,9 @@ class PatchGroups {
         ceil_div(rows_, plan_.bin_rows) * ceil_div(columns_, plan_.bin_columns));
   }
 
-  // f(patch, is the first of the group, is the last of the group), at least once; the same calls in
-  // all threads of a block. Samples outside the feature map may be left out.
+  // f(patch, is the first of the group, is the last of the group), at least once. The number of
+  // calls is block-uniform: it follows from the box and the plan, which are in shared memory, so f
+  // may have barriers. Samples outside the feature map may be left out.
   template <typename F>
   __device__ void for_each_patch(int32_t group, F f) const {
     const int32_t across = static_cast<int32_t>(ceil_div(columns_, plan_.bin_columns));

@@ -12,6 +12,13 @@ struct alignas(16) Tap {
   acc_t weight;
 };
 
+// In shared memory: the taps that a block works on, or sums on their way to other threads.
+template <typename acc_t, int32_t count>
+union TapsOrSums {
+  Tap<acc_t> taps[count];
+  acc_t sums[count * sizeof(Tap<acc_t>) / sizeof(acc_t)];
+};
+
 // Calls f(tap, bin along y, tap along y, bin along x, tap along x) for the taps of a patch. Bin i
 // has the taps [taps_per_bin * i, taps_per_bin * i + count).
 template <typename T, typename F>

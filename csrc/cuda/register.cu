@@ -24,8 +24,9 @@ cudaStream_t current_stream(const Tensor& tensor) {
 void check_counts(const Params& params) {
   STD_TORCH_CHECK(
       cuda::counts_fit(params), "On CUDA the number of boxes, the pixels of an image and ",
-      cuda::kBatch, " times the bins of a box must be less than 2^31 - 4096, got ", params.num_rois,
-      " boxes of ", params.options.pooled_height, " x ", params.options.pooled_width, " bins");
+      cuda::kLargeBatch, " times the bins of a box must be less than 2^31 - 4096, got ",
+      params.num_rois, " boxes of ", params.options.pooled_height, " x ",
+      params.options.pooled_width, " bins");
 }
 
 Tensor forward_cuda(const Call& call) {

@@ -94,17 +94,31 @@ __device__ T weight_at(const Interpolation<T>& at, int32_t i) {
   return (at.low == i ? at.low_weight : T(0)) + (at.high == i ? at.high_weight : T(0));
 }
 
+// values[i] = prob_maps[at[i]], four loads in flight.
+template <typename T, typename map_t>
+__device__ void load_cells(const map_t* prob_maps, const int64_t (&at)[4], T (&values)[4]) {
+  map_t loaded[4];
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    loaded[i] = prob_maps[at[i]];
+  }
+#pragma unroll
+  for (int32_t i = 0; i < 4; ++i) {
+    values[i] = T(load(loaded[i]));
+  }
+}
+
 template <typename T>
-__device__ T load_prob_map(const Params& params, int64_t i) {
+__device__ void load_cells(const Params& params, const int64_t (&at)[4], T (&values)[4]) {
   switch (params.prob_map_type) {
     case ScalarType::kDouble:
-      return T(static_cast<const double*>(params.prob_maps)[i]);
+      return load_cells(static_cast<const double*>(params.prob_maps), at, values);
     case ScalarType::kFloat:
-      return T(static_cast<const float*>(params.prob_maps)[i]);
+      return load_cells(static_cast<const float*>(params.prob_maps), at, values);
     case ScalarType::kHalf:
-      return T(load(static_cast<const __half*>(params.prob_maps)[i]));
+      return load_cells(static_cast<const __half*>(params.prob_maps), at, values);
     default:
-      return T(load(static_cast<const __nv_bfloat16*>(params.prob_maps)[i]));
+      return load_cells(static_cast<const __nv_bfloat16*>(params.prob_maps), at, values);
   }
 }
 
@@ -114,10 +128,10 @@ __device__ T sample_prob_map(
     const Params& params, int64_t k, const Interpolation<T>& y, const Interpolation<T>& x) {
   const int64_t low = (k * params.prob_map_height + y.low) * params.prob_map_width;
   const int64_t high = (k * params.prob_map_height + y.high) * params.prob_map_width;
-  const T at_low = x.low_weight * load_prob_map<T>(params, low + x.low) +
-                   x.high_weight * load_prob_map<T>(params, low + x.high);
-  const T at_high = x.low_weight * load_prob_map<T>(params, high + x.low) +
-                    x.high_weight * load_prob_map<T>(params, high + x.high);
+  T cells[4];
+  load_cells<T>(params, {low + x.low, low + x.high, high + x.low, high + x.high}, cells);
+  const T at_low = x.low_weight * cells[0] + x.high_weight * cells[1];
+  const T at_high = x.low_weight * cells[2] + x.high_weight * cells[3];
   return y.low_weight * at_low + y.high_weight * at_high;
 }
 

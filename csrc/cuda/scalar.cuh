@@ -49,22 +49,36 @@ constexpr int32_t kVectorBytes = 16;
 template <typename T>
 constexpr int32_t kVectorWidth = kVectorBytes / sizeof(T);
 
-// width: 1, or kVectorWidth<T> where `from` is aligned to kVectorBytes.
+// `width` adjacent elements as they lie in memory: fewer registers than converted ones, where they
+// have 2 bytes.
 template <int32_t width, typename T>
-__device__ void load_vector(const T* from, accumulate_t<T>* to) {
-  if constexpr (width == 1) {
-    to[0] = load(*from);
-  } else {
-    static_assert(width == kVectorWidth<T>);
-    const uint4 bits = *reinterpret_cast<const uint4*>(from);
+struct Vector {
+  static_assert(width == kVectorWidth<T>);
+  uint4 bits;
+
+  __device__ void load(const T* from) {
+    bits = *reinterpret_cast<const uint4*>(from);
+  }
+  __device__ void convert(accumulate_t<T>* to) const {
     T values[width];
-    std::memcpy(values, &bits, sizeof(bits));
+    std::memcpy(static_cast<void*>(values), &bits, sizeof(bits));
 #pragma unroll
     for (int32_t i = 0; i < width; ++i) {
-      to[i] = load(values[i]);
+      to[i] = cuda::load(values[i]);
     }
   }
-}
+};
+template <typename T>
+struct Vector<1, T> {
+  T value;
+
+  __device__ void load(const T* from) {
+    value = *from;
+  }
+  __device__ void convert(accumulate_t<T>* to) const {
+    to[0] = cuda::load(value);
+  }
+};
 
 template <int32_t width, typename T>
 __device__ void store_vector(const accumulate_t<T>* from, T* to) {

@@ -5,15 +5,27 @@
 
 namespace shape_roi_align::cuda {
 
-constexpr int32_t kPixelsPerWarp = 4;  // of a tile, neighbours along a row
-constexpr int32_t kMaxTilePixels = kMaxThreads / kWarp * kPixelsPerWarp;
+// Pixels of a tile that a warp serves, neighbours along a row. Where tiles are few, a warp serves
+// one pixel, so that four times as many blocks share the work.
+constexpr int32_t kPixelsPerWarp = 4;
+constexpr int32_t kMaxWarps = kMaxThreads / kWarp;
+
+// The most that a tile has.
+template <int32_t pixels_per_warp>
+constexpr int32_t kTilePixels = kMaxWarps * pixels_per_warp;
+template <int32_t pixels_per_warp>
+constexpr int32_t kTileWidth = pixels_per_warp == kPixelsPerWarp ? 16 : 8;
+template <int32_t pixels_per_warp>
+constexpr int32_t kTileLines = kMaxWarps + kTileWidth<pixels_per_warp>;  // rows and columns
+
 constexpr int32_t kBoxesPerWord = 32;
 
 // The tiles of one image, level by level. A tile is a rectangle of as many pixels as a block
 // serves. Levels whose gradient is not asked for have none.
 struct TileGrid {
-  int32_t height;  // of a tile, in pixels
-  int32_t width;
+  int32_t pixels_per_warp;
+  int32_t height;       // of a tile, in pixels
+  int32_t width_shift;  // its width is 1 << width_shift
   int32_t down[kMaxLevels];
   int32_t across[kMaxLevels];
   int32_t first[kMaxLevels + 1];  // tile of each level; then the number of tiles
@@ -29,6 +41,43 @@ struct TileGrid {
       ++level;
     }
     return level;
+  }
+};
+
+// One tile of one image. Pixels are numbered row by row, warp by warp.
+struct Tile {
+  int32_t level;
+  int32_t row;
+  int32_t column;
+  int32_t height;
+  int32_t width_shift;
+
+  __device__ Tile(const TileGrid& tiles, int32_t i) {
+    level = tiles.level_of(i);
+    height = tiles.height;
+    width_shift = tiles.width_shift;
+    row = (i - tiles.first[level]) / tiles.across[level] * height;
+    column = (i - tiles.first[level]) % tiles.across[level] << width_shift;
+  }
+  __device__ int32_t width() const {
+    return 1 << width_shift;
+  }
+  __device__ int32_t pixels() const {
+    return height << width_shift;
+  }
+  // Within the tile.
+  __device__ int32_t row_of(int32_t pixel) const {
+    return pixel >> width_shift;
+  }
+  __device__ int32_t column_of(int32_t pixel) const {
+    return pixel & (width() - 1);
+  }
+  __device__ bool has(const FeatureMap& gradient, int32_t pixel) const {
+    return row + row_of(pixel) < gradient.height && column + column_of(pixel) < gradient.width;
+  }
+  __device__ int64_t offset(const FeatureMap& gradient, int32_t pixel) const {
+    return (row + row_of(pixel)) * gradient.row_stride +
+           (column + column_of(pixel)) * gradient.column_stride;
   }
 };
 
@@ -96,8 +145,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
       return i < tiles.down[box.level] && bins.begin < bins.end;
     };
     const auto reads_columns = [&](int32_t i) {
-      const Range<int32_t> bins =
-          bins_reading(box.geometry.x, i * tiles.width, (i + 1) * tiles.width, feature_map.width);
+      const Range<int32_t> bins = bins_reading(
+          box.geometry.x, i << tiles.width_shift, (i + 1) << tiles.width_shift, feature_map.width);
       return i < across && bins.begin < bins.end;
     };
     const uint32_t bit = uint32_t(1) << (k % kBoxesPerWord);
@@ -117,53 +166,50 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
   }
 }
 
-constexpr int32_t kListedBoxes = 1024;
+constexpr int32_t kListedWords = kWarp;  // a lane reads one
+constexpr int32_t kListedBoxes = kListedWords * kBoxesPerWord;
 
 // The boxes of one image among [first, first + kListedBoxes) that read a tile, in order.
 struct BoxList {
   int32_t boxes[kListedBoxes];
-  uint32_t chosen[kListedBoxes / kWarp];  // a bit per box
+  uint32_t chosen[kListedWords];  // a bit per box
 
-  // bits: the tile's. Returns the number of boxes. Called by all threads of the block; begins and
-  // ends with a barrier.
+  // bits: [words], the tile's. first: a multiple of kListedBoxes. Returns the number of boxes.
+  // Called by all threads of the block; where bits are set, ends with a barrier.
   template <typename coord_t>
-  __device__ int32_t fill(
-      const Params& params, const Box<coord_t>* all, const uint32_t* bits, int64_t image,
-      int64_t first) {
-    __syncthreads();
+  __device__ int32_t
+  fill(const Box<coord_t>* all, const uint32_t* bits, int64_t words, int64_t image, int64_t first) {
+    static_assert(kBoxesPerWord == kWarp);  // a lane per bit
+    const int64_t at = first / kBoxesPerWord + lane_index();
+    const uint32_t of_all_images = at < words ? bits[at] : 0;
+    if (__ballot_sync(kAllLanes, of_all_images != 0) == 0) {  // alike in each warp
+      return 0;
+    }
 #pragma unroll 1
-    for (int32_t i = threadIdx.x; i < kListedBoxes; i += blockDim.x) {
-      const int64_t k = first + i;
-      const bool is_read = k < params.num_rois &&
-                           (bits[k / kBoxesPerWord] >> (k % kBoxesPerWord) & 1) != 0 &&
-                           all[k].geometry.batch == image;
-      const uint32_t of_warp = __ballot_sync(kAllLanes, is_read);
+    for (int32_t i = warp_index(); i < kListedWords; i += num_warps()) {
+      const uint32_t word = __shfl_sync(kAllLanes, of_all_images, i);
+      const int64_t k = first + i * kBoxesPerWord + lane_index();
+      const bool is_listed = (word >> lane_index() & 1) != 0 && all[k].geometry.batch == image;
+      const uint32_t of_image = __ballot_sync(kAllLanes, is_listed);
       if (lane_index() == 0) {
-        chosen[i / kWarp] = of_warp;
+        chosen[i] = of_image;
       }
     }
     __syncthreads();
+    const uint32_t of_lane = chosen[lane_index()];
+    const int32_t end = sum_up_to_lane(__popc(of_lane), kWarp);
 #pragma unroll 1
-    for (int32_t i = threadIdx.x; i < kListedBoxes; i += blockDim.x) {
-      if ((chosen[i / kWarp] >> lane_index() & 1) != 0) {
-        const uint32_t before = (uint32_t(1) << lane_index()) - 1;
-        boxes[count(i / kWarp) + __popc(chosen[i / kWarp] & before)] =
-            static_cast<int32_t>(first + i);
+    for (int32_t i = warp_index(); i < kListedWords; i += num_warps()) {
+      const uint32_t word = __shfl_sync(kAllLanes, of_lane, i);
+      const int32_t begin = __shfl_sync(kAllLanes, end - __popc(of_lane), i);
+      const uint32_t below = (uint32_t(1) << lane_index()) - 1;
+      if ((word >> lane_index() & 1) != 0) {
+        boxes[begin + __popc(word & below)] =
+            static_cast<int32_t>(first) + i * kBoxesPerWord + lane_index();
       }
     }
     __syncthreads();
-    return count(kListedBoxes / kWarp);
-  }
-
- private:
-  // Number of boxes that the first `words` words choose.
-  __device__ int32_t count(int32_t words) const {
-    int32_t sum = 0;
-#pragma unroll 1
-    for (int32_t i = 0; i < words; ++i) {
-      sum += __popc(chosen[i]);
-    }
-    return sum;
+    return __shfl_sync(kAllLanes, end, kWarp - 1);
   }
 };
 

@@ -158,7 +158,7 @@ int64_t count_unequal(const Setting& setting, const std::vector<T>& rois) {
   params.roi_type = sizeof(T) == sizeof(double) ? ScalarType::kDouble : ScalarType::kFloat;
   params.prob_map_height = params.prob_map_width = kMapSize;
   params.options = options;
-  const cuda::LaunchOptions launch_options{cuda::kWarp, cuda::kMaxBlocks, 1};
+  const cuda::LaunchOptions launch_options{cuda::kWarp, cuda::kMaxBlocks, 1, 0};
 
   const PooledTensor of_pooled{pooled.data(), pooled_box, 1, pooled_row, kChannels};
   const cuda::BoxGrid grid = cuda::make_box_grid(params, kChannels, launch_options);

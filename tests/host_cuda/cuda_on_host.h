@@ -153,6 +153,24 @@ T __shfl_xor_sync(
       mask, value, where, [&](auto shown) { return shown(lane ^ lane_mask); });
 }
 
+template <typename T>
+T __shfl_sync(
+    unsigned mask, T value, int lane,
+    std::source_location where = std::source_location::current()) {
+  return cuda_on_host::show_to_warp(
+      mask, value, where, [&](auto shown) { return shown(lane % cuda_on_host::kWarpSize); });
+}
+
+template <typename T>
+T __shfl_up_sync(
+    unsigned mask, T value, int distance,
+    std::source_location where = std::source_location::current()) {
+  const int lane = cuda_on_host::block->current() % cuda_on_host::kWarpSize;
+  return cuda_on_host::show_to_warp(mask, value, where, [&](auto shown) {
+    return shown(lane < distance ? lane : lane - distance);
+  });
+}
+
 inline unsigned __ballot_sync(
     unsigned mask, int predicate, std::source_location where = std::source_location::current()) {
   return cuda_on_host::show_to_warp(mask, predicate != 0, where, [](auto shown) {

@@ -25,11 +25,11 @@ constexpr bool fit(int64_t num_rois, int32_t height, int32_t width, int32_t bins
   params.options.pooled_height = params.options.pooled_width = bins;
   return cuda::counts_fit(params);
 }
-static_assert(fit(2'000'000'000, 30'000, 30'000, 16'000));
+static_assert(fit(2'000'000'000, 30'000, 30'000, 8'000));
 static_assert(!fit(int64_t(1) << 31, 1, 1, 1));
 static_assert(!fit(1, 1 << 15, 1 << 15, 1));
 static_assert(!fit(1, INT32_MAX, INT32_MAX, 1));
-static_assert(!fit(1, 1, 1, 1 << 14));
+static_assert(!fit(1, 1, 1, 1 << 13));
 
 // A heap block of exactly the size asked for, so that AddressSanitizer knows its end. Starts as NaN
 // in every type.
@@ -115,6 +115,7 @@ class Job {
     options_.blocks = file.read_int();
     options_.wanted_blocks = file.read_int();
     options_.scratch = file.read<int64_t>();
+    options_.few_channels = file.read_int();
     far_factor_ = file.read<int64_t>();
     cuda_on_host::order = static_cast<cuda_on_host::Order>(file.read_int());
     params_.num_levels = file.read_int();

@@ -71,6 +71,18 @@ __global__ void sum_over_warp_kernel(const int* in, int* out) {
   out[threadIdx.x] = sum + values[threadIdx.x ^ 1];
 }
 
+// out[i] = sum of in over the lanes of the warp up to i's, plus in of the next lane
+__global__ void scan_kernel(const int* in, int* out) {
+  const unsigned all = 0xffffffffu;
+  const int lane = threadIdx.x % 32;
+  int sum = in[threadIdx.x];
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int before = __shfl_up_sync(all, sum, distance);
+    sum += lane >= distance ? before : 0;
+  }
+  out[threadIdx.x] = sum + __shfl_sync(all, in[threadIdx.x], lane + 1);
+}
+
 __global__ void vote_kernel(unsigned* out) {
   const unsigned all = 0xffffffffu;
   // The second warp votes less often.
@@ -120,6 +132,19 @@ bool sums_over_warps() {
   return out == expected;
 }
 
+bool scans() {
+  std::vector<int> in(kThreads);
+  std::iota(in.begin(), in.end(), 0);
+  std::vector<int> out(kThreads);
+  cuda_on_host::launch({1}, {kThreads}, [&] { scan_kernel(in.data(), out.data()); });
+  std::vector<int> expected(kThreads);
+  for (int i = 0; i < kThreads; ++i) {
+    const int first = i / 32 * 32;
+    expected[i] = (first + i) * (i - first + 1) / 2 + first + (i + 1) % 32;
+  }
+  return out == expected;
+}
+
 bool votes() {
   std::vector<unsigned> out(kThreads);
   cuda_on_host::launch({1}, {kThreads}, [&] { vote_kernel(out.data()); });
@@ -160,6 +185,7 @@ int main(int, char** argv) {
       {"shuffle", sums_over_warps<Fault::kNone>},
       {"shuffle_of_some_lanes", sums_over_warps<Fault::kSomeLanes>},
       {"no_warp_barrier", sums_over_warps<Fault::kNoBarrier>},
+      {"scan", scans},
       {"ballot", votes},
       {"atomics", combines_atomically},
       {"aligned_vector", copies<4>},
