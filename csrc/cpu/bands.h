@@ -9,7 +9,7 @@
 
 #include "cpu/boxes/boxes.h"
 #include "cpu/boxes/taps_bound.h"
-#include "cpu/readers/row_sums.h"
+#include "cpu/readers/row_sum_limits.h"
 #include "cpu/simd/kernels.h"
 
 namespace shape_roi_align::cpu {
@@ -75,7 +75,7 @@ std::vector<Band> plan_bands(
         taps += taps_bound(boxes[end++], gradient);
       }
       if (gradient.data != nullptr && gradient.width > 0) {
-        const bool by_rows = sums_rows<T>(params, gradient);
+        const bool by_rows = differentiates_rows_first<T>(params, gradient);
         const int64_t channels = by_rows ? params.channels : channels_per_band;
         const int32_t rows = by_rows ? rows_of_row_sums<T>(params, gradient, total_rows / wanted)
                                      : rows_of_taps(gradient, taps, rows_per_band);

@@ -47,7 +47,7 @@ class BandGradient {
 
   void compute(const Band& band) {
     const FeatureMap& gradient = gradients_.levels[band.level];
-    if (sums_rows<T>(params_, gradient)) {
+    if (differentiates_rows_first<T>(params_, gradient)) {
       by_rows_.compute(band, gradient);
       return;
     }

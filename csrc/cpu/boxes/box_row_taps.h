@@ -64,10 +64,10 @@ class BoxRowTaps {
 
   // Results from the elements of a pixel row, and the reverse.
   void assign_columns(LaneTapsTable<acc_t>& table) const {
-    table.assign(column_taps_, results(), {interleaved_, 1, 1}, false, lanes_);
+    table.assign(column_taps_, results(), elements(), {interleaved_, 1, 1}, false, lanes_);
   }
   void assign_transposed_columns(LaneTapsTable<acc_t>& table) const {
-    table.assign(column_taps_, elements(), {interleaved_, 1, 1}, true, lanes_);
+    table.assign(column_taps_, elements(), results(), {interleaved_, 1, 1}, true, lanes_);
   }
 
   // The members below are for results that are samples.
@@ -75,12 +75,13 @@ class BoxRowTaps {
   // Bins from their samples, of weight 1 / (number of samples), and the reverse.
   void assign_bins(LaneTapsTable<acc_t>& table) {
     list_bins_of_samples();
-    table.assign(
-        other_taps_, axes_.x.num_bins() * interleaved_, {interleaved_, 1, 1}, false, lanes_);
+    const int32_t bins = axes_.x.num_bins() * interleaved_;
+    table.assign(other_taps_, bins, results(), {interleaved_, 1, 1}, false, lanes_);
   }
   void assign_transposed_bins(LaneTapsTable<acc_t>& table) {
     list_bins_of_samples();
-    table.assign(other_taps_, results(), {interleaved_, 1, 1}, true, lanes_);
+    const int32_t bins = axes_.x.num_bins() * interleaved_;
+    table.assign(other_taps_, results(), bins, {interleaved_, 1, 1}, true, lanes_);
   }
 
   // Derivatives of the results with respect to the x of their samples.
@@ -92,17 +93,17 @@ class BoxRowTaps {
       taps.push_back({result, element_of(sample.pixels.high), slope});
       taps.push_back({result, element_of(sample.pixels.low), -slope});
     });
-    table.assign(taps, results(), {interleaved_, 1, 1}, false, lanes_);
+    table.assign(taps, results(), elements(), {interleaved_, 1, 1}, false, lanes_);
   }
 
   // The map at the samples from the cells of a row of the map, and the reverse.
-  void assign_map_columns(LaneTapsTable<acc_t>& table) {
+  void assign_map_columns(LaneTapsTable<acc_t>& table, int32_t prob_map_width) {
     list_map_cells();
-    table.assign(other_taps_, results(), {interleaved_, 1, 0}, false, lanes_);
+    table.assign(other_taps_, results(), prob_map_width, {interleaved_, 1, 0}, false, lanes_);
   }
   void assign_transposed_map_columns(LaneTapsTable<acc_t>& table, int32_t prob_map_width) {
     list_map_cells();
-    table.assign(other_taps_, prob_map_width, {interleaved_, 0, 1}, true, lanes_);
+    table.assign(other_taps_, prob_map_width, results(), {interleaved_, 0, 1}, true, lanes_);
   }
 
   // Whether samples are so far apart that they read more pixel rows than there are rows of samples.

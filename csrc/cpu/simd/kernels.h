@@ -65,7 +65,7 @@ struct LaneTaps {
   int32_t window;   // vectors that hold the sources of a result vector: 1, 2, 4; 0: more
   // No lane of a result has fewer than `parts` taps. Lanes past the last result are then undefined.
   bool is_complete;
-  const int32_t* start;  // [vectors]
+  const int32_t* start;  // [vectors]; 0 where the window holds all sources
   const int32_t* index;  // [vectors][parts][lanes]; -1: none
   const acc_t* weight;   // [vectors][parts][lanes]
 };

@@ -46,29 +46,39 @@ INLINE void store_some(T* to, V v, int32_t n) {
   }
 }
 
+// Result vector v of `columns` from the sources of its window.
+template <int32_t Window, bool Complete, typename acc_t>
+INLINE vector_t<acc_t> add_taps(
+    const LaneTaps<acc_t>& columns, int32_t v, const vector_t<acc_t> (&window)[Window]) {
+  constexpr int32_t lanes = kLanes<acc_t>;
+  const int64_t first = int64_t(v) * columns.parts * lanes;
+  vector_t<acc_t> sum = {};
+  for (int32_t part = 0; part < columns.parts; ++part) {
+    sum += load_vector(columns.weight + first + part * lanes) *
+           permute<Window, Complete>(window, columns.index + first + part * lanes);
+  }
+  return sum;
+}
+
 // Result vector v of `columns`. Window: as LaneTaps has it.
 template <int32_t Window, bool Complete, typename acc_t>
 INLINE vector_t<acc_t> look_up_taps(
     const LaneTaps<acc_t>& columns, int32_t v, const acc_t* source) {
   constexpr int32_t lanes = kLanes<acc_t>;
-  const int64_t first = int64_t(v) * columns.parts * lanes;
-  const int32_t* index = columns.index + first;
-  const acc_t* weight = columns.weight + first;
   const acc_t* from = source + columns.start[v];
-  vector_t<acc_t> sum = {};
   if constexpr (Window > 0) {
     vector_t<acc_t> window[Window];
     repeat<Window>([&](int32_t w) ALWAYS_INLINE { window[w] = load_vector(from + w * lanes); });
-    for (int32_t part = 0; part < columns.parts; ++part) {
-      sum += load_vector(weight + part * lanes) *
-             permute<Window, Complete>(window, index + part * lanes);
-    }
+    return add_taps<Window, Complete>(columns, v, window);
   } else {
+    const int64_t first = int64_t(v) * columns.parts * lanes;
+    vector_t<acc_t> sum = {};
     for (int32_t part = 0; part < columns.parts; ++part) {
-      sum += load_vector(weight + part * lanes) * look_up_anywhere(from, index + part * lanes);
+      sum += load_vector(columns.weight + first + part * lanes) *
+             look_up_anywhere(from, columns.index + first + part * lanes);
     }
+    return sum;
   }
-  return sum;
 }
 
 // Calls f(window, whether complete).
@@ -145,32 +155,78 @@ static void sum_row(const RowSums<accumulate_t<T>>& pool, const T* source) {
   sum_rows(pool, 0, source);
 }
 
+// The same sum in registers, which hold all elements. n: elements of each vector; zeros follow.
+template <int32_t Vectors, typename T>
+INLINE void sum_rows_in_registers(
+    const TapMatrix<accumulate_t<T>>& rows, int32_t r, const int32_t (&n)[Vectors],
+    const T* source, vector_t<accumulate_t<T>> (&sum)[Vectors]) {
+  constexpr int32_t lanes = kLanes<accumulate_t<T>>;
+  repeat<Vectors>([&](int32_t v) ALWAYS_INLINE { sum[v] = vector_t<accumulate_t<T>>{}; });
+  for (int32_t t = rows.begin[r]; t < rows.begin[r + 1]; ++t) {
+    const T* from = source + rows.offset[t];
+    const accumulate_t<T> w = rows.weight[t];
+    repeat<Vectors>([&](int32_t v) ALWAYS_INLINE {
+      sum[v] += w * (v < Vectors / 2 ? load_vector(from + v * lanes)
+                                     : load_partial(from + v * lanes, n[v]));
+    });
+  }
+}
+
 template <typename T, typename out_t, bool Add>
 static void pool_rows(
-    const RowSums<accumulate_t<T>>& pool, const T* source, int64_t plane_stride, out_t* out,
+    const RowSums<accumulate_t<T>>& arguments, const T* source, int64_t plane_stride, out_t* out,
     int64_t out_plane_stride, int64_t out_row_stride, int32_t results) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
-  const LaneTaps<acc_t> columns = pool.columns;  // no store changes this copy
-  with_window(columns, [&](auto window, auto complete) ALWAYS_INLINE {
+  const RowSums<acc_t> pool = arguments;  // no store changes this copy
+  const LaneTaps<acc_t>& columns = pool.columns;
+  // of_row(row, its first source row, look_up), look_up(v): the results of vector v.
+  const auto for_each_row = [&](auto of_row) ALWAYS_INLINE {
     for (int32_t plane = 0; plane < pool.planes; ++plane) {
       for (int32_t r = 0; r < pool.rows.rows; ++r) {
         if (Add && pool.rows.begin[r] == pool.rows.begin[r + 1]) {
           continue;
         }
-        sum_rows(pool, r, source + plane * plane_stride);
-        out_t* to = out + plane * out_plane_stride + r * out_row_stride;
-        for (int32_t v = 0; v < columns.vectors; ++v, to += lanes) {
-          const vector_t<acc_t> sum = look_up_taps<window, complete>(columns, v, pool.sum);
-          const int32_t n = results - v * lanes;
-          if constexpr (Add) {
-            store_some(to, load_some(to, n) + sum, n);
-          } else {
-            store_some(to, sum, n);
-          }
-        }
+        of_row(
+            r, source + plane * plane_stride,
+            out + plane * out_plane_stride + r * out_row_stride);
       }
     }
+  };
+  const auto write = [&](out_t* to, auto look_up) ALWAYS_INLINE {
+    for (int32_t v = 0; v < columns.vectors; ++v, to += lanes) {
+      const vector_t<acc_t> sum = look_up(v);
+      const int32_t n = results - v * lanes;
+      if constexpr (Add) {
+        store_some(to, load_some(to, n) + sum, n);
+      } else {
+        store_some(to, sum, n);
+      }
+    }
+  };
+  with_window(columns, [&](auto window, auto complete) ALWAYS_INLINE {
+    if constexpr (window > 0) {
+      if (pool.elements <= window * lanes) {
+        int32_t n[window];
+        repeat<window>([&](int32_t v) ALWAYS_INLINE {
+          n[v] = std::clamp(pool.elements - v * lanes, 0, lanes);
+        });
+        for_each_row([&](int32_t r, const T* from, out_t* to) ALWAYS_INLINE {
+          vector_t<acc_t> sum[window];
+          sum_rows_in_registers(pool.rows, r, n, from, sum);
+          write(to, [&](int32_t v) ALWAYS_INLINE {
+            return add_taps<window, complete>(columns, v, sum);
+          });
+        });
+        return;
+      }
+    }
+    for_each_row([&](int32_t r, const T* from, out_t* to) ALWAYS_INLINE {
+      sum_rows(pool, r, from);
+      write(to, [&](int32_t v) ALWAYS_INLINE {
+        return look_up_taps<window, complete>(columns, v, pool.sum);
+      });
+    });
   });
 }
 

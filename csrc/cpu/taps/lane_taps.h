@@ -33,12 +33,12 @@ struct ChannelsOfTaps {
 template <typename acc_t>
 class LaneTapsTable {
  public:
-  // taps: of any order; those of a result are added in this order. results: of all channels.
-  // is_transposed: the taps' results are this table's sources and the reverse; `channels` is this
-  // table's.
+  // taps: of any order; those of a result are added in this order. results, sources: of all
+  // channels. is_transposed: the taps' results are this table's sources and the reverse; `channels`
+  // is this table's.
   void assign(
-      const std::vector<EndsOfTap<acc_t>>& taps, int32_t results, const ChannelsOfTaps& channels,
-      bool is_transposed, int32_t lanes) {
+      const std::vector<EndsOfTap<acc_t>>& taps, int32_t results, int32_t sources,
+      const ChannelsOfTaps& channels, bool is_transposed, int32_t lanes) {
     vectors_ = (results + lanes - 1) / lanes;
     const size_t num_lanes = size_t(vectors_) * lanes;
     count_.assign(num_lanes, 0);
@@ -64,7 +64,7 @@ class LaneTapsTable {
       index_[at] = source;
       weight_[at] = weight;
     });
-    place_windows(lanes);
+    place_windows(sources, lanes);
   }
 
   // Valid until the next assign().
@@ -96,7 +96,7 @@ class LaneTapsTable {
     }
   }
 
-  void place_windows(int32_t lanes) {
+  void place_windows(int32_t sources, int32_t lanes) {
     start_.assign(vectors_, 0);
     int32_t widest = 1;
     for (int32_t v = 0; v < vectors_; ++v) {
@@ -106,15 +106,20 @@ class LaneTapsTable {
         first = std::min(first, index);
         last = std::max(last, index);
       });
-      if (last < 0) {
-        continue;
+      if (last >= 0) {
+        // Loads of the vectors that a kernel has just stored need not wait for the cache.
+        start_[v] = first / lanes * lanes;
+        widest = std::max(widest, last - start_[v] + 1);
       }
-      // Loads of the vectors that a kernel has just stored need not wait for the cache.
-      start_[v] = first / lanes * lanes;
-      widest = std::max(widest, last - start_[v] + 1);
-      for_each_tap(v, lanes, [&](int32_t& index) { index -= start_[v]; });
     }
     window_ = widest <= lanes ? 1 : widest <= 2 * lanes ? 2 : widest <= 4 * lanes ? 4 : 0;
+    for (int32_t v = 0; v < vectors_; ++v) {
+      if (sources <= window_ * lanes) {
+        start_[v] = 0;
+      } else if (start_[v] > 0) {
+        for_each_tap(v, lanes, [&](int32_t& index) { index -= start_[v]; });
+      }
+    }
   }
 };
 

@@ -1,0 +1,58 @@
+// Where few channels are taken rows first (readers/row_sums.h): by channels, layout, map and number
+// of bins alone, since the order of summation differs from the other ways'. Limits are fitted to
+// times with AVX-512 and AVX2.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/layout/element_rows.h"
+#include "cpu/simd/kernels.h"
+
+namespace shape_roi_align::cpu {
+
+// Interleaved channels fill the lanes together.
+template <typename T>
+bool fill_lanes(const Params& params, const ElementRows& rows) {
+  const int64_t lanes_of_row = int64_t(params.options.pooled_width) * rows.interleaved;
+  const int32_t lanes = kernels<T>().lanes;
+  return rows.exist() &&
+         (rows.interleaved > 1 ? lanes_of_row >= 2 * lanes : 4 * lanes_of_row >= lanes);
+}
+
+constexpr int64_t kMostChannelsWithoutPermutes = 3;
+
+// Whether boxes of a level are pooled rows first.
+template <typename T>
+bool pools_rows_first(const Params& params, const FeatureMap& feature_map) {
+  const ElementRows rows = element_rows(feature_map, params.channels);
+  const bool has_map = params.prob_maps != nullptr;
+  const bool is_wide = params.options.pooled_width > kernels<T>().lanes;
+  int64_t most = kMostChannelsWithoutPermutes;
+  if (kernels<T>().look_up != nullptr && rows.interleaved > 1) {
+    most = !has_map ? 8 : is_wide ? 6 : 4;
+  } else if (kernels<T>().look_up != nullptr) {
+    most = !has_map ? 32 : is_wide ? 15 : 6;
+  }
+  return params.channels <= most && fill_lanes<T>(params, rows);
+}
+
+// Whether gradients are computed rows first: of the features of a level, and of the maps and boxes
+// on it.
+template <typename T>
+bool differentiates_rows_first(const Params& params, const FeatureMap& feature_map) {
+  const ElementRows rows = element_rows(feature_map, params.channels);
+  int64_t most = kMostChannelsWithoutPermutes;
+  if (kernels<T>().look_up != nullptr) {
+    most = rows.interleaved > 1 ? 8 : 15;
+  }
+  return params.channels <= most && fill_lanes<T>(params, rows);
+}
+
+// How the lanes of a level's rows hold channels. With a map, a plane each, so that all channels
+// share the weights of the samples; without one, as they lie.
+inline ElementRows lanes_of_channels(const Params& params, const FeatureMap& feature_map) {
+  const ElementRows rows = element_rows(feature_map, params.channels);
+  return params.prob_maps == nullptr ? rows : ElementRows{1, static_cast<int32_t>(params.channels)};
+}
+
+}  // namespace shape_roi_align::cpu

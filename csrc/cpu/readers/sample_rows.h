@@ -1,0 +1,146 @@
+// Rows of samples of one box for readers and gradients that go rows first: the weights that the
+// probability map gives them, and the pixels at their x.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/boxes/box_row_taps.h"
+#include "cpu/layout/element_rows.h"
+#include "cpu/readers/reader.h"
+
+namespace shape_roi_align::cpu {
+
+// The weights that the map gives the samples of a box, all channels alike: by rows of samples, or
+// by the pixel rows that these read.
+template <typename acc_t, typename coord_t>
+class SampleWeights {
+ public:
+  // Without a map p is 1. taps: of samples; outlives the calls of of_bin_row.
+  void assign(const Params& params, const Box<coord_t>& box, BoxRowTaps<acc_t, coord_t>& taps) {
+    taps_ = &taps;
+    width_ = params.prob_map_width;
+    prob_map_ = prob_map_of_box<acc_t>(params, box.index, converted_);
+    row_.assign(taps.lanes(), acc_t(1));
+    sum_.resize(width_ + kRowSumPadding);
+    if (prob_map_ != nullptr) {
+      taps.assign_map_columns(columns_, width_);
+    }
+  }
+
+  // [lanes]: the map at the samples of one row. Valid until the next call.
+  const acc_t* of_sample_row(const Interpolation<coord_t>& y) {
+    if (prob_map_ != nullptr) {
+      const SingleRow<acc_t> row(y, width_);
+      const RowSums<acc_t> pool{row.view(), columns_.view(), width_, 1, sum_.data(), 0};
+      kernels<acc_t>().pool_rows(pool, prob_map_, 0, row_.data(), 0, 0, taps_->lanes());
+    }
+    return row_.data();
+  }
+
+  // [touched pixel rows of bin row ph][lanes]: p times the weight of the pixel row, summed over
+  // rows of samples. Valid until the next call.
+  const acc_t* of_bin_row(int32_t ph) {
+    const AxisTaps<coord_t>& y = taps_->axes().y;
+    const Range<int32_t> span = y.bin_span[ph];
+    const int64_t lanes = taps_->lanes();
+    weights_.assign((span.end - span.begin) * lanes, acc_t(0));
+    for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
+      const AxisSample<coord_t>& sample = y.samples[iy];
+      kernels<acc_t>().add_to_two(
+          of_sample_row(sample.prob_map), taps_->lanes(),
+          static_cast<acc_t>(sample.pixels.low_weight),
+          weights_.data() + (sample.low_index - span.begin) * lanes,
+          static_cast<acc_t>(sample.pixels.high_weight),
+          weights_.data() + (sample.high_index - span.begin) * lanes);
+    }
+    return weights_.data();
+  }
+
+ private:
+  BoxRowTaps<acc_t, coord_t>* taps_ = nullptr;
+  const acc_t* prob_map_ = nullptr;
+  int32_t width_ = 0;
+  LaneTapsTable<acc_t> columns_;
+  std::vector<acc_t> converted_;
+  std::vector<acc_t> sum_;
+  std::vector<acc_t> row_;
+  std::vector<acc_t> weights_;
+};
+
+// Pixel rows at the x of the samples of a box. Bin rows that follow one another share two pixel
+// rows; these are kept.
+template <typename T, typename coord_t>
+class RowsAtSamples {
+ public:
+  using acc_t = accumulate_t<T>;
+
+  // columns: of the taps' results, or of their derivatives. All outlive the calls of at(). The taps
+  // are of single channels.
+  void assign(
+      const FeatureMap& feature_map, const Box<coord_t>& box, int64_t channels,
+      const BoxRowTaps<acc_t, coord_t>& taps, const LaneTapsTable<acc_t>& columns) {
+    feature_map_ = &feature_map;
+    rows_of_pixels_ = element_rows(feature_map, channels);
+    source_ = image_data<T>(feature_map, box.geometry.batch) +
+              taps.first_column() * feature_map.column_stride;
+    lanes_ = taps.lanes();
+    sum_.resize(taps.elements() + kRowSumPadding);
+    pool_ = {{},          columns.view(),        taps.elements(), rows_of_pixels_.planes,
+             sum_.data(), feature_map.row_stride};
+    held_[0] = held_[1] = kNone;
+  }
+
+  // [channels][lanes]: of a pixel row. Valid until the next but one call.
+  const acc_t* at(int32_t row) {
+    const int32_t i = row % 2;
+    if (held_[i] != row) {
+      held_[i] = row;
+      rows_[i].resize(size_t(rows_of_pixels_.interleaved) * pool_.planes * lanes_);
+      look_up(SingleRow<acc_t>(row * feature_map_->row_stride), rows_[i].data());
+    }
+    return rows_[i].data();
+  }
+
+  // [channels][lanes]: at the y of a row of samples, or its derivative. Valid until the next call.
+  const acc_t* at(const Interpolation<coord_t>& y) {
+    return between(SingleRow<acc_t>(y, feature_map_->row_stride));
+  }
+  const acc_t* slope_at(const Interpolation<coord_t>& y) {
+    return between(SingleRow<acc_t>::slope(y, feature_map_->row_stride));
+  }
+
+ private:
+  static constexpr int32_t kNone = -1;
+
+  const FeatureMap* feature_map_ = nullptr;
+  ElementRows rows_of_pixels_;
+  const T* source_ = nullptr;
+  int32_t lanes_ = 0;
+  RowSums<acc_t> pool_;
+  std::vector<acc_t> sum_;
+  int32_t held_[2] = {kNone, kNone};
+  std::vector<acc_t> rows_[2];
+
+  const acc_t* between(const SingleRow<acc_t>& row) {
+    held_[0] = kNone;
+    rows_[0].resize(size_t(rows_of_pixels_.interleaved) * pool_.planes * lanes_);
+    look_up(row, rows_[0].data());
+    return rows_[0].data();
+  }
+
+  void look_up(const SingleRow<acc_t>& row, acc_t* to) {
+    const Kernels<T>& table = kernels<T>();
+    pool_.rows = row.view();
+    if (rows_of_pixels_.interleaved > 1) {
+      table.sum_row(pool_, source_);
+      table.look_up_buffer_rows(
+          pool_.columns, sum_.data(), rows_of_pixels_.interleaved, 1, to, lanes_, lanes_);
+    } else {
+      table.pool_rows_to_buffer(
+          pool_, source_, feature_map_->channel_stride, to, lanes_, 0, lanes_);
+    }
+  }
+};
+
+}  // namespace shape_roi_align::cpu
