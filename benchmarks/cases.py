@@ -85,6 +85,10 @@ class Inputs:
         leaves = [leaf.detach().float().requires_grad_() for leaf in self.leaves()]
         return Inputs(leaves[:-1], self.boxes, leaves[-1])
 
+    def with_whole_boxes(self) -> "Inputs":
+        """Boxes rounded to pixels, as a slice of an image takes them."""
+        return Inputs(self.features, [boxes.round() for boxes in self.boxes], self.prob_maps)
+
     def with_boxes_as_features(self) -> "Inputs":
         """Boxes rounded to the dtype of the features, for providers that require equal dtypes."""
         boxes = [boxes.to(self.features[0].dtype) for boxes in self.boxes]

@@ -32,6 +32,7 @@ class Provider(NamedTuple):
     compiles: bool = False
     synchronises: bool = False  # cannot be captured in a CUDA graph
     has_gradients: bool = True  # False: on a CPU, float32 only
+    resizes_crops: bool = False  # of boxes of whole pixels; reads nothing outside of them
 
     @property
     def is_ours(self) -> bool:
@@ -42,6 +43,7 @@ class Provider(NamedTuple):
             dtype in self.dtypes
             and (case.sampling_ratio > 0 or not self.fixed_sampling_only)
             and (self.has_gradients or device.type == "cpu")
+            and (not self.resizes_crops or (case.sampling_ratio == 1 and case.aligned))
         )
 
 
@@ -214,6 +216,44 @@ def openvino(case: Case) -> Pool:
     return lambda inputs: torch.from_numpy(compiled_model(as_onnx_inputs(inputs))[0])
 
 
+def crops(inputs: Inputs) -> list[Tensor]:
+    """What lies under each box: [C, h, w], a view."""
+    image = inputs.features[0].detach()
+    return [image[i, :, y1:y2, x1:x2] for i, x1, y1, x2, y2 in inputs.rois.int().tolist()]
+
+
+def interpolate_loop(case: Case) -> Pool:
+    def run(inputs: Inputs) -> Tensor:
+        resized = [F.interpolate(c[None], case.bins, mode="bilinear") for c in crops(inputs)]
+        return torch.cat(resized)
+
+    return run
+
+
+def opencv_loop(case: Case) -> Pool:
+    """cv2.resize, a box at a time: of all channels where they are innermost, else of each."""
+    cv2 = importlib.import_module("cv2")
+    cv2.setNumThreads(torch.get_num_threads())
+    height, width = case.bins
+
+    def run(inputs: Inputs) -> Tensor:
+        image = inputs.features[0]
+        is_innermost = image.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if is_innermost else torch.contiguous_format
+        size = (len(inputs.rois), case.channels, height, width)
+        output = torch.empty(size, memory_format=layout)
+        for crop, to in zip(crops(inputs), output, strict=True):
+            if is_innermost:
+                pairs = [(crop.permute(1, 2, 0), to.permute(1, 2, 0))]
+            else:
+                pairs = list(zip(crop, to, strict=True))
+            for source, resized in pairs:
+                cv2.resize(source.numpy(), (width, height), dst=resized.numpy())
+        return output
+
+    return run
+
+
 def is_importable(module: str) -> bool:
     try:
         importlib.import_module(module)
@@ -276,6 +316,22 @@ def single_level() -> list[Provider]:
                 "openvino": ("openvino", openvino),
             }.items()
             if is_importable(module) and is_importable("onnx")
+        ),
+        *(
+            Provider(
+                f"{name}, no maps",
+                False,
+                build,
+                prepare=Inputs.with_whole_boxes,
+                dtypes=(torch.float32,),
+                has_gradients=False,
+                resizes_crops=True,
+            )
+            for name, module, build in (
+                ("loop of F.interpolate", "torch", interpolate_loop),
+                ("loop of cv2.resize", "cv2", opencv_loop),
+            )
+            if is_importable(module)
         ),
     ]
 

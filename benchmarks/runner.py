@@ -163,9 +163,7 @@ def measure_setting(setting: Setting, chosen: Sequence[Provider]) -> Iterator[Ro
             few = its_inputs.first_boxes(4)
             expectation = provider.uses_maps, provider.prepare
             if expectation not in expected:
-                expected[expectation] = output_and_gradients(
-                    partial(pool_reference, case, provider.uses_maps), few
-                )
+                expected[expectation] = expect(case, provider, few)
             if provider.has_gradients:
                 check(output_and_gradients(pool, few), expected[expectation], few)
             else:
@@ -272,6 +270,13 @@ def output_and_gradients(pool: Pool, inputs: Inputs) -> list[Tensor]:
     return [output.detach(), *gradients]
 
 
+def expect(case: Case, provider: Provider, inputs: Inputs) -> list[Tensor]:
+    """Output and, except of resized crops, gradients."""
+    if provider.resizes_crops:
+        return [resize_reference(case, inputs)]
+    return output_and_gradients(partial(pool_reference, case, provider.uses_maps), inputs)
+
+
 def pool_reference(case: Case, uses_maps: bool, inputs: Inputs) -> Tensor:
     """Computes in float64; the gradients have the dtypes of ``inputs``."""
     features = [level.double() for level in inputs.features]
@@ -281,6 +286,16 @@ def pool_reference(case: Case, uses_maps: bool, inputs: Inputs) -> Tensor:
     scales = [1 / stride for _, _, stride in case.levels]
     options = check_options(case.bins, scales, case.sampling_ratio, case.aligned, case.map_aligned)
     return reference.pool(features, rois, levels, prob_maps, options)
+
+
+def resize_reference(case: Case, inputs: Inputs) -> Tensor:
+    """Each box as an image of its own, pooled whole. Nothing outside of it is read."""
+    pooled = []
+    for crop in providers.crops(inputs):
+        height, width = crop.shape[1:]
+        whole = Inputs([crop[None]], [torch.tensor([[0.0, 0, width, height]])], inputs.prob_maps)
+        pooled.append(pool_reference(case, False, whole))
+    return torch.cat(pooled)
 
 
 def choose_cases(suite: Suite, arguments: argparse.Namespace) -> list[Case]:

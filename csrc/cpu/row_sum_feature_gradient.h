@@ -30,7 +30,7 @@ class RowSumFeatureGradient {
     const int32_t elements = gradient.width * layout_.interleaved;
     row_size_ = elements;
     plane_size_ = int64_t(rows_.end - rows_.begin) * row_size_;
-    pixels_.assign(layout_.planes * plane_size_, acc_t(0));
+    clear(pixels_, layout_.planes * plane_size_);
     is_touched_.assign(rows_.end - rows_.begin, false);
     for (size_t b = band.begin; b < band.end; ++b) {
       const Box<coord_t>& box = boxes_[b];
@@ -65,7 +65,7 @@ class RowSumFeatureGradient {
 
   void add(const Box<coord_t>& box) {
     const bool has_map = params_.prob_maps != nullptr;
-    taps_.assign(params_, box, layout_.interleaved, layout_.interleaved, has_map, kernels_.lanes);
+    taps_.assign(params_, box, layout_.interleaved, has_map, kernels_.lanes);
     const AxisTaps<coord_t>& y = taps_.axes().y;
     // Pixel rows of the band, and bin rows, from the first to the last that the box touches.
     const auto first = std::lower_bound(y.touched.begin(), y.touched.end(), rows_.begin);
@@ -81,7 +81,7 @@ class RowSumFeatureGradient {
     sum_.resize(taps_.lanes() + kRowSumPadding);
     const int32_t of_row = taps_.bin_lanes();
     const int32_t num_bin_rows = bin_rows.end - bin_rows.begin;
-    bins_.assign(size_t(layout_.planes) * num_bin_rows * of_row + kRowSumPadding, acc_t(0));
+    clear(bins_, int64_t(layout_.planes) * num_bin_rows * of_row + kRowSumPadding);
     copy_bin_rows<T>(
         grad_, box.index, bin_rows, params_.options.pooled_width, layout_, of_row, bins_.data());
     if (has_map) {
@@ -113,7 +113,7 @@ class RowSumFeatureGradient {
     weights_.assign(params_, box, taps_);
     taps_.assign_transposed_bins(bins_of_samples_);
     spread_.resize(size_t(layout_.planes) * lanes);
-    samples_.assign(size_t(pixel_rows.end - pixel_rows.begin) * layout_.planes * lanes, acc_t(0));
+    clear(samples_, int64_t(pixel_rows.end - pixel_rows.begin) * layout_.planes * lanes);
     for (int32_t ph = bin_rows.begin; ph < bin_rows.end; ++ph) {
       kernels_.look_up_buffer_rows(
           bins_of_samples_.view(), bins_.data() + (ph - bin_rows.begin) * bin_lanes, layout_.planes,

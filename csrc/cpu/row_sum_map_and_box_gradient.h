@@ -76,8 +76,7 @@ class RowSumMapAndBoxGradient {
 
   void start(const Box<coord_t>& box) {
     const FeatureMap& feature_map = params_.levels[box.level];
-    const ElementRows pixels = element_rows(feature_map, params_.channels);
-    taps_.assign(params_, box, 1, pixels.interleaved, true, kernels_.lanes);
+    taps_.assign(params_, box, 1, true, kernels_.lanes);
     lanes_ = taps_.lanes();
     taps_.assign_columns(columns_);
     taps_.assign_transposed_bins(bins_);
@@ -88,7 +87,7 @@ class RowSumMapAndBoxGradient {
       row.resize(lanes_);
     }
     if (writer_.wants_prob_maps()) {
-      grad_map_rows_.assign(size_t(params_.prob_map_height) * lanes_, acc_t(0));
+      clear(grad_map_rows_, int64_t(params_.prob_map_height) * lanes_);
     }
     if (writer_.wants_rois()) {
       weights_.assign(params_, box, taps_);

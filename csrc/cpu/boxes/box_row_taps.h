@@ -19,15 +19,14 @@ namespace shape_roi_align::cpu {
 template <typename acc_t, typename coord_t>
 class BoxRowTaps {
  public:
-  // interleaved: channels of a result, side by side. column_stride: elements from one pixel column
-  // to the next. by_samples: results are samples, not bins.
+  // interleaved: channels side by side, of pixels and of results. by_samples: results are samples,
+  // not bins.
   void assign(
-      const Params& params, const Box<coord_t>& box, int32_t interleaved, int32_t column_stride,
-      bool by_samples, int32_t lanes) {
+      const Params& params, const Box<coord_t>& box, int32_t interleaved, bool by_samples,
+      int32_t lanes) {
     assign_axes(params, box, axes_);
     const AxisTaps<coord_t>& x = axes_.x;
     interleaved_ = interleaved;
-    column_stride_ = column_stride;
     lanes_ = lanes;
     results_ = by_samples ? static_cast<int32_t>(x.samples.size()) : x.num_bins();
     first_column_ = x.touched.empty() ? 0 : x.touched.front();
@@ -47,7 +46,7 @@ class BoxRowTaps {
   }
   // From the first to the last pixel column that samples read, of all channels in a row of pixels.
   int32_t elements() const {
-    return columns_ * column_stride_;
+    return columns_ * interleaved_;
   }
 
   // Results of a row: bins or samples, of all interleaved channels.
@@ -124,7 +123,6 @@ class BoxRowTaps {
  private:
   BoxAxes<coord_t> axes_;
   int32_t interleaved_ = 1;
-  int32_t column_stride_ = 1;
   int32_t lanes_ = 1;
   int32_t results_ = 0;  // of a row, per channel
   int32_t first_column_ = 0;
@@ -134,7 +132,7 @@ class BoxRowTaps {
   std::vector<acc_t> entry_weights_;
 
   int32_t element_of(int32_t column) const {
-    return (column - first_column_) * column_stride_;
+    return (column - first_column_) * interleaved_;
   }
 
   void list_bins() {

@@ -31,7 +31,7 @@ bool pools_rows_first(const Params& params, const FeatureMap& feature_map) {
   if (kernels<T>().look_up != nullptr && rows.interleaved > 1) {
     most = !has_map ? 8 : is_wide ? 6 : 4;
   } else if (kernels<T>().look_up != nullptr) {
-    most = !has_map ? 32 : is_wide ? 15 : 6;
+    most = !has_map ? 32 : is_wide ? 15 : 8;
   }
   return params.channels <= most && fill_lanes<T>(params, rows);
 }

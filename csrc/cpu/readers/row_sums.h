@@ -65,9 +65,7 @@ class RowSumReader {
         is_interleaved_(element_rows(feature_map_, params.channels).interleaved > 1),
         memory_(memory) {
     const bool has_map = params.prob_maps != nullptr;
-    memory_.taps.assign(
-        params, box_, layout_.interleaved,
-        is_interleaved_ ? static_cast<int32_t>(params.channels) : 1, has_map, kernels_.lanes);
+    memory_.taps.assign(params, box_, layout_.interleaved, has_map, kernels_.lanes);
     memory_.taps.assign_columns(memory_.columns);
     if (has_map) {
       memory_.weights.assign(params, box_, memory_.taps);
@@ -143,7 +141,7 @@ class RowSumReader {
   const acc_t* weigh_samples(int32_t ph) {
     const AxisTaps<coord_t>& y = memory_.taps.axes().y;
     const int32_t lanes = memory_.taps.lanes();
-    memory_.samples.assign(size_t(layout_.planes) * lanes + kRowSumPadding, acc_t(0));
+    clear(memory_.samples, int64_t(layout_.planes) * lanes + kRowSumPadding);
     const auto add = [&](const acc_t* weights, const acc_t* pixels) {
       kernels_.add_weighted(weights, pixels, layout_.planes, lanes, memory_.samples.data());
     };

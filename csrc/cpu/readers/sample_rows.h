@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "cpu/boxes/box_row_taps.h"
@@ -10,6 +11,15 @@
 #include "cpu/readers/reader.h"
 
 namespace shape_roi_align::cpu {
+
+// memset: vector::assign stores 16 bytes at a time.
+template <typename T>
+void clear(std::vector<T>& values, int64_t size) {
+  values.resize(size);
+  if (size > 0) {
+    std::memset(values.data(), 0, size * sizeof(T));
+  }
+}
 
 // The weights that the map gives the samples of a box, all channels alike: by rows of samples, or
 // by the pixel rows that these read.
@@ -44,7 +54,7 @@ class SampleWeights {
     const AxisTaps<coord_t>& y = taps_->axes().y;
     const Range<int32_t> span = y.bin_span[ph];
     const int64_t lanes = taps_->lanes();
-    weights_.assign((span.end - span.begin) * lanes, acc_t(0));
+    clear(weights_, (span.end - span.begin) * lanes);
     for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
       const AxisSample<coord_t>& sample = y.samples[iy];
       kernels<acc_t>().add_to_two(
@@ -85,8 +95,12 @@ class RowsAtSamples {
     source_ = image_data<T>(feature_map, box.geometry.batch) +
               taps.first_column() * feature_map.column_stride;
     lanes_ = taps.lanes();
-    sum_.resize(taps.elements() + kRowSumPadding);
-    pool_ = {{},          columns.view(),        taps.elements(), rows_of_pixels_.planes,
+    columns_ = taps.elements();
+    const int32_t interleaved = rows_of_pixels_.interleaved;
+    const int64_t padded = round_up(columns_, kernels<T>().lanes);
+    sum_.resize(interleaved * padded + kRowSumPadding);
+    planes_.resize(interleaved > 1 ? interleaved * padded + kRowSumPadding : 0);
+    pool_ = {{},          columns.view(),        columns_ * interleaved, rows_of_pixels_.planes,
              sum_.data(), feature_map.row_stride};
     held_[0] = held_[1] = kNone;
   }
@@ -117,8 +131,10 @@ class RowsAtSamples {
   ElementRows rows_of_pixels_;
   const T* source_ = nullptr;
   int32_t lanes_ = 0;
+  int32_t columns_ = 0;  // of pixels
   RowSums<acc_t> pool_;
   std::vector<acc_t> sum_;
+  std::vector<acc_t> planes_;  // [interleaved][columns_, rounded up]
   int32_t held_[2] = {kNone, kNone};
   std::vector<acc_t> rows_[2];
 
@@ -133,9 +149,12 @@ class RowsAtSamples {
     const Kernels<T>& table = kernels<T>();
     pool_.rows = row.view();
     if (rows_of_pixels_.interleaved > 1) {
+      const int32_t channels = rows_of_pixels_.interleaved;
+      const int64_t stride = round_up(columns_, table.lanes);
       table.sum_row(pool_, source_);
+      table.separate(sum_.data(), channels, columns_, planes_.data(), stride);
       table.look_up_buffer_rows(
-          pool_.columns, sum_.data(), rows_of_pixels_.interleaved, 1, to, lanes_, lanes_);
+          pool_.columns, planes_.data(), channels, stride, to, lanes_, lanes_);
     } else {
       table.pool_rows_to_buffer(
           pool_, source_, feature_map_->channel_stride, to, lanes_, 0, lanes_);

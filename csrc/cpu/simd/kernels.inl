@@ -366,6 +366,7 @@ static const Kernels<T>& table() {
       .add_products = add_products<acc_t>,
       .add_to_two = add_to_two<acc_t>,
       .interpolate = interpolate<acc_t>,
+      .separate = separate<acc_t>,
       .interleave = interleave<T>,
       .copy_from_buffer = copy_from_buffer<T>,
       .copy_to_buffer = copy_to_buffer<T>,

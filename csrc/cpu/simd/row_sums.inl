@@ -287,6 +287,43 @@ static void interpolate(
   }
 }
 
+template <typename acc_t>
+static void separate(const acc_t* from, int32_t channels, int32_t n, acc_t* to, int64_t stride) {
+  constexpr int32_t lanes = kLanes<acc_t>;
+  constexpr int32_t kWindow = 4;
+  if constexpr (kCanPermute<acc_t>) {
+    // `channels` vectors hold the next `lanes` columns.
+    for (int32_t c = 0; c < channels; ++c) {
+      int32_t index[2][lanes];  // into the first vectors, and into the others
+      for (int32_t i = 0; i < lanes; ++i) {
+        const int32_t at = i * channels + c;
+        index[0][i] = at < kWindow * lanes ? at : -1;
+        index[1][i] = at < kWindow * lanes ? -1 : at - kWindow * lanes;
+      }
+      for (int32_t i = 0; i < n; i += lanes) {
+        vector_t<acc_t> part[2] = {};
+        repeat<2>([&](int32_t p) ALWAYS_INLINE {
+          if (p * kWindow < channels) {
+            vector_t<acc_t> window[kWindow];
+            const acc_t* first = from + i * channels + p * kWindow * lanes;
+            repeat<kWindow>([&](int32_t v) ALWAYS_INLINE {
+              window[v] = load_vector(first + v * lanes);
+            });
+            part[p] = permute<kWindow>(window, index[p]);
+          }
+        });
+        store_vector(to + c * stride + i, channels <= kWindow ? part[0] : either(part[0], part[1]));
+      }
+    }
+  } else {
+    for (int32_t c = 0; c < channels; ++c) {
+      for (int32_t i = 0; i < n; ++i) {
+        to[c * stride + i] = from[i * channels + c];
+      }
+    }
+  }
+}
+
 template <int32_t Channels, typename T>
 INLINE void interleave_some(
     const accumulate_t<T>* from, int32_t channels, int64_t stride, int32_t n, T* to) {

@@ -253,6 +253,12 @@ template <typename acc_t>
 constexpr bool kCanPermute = false;
 #endif
 
+// Lane i: that of the vector whose lane i is not 0.
+template <typename V>
+INLINE V either(V a, V b) {
+  return (V)((BitsVector)a | (BitsVector)b);
+}
+
 // Swaps the off-diagonal Block x Block quarters of each 2 Block x 2 Block square.
 template <int32_t Block, typename V, int32_t... I>
 INLINE void exchange_blocks(V& low, V& high, std::integer_sequence<int32_t, I...>) {
