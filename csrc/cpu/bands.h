@@ -35,13 +35,15 @@ inline int32_t rows_of_taps(const FeatureMap& gradient, double taps, int64_t mos
 }
 
 // Rows of a band that is added up in the cache. Each band makes the taps of its boxes anew, so
-// bands are as tall as the cache and the number of threads allow.
+// bands are as tall as the cache and the number of threads allow, and not below kFewestRows for
+// more threads.
 template <typename T>
 int32_t rows_of_row_sums(const Params& params, const FeatureMap& gradient, int64_t most) {
   constexpr int64_t kBandBytes = 1 << 20;
+  constexpr int64_t kFewestRows = 16;
   const int64_t row_bytes = params.channels * gradient.width * int64_t(sizeof(accumulate_t<T>));
-  return static_cast<int32_t>(
-      std::clamp<int64_t>(std::min(most, kBandBytes / row_bytes), 1, gradient.height));
+  const int64_t rows = std::min(std::max(most, kFewestRows), kBandBytes / row_bytes);
+  return static_cast<int32_t>(std::clamp<int64_t>(rows, 1, gradient.height));
 }
 
 // The bands cover all gradients whose data is not null.

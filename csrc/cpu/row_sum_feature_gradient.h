@@ -59,6 +59,7 @@ class RowSumFeatureGradient {
   SourceRows<acc_t> sources_;
   SampleWeights<acc_t, coord_t> weights_;
   std::vector<acc_t> sum_;
+  std::vector<acc_t> row_;
   std::vector<acc_t> bins_;     // [planes][bin rows][lanes of bins]
   std::vector<acc_t> spread_;   // [planes][lanes of samples]: of the bin of each sample
   std::vector<acc_t> samples_;  // [pixel rows][planes][lanes of samples]
@@ -83,7 +84,8 @@ class RowSumFeatureGradient {
     const int32_t num_bin_rows = bin_rows.end - bin_rows.begin;
     clear(bins_, int64_t(layout_.planes) * num_bin_rows * of_row + kRowSumPadding);
     copy_bin_rows<T>(
-        grad_, box.index, bin_rows, params_.options.pooled_width, layout_, of_row, bins_.data());
+        grad_, box.index, bin_rows, params_.options.pooled_width, layout_, of_row, bins_.data(),
+        row_);
     if (has_map) {
       add_samples(box, pixel_rows, bin_rows);
     } else {

@@ -70,6 +70,7 @@ class RowSumMapAndBoxGradient {
   std::vector<acc_t> grad_map_rows_;  // [prob_map_height][lanes]
   std::vector<acc_t> grad_map_;       // [prob_map_height][prob_map_width]
   std::vector<acc_t> sum_;
+  std::vector<acc_t> row_;
   std::vector<coord_t> u_;  // [lanes]
   AxisGradient<coord_t> along_y_;
   AxisGradient<coord_t> along_x_;
@@ -104,7 +105,7 @@ class RowSumMapAndBoxGradient {
   void spread_gradient(int64_t k, int32_t ph) {
     copy_bin_rows<T>(
         grad_, k, {ph, ph + 1}, params_.options.pooled_width, {1, channels_}, taps_.bin_lanes(),
-        grad_bins_.data());
+        grad_bins_.data(), row_);
     kernels_.look_up_buffer_rows(
         bins_.view(), grad_bins_.data(), channels_, taps_.bin_lanes(), grad_samples_.data(), lanes_,
         lanes_);

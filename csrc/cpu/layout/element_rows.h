@@ -31,26 +31,36 @@ ElementRows element_rows(const Tensor& tensor, int64_t channels) {
 }
 
 // The elements of some bin rows of box k, converted: to[plane][bin row][of_row], of which the first
-// pooled_width * rows.interleaved are set. `rows` says how the channels are wanted.
+// pooled_width * rows.interleaved are set. `rows` says how the channels are wanted; of_row: whole
+// vectors. row: memory.
 template <typename T>
 void copy_bin_rows(
     const PooledTensor& pooled, int64_t k, Range<int32_t> bin_rows, int32_t pooled_width,
-    const ElementRows& rows, int32_t of_row, accumulate_t<T>* to) {
+    const ElementRows& rows, int32_t of_row, accumulate_t<T>* to,
+    std::vector<accumulate_t<T>>& row) {
+  const Kernels<T>& table = kernels<T>();
   const int32_t channels = rows.interleaved * rows.planes;
   const ElementRows here = element_rows(pooled, channels);
   const T* box = static_cast<const T*>(pooled.data) + k * pooled.box_stride;
-  const bool is_alike = here.interleaved == rows.interleaved;
-  for (int32_t plane = 0; plane < rows.planes; ++plane) {
-    for (int32_t ph = bin_rows.begin; ph < bin_rows.end; ++ph, to += of_row) {
-      const T* from = box + plane * pooled.channel_stride + ph * pooled.row_stride;
-      if (is_alike) {
-        constexpr int64_t kNoOffset = 0;
-        kernels<T>().copy_to_buffer(from, &kNoOffset, 1, pooled_width * rows.interleaved, to, 0);
-        continue;
+  const int64_t plane = int64_t(bin_rows.end - bin_rows.begin) * of_row;
+  constexpr int64_t kNoOffset = 0;
+  for (int32_t ph = bin_rows.begin; ph < bin_rows.end; ++ph, to += of_row) {
+    const T* from = box + ph * pooled.row_stride;
+    if (here.interleaved == rows.interleaved) {
+      for (int32_t c = 0; c < rows.planes; ++c) {
+        table.copy_to_buffer(
+            from + c * pooled.channel_stride, &kNoOffset, 1, pooled_width * rows.interleaved,
+            to + c * plane, 0);
       }
-      for (int32_t pw = 0; pw < pooled_width; ++pw) {
-        for (int32_t c = 0; c < rows.interleaved; ++c) {
-          to[pw * rows.interleaved + c] =
+    } else if (here.interleaved == channels && rows.interleaved == 1) {
+      row.resize(int64_t(channels) * of_row + kRowSumPadding);
+      table.copy_to_buffer(from, &kNoOffset, 1, pooled_width * channels, row.data(), 0);
+      table.separate(row.data(), channels, pooled_width, to, plane);
+    } else {
+      for (int32_t c = 0; c < channels; ++c) {
+        accumulate_t<T>* first = to + (c / rows.interleaved) * plane + c % rows.interleaved;
+        for (int32_t pw = 0; pw < pooled_width; ++pw) {
+          first[pw * rows.interleaved] =
               load(from[pw * pooled.column_stride + c * pooled.channel_stride]);
         }
       }

@@ -40,9 +40,8 @@ class RowSumReader {
     const ElementRows pixels = element_rows(feature_map, job.params.channels);
     const bool writes_alike =
         !job.bin_rows.exist() || job.bin_rows.interleaved == pixels.interleaved;
-    return job.divides_channels
-               ? writes_alike && pools_rows_first<T>(job.params, feature_map)
-               : differentiates_rows_first<T>(job.params, feature_map);
+    return job.divides_channels ? writes_alike && pools_rows_first<T>(job.params, feature_map)
+                                : differentiates_rows_first<T>(job.params, feature_map);
   }
   static double cost(const Job&, const Box<coord_t>&) {
     return 0;

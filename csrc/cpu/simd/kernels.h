@@ -161,8 +161,8 @@ struct Kernels {
       const acc_t* low, acc_t low_weight, const acc_t* high, acc_t high_weight, int32_t n,
       acc_t* to);
 
-  // to[c * stride + i] = from[i * channels + c] for i in [0, n), channels <= 8. Whole vectors are
-  // written; as many columns are read, and kRowSumPadding elements.
+  // to[c * stride + i] = from[i * channels + c] for i in [0, n). Whole vectors may be written; as
+  // many columns may be read, and kRowSumPadding elements.
   void (*separate)(const acc_t* from, int32_t channels, int32_t n, acc_t* to, int64_t stride);
   // to[i * channels + c] = from[c * stride + i] for i in [0, n)
   void (*interleave)(const acc_t* from, int32_t channels, int64_t stride, int32_t n, T* to);

@@ -158,8 +158,8 @@ static void sum_row(const RowSums<accumulate_t<T>>& pool, const T* source) {
 // The same sum in registers, which hold all elements. n: elements of each vector; zeros follow.
 template <int32_t Vectors, typename T>
 INLINE void sum_rows_in_registers(
-    const TapMatrix<accumulate_t<T>>& rows, int32_t r, const int32_t (&n)[Vectors],
-    const T* source, vector_t<accumulate_t<T>> (&sum)[Vectors]) {
+    const TapMatrix<accumulate_t<T>>& rows, int32_t r, const int32_t (&n)[Vectors], const T* source,
+    vector_t<accumulate_t<T>> (&sum)[Vectors]) {
   constexpr int32_t lanes = kLanes<accumulate_t<T>>;
   repeat<Vectors>([&](int32_t v) ALWAYS_INLINE { sum[v] = vector_t<accumulate_t<T>>{}; });
   for (int32_t t = rows.begin[r]; t < rows.begin[r + 1]; ++t) {
@@ -188,8 +188,7 @@ static void pool_rows(
           continue;
         }
         of_row(
-            r, source + plane * plane_stride,
-            out + plane * out_plane_stride + r * out_row_stride);
+            r, source + plane * plane_stride, out + plane * out_plane_stride + r * out_row_stride);
       }
     }
   };
@@ -287,39 +286,62 @@ static void interpolate(
   }
 }
 
+// How a vector of one channel is looked up in as many vectors as there are interleaved channels.
+template <int32_t Lanes>
+struct Separation {
+  static constexpr int32_t kWindow = 4;  // vectors
+  static constexpr int32_t kMostChannels = 2 * kWindow;
+  // Into the first vectors, and into the others; -1: not there.
+  int32_t index[kMostChannels + 1][kMostChannels][2][Lanes] = {};
+
+  constexpr Separation() {
+    for (int32_t channels = 1; channels <= kMostChannels; ++channels) {
+      for (int32_t c = 0; c < channels; ++c) {
+        for (int32_t i = 0; i < Lanes; ++i) {
+          const int32_t at = i * channels + c;
+          const bool is_first = at < kWindow * Lanes;
+          index[channels][c][0][i] = is_first ? at : -1;
+          index[channels][c][1][i] = is_first ? -1 : at - kWindow * Lanes;
+        }
+      }
+    }
+  }
+};
+
 template <typename acc_t>
 static void separate(const acc_t* from, int32_t channels, int32_t n, acc_t* to, int64_t stride) {
   constexpr int32_t lanes = kLanes<acc_t>;
-  constexpr int32_t kWindow = 4;
-  if constexpr (kCanPermute<acc_t>) {
-    // `channels` vectors hold the next `lanes` columns.
-    for (int32_t c = 0; c < channels; ++c) {
-      int32_t index[2][lanes];  // into the first vectors, and into the others
-      for (int32_t i = 0; i < lanes; ++i) {
-        const int32_t at = i * channels + c;
-        index[0][i] = at < kWindow * lanes ? at : -1;
-        index[1][i] = at < kWindow * lanes ? -1 : at - kWindow * lanes;
-      }
-      for (int32_t i = 0; i < n; i += lanes) {
-        vector_t<acc_t> part[2] = {};
-        repeat<2>([&](int32_t p) ALWAYS_INLINE {
-          if (p * kWindow < channels) {
-            vector_t<acc_t> window[kWindow];
-            const acc_t* first = from + i * channels + p * kWindow * lanes;
-            repeat<kWindow>([&](int32_t v) ALWAYS_INLINE {
-              window[v] = load_vector(first + v * lanes);
-            });
-            part[p] = permute<kWindow>(window, index[p]);
-          }
-        });
-        store_vector(to + c * stride + i, channels <= kWindow ? part[0] : either(part[0], part[1]));
-      }
-    }
-  } else {
+  using Table = Separation<lanes>;
+  if (!kCanPermute<acc_t> || channels > Table::kMostChannels) {
     for (int32_t c = 0; c < channels; ++c) {
       for (int32_t i = 0; i < n; ++i) {
         to[c * stride + i] = from[i * channels + c];
       }
+    }
+    return;
+  }
+  if constexpr (kCanPermute<acc_t>) {
+    static constexpr Table kTable;
+    const auto separate_by = [&](auto windows) ALWAYS_INLINE {
+      for (int32_t i = 0; i < n; i += lanes, from += lanes * channels, to += lanes) {
+        vector_t<acc_t> window[windows][Table::kWindow];
+        repeat<windows * Table::kWindow>([&](int32_t v) ALWAYS_INLINE {
+          window[v / Table::kWindow][v % Table::kWindow] = load_vector(from + v * lanes);
+        });
+        for (int32_t c = 0; c < channels; ++c) {
+          vector_t<acc_t> part[windows];
+          repeat<windows>([&](int32_t w) ALWAYS_INLINE {
+            part[w] = permute<Table::kWindow>(window[w], kTable.index[channels][c][w]);
+          });
+          store_vector(
+              to + c * stride, windows == 1 ? part[0] : either(part[0], part[windows - 1]));
+        }
+      }
+    };
+    if (channels <= Table::kWindow) {
+      separate_by(std::integral_constant<int32_t, 1>{});
+    } else {
+      separate_by(std::integral_constant<int32_t, 2>{});
     }
   }
 }
