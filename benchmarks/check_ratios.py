@@ -2,8 +2,9 @@
 
 Repeats the measurements recorded in benchmarks/results/ for this kind of device, number of threads
 and CPU capability, and compares ratios of medians: ours / torchvision's, or with --all-peers ours /
-each peer's, which takes three times as long. Ratios within one run are
-more robust than times: a different or busy machine changes both medians.
+each peer's, which takes three times as long. Rows of the same processor are taken where there are
+any. Ratios within one run are more robust than times: another or a busy machine changes both
+medians, though not always by the same factor.
 """
 
 import argparse
@@ -46,6 +47,21 @@ def ratios(rows: Iterable[Row]) -> dict[Pair, float | None]:
                     ratio = ours.median_seconds and ours.median_seconds / peer.median_seconds
                     found[pair_of(ours, peer)] = ratio
     return found
+
+
+def of_nearest_processor(recorded: Sequence[Row], fresh: Sequence[Row]) -> list[Row]:
+    """Of each setting, the rows of the processor that measured `fresh`; where it has none, all."""
+    here = {processor(row) for row in fresh}
+    settings = {(row.setting(), keeps_memory(row)) for row in recorded if processor(row) in here}
+    return [
+        row
+        for row in recorded
+        if processor(row) in here or (row.setting(), keeps_memory(row)) not in settings
+    ]
+
+
+def processor(row: Row) -> object:
+    return row.identity["cpu" if row.identity["device_kind"] == "cpu" else "device"]
 
 
 def keeps_memory(row: Row) -> bool:
@@ -149,7 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.all_peers:
             options += ["--provider", OURS, f"{OURS}, no maps", YARDSTICK]
         fresh = measure_again(recorded, arguments.device, options)
-    table, compared, worse = compare(ratios(recorded), ratios(fresh), arguments.tolerance)
+    before = ratios(of_nearest_processor(recorded, fresh))
+    table, compared, worse = compare(before, ratios(fresh), arguments.tolerance)
     if compared == 0:
         print("nothing recorded is comparable: other sizes, device, threads or CPU capability")
         return 2

@@ -250,6 +250,28 @@ def test_the_commit_can_be_named_where_there_is_no_repository(bench, monkeypatch
     assert bench.report.commit() == expected
 
 
+def test_a_loop_of_resizes_agrees_with_pooling_each_crop_as_an_image(bench):
+    case = replace(bench.cases.SMOKE_FEW_CHANNELS, sampling_ratio=1)
+    device = torch.device("cpu")
+    loops = {p.name: p for p in bench.providers.single_level() if p.resizes_crops}
+    assert "loop of F.interpolate, no maps" in loops
+    for provider in loops.values():
+        assert not provider.takes(bench.cases.SMOKE_FEW_CHANNELS, torch.float32, device)
+        assert provider.takes(case, torch.float32, device)
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            given = bench.cases.make_inputs(
+                case, dtype=torch.float32, device=device, memory_format=memory_format
+            )
+            inputs = provider.prepare(given)
+            pooled = provider.build(case)(inputs)
+            bench.runner.check([pooled], bench.runner.expect(case, provider, inputs), inputs)
+            with pytest.raises(bench.runner.Wrong):  # a pixel beside the crop
+                shifted = bench.cases.Inputs(
+                    inputs.features, [b + 1 for b in inputs.boxes], inputs.prob_maps
+                )
+                bench.runner.check([pooled], bench.runner.expect(case, provider, shifted), shifted)
+
+
 # ---- ratios --------------------------------------------------------------------------------------
 
 
@@ -298,6 +320,15 @@ def made_up(bench: SimpleNamespace, times: dict[str, float | None], **changes: A
 
 
 OURS, PEER = "shape_roi_align", "torchvision, no maps"
+
+
+def test_ratios_are_compared_with_those_of_the_same_processor_where_there_are_any(bench):
+    old = made_up(bench, {OURS: 1.0, PEER: 10.0}, time="2026-01-01T00:00:00+00:00")
+    other = made_up(bench, {OURS: 1.0, PEER: 30.0}, cpu="another", time="2026-01-02T00:00:00+00:00")
+    only_there = made_up(bench, {OURS: 1.0, PEER: 30.0}, cpu="another", case="c4")
+    fresh = made_up(bench, {OURS: 1.1, PEER: 10.0})
+    nearest = bench.check_ratios.of_nearest_processor([*old, *other, *only_there], fresh)
+    assert nearest == [*old, *only_there]
 
 
 @pytest.mark.parametrize(
