@@ -1,0 +1,84 @@
+"""What a plan for many threads costs: processor time over that of one thread, by number of threads.
+
+More threads take smaller pieces of work, and each piece builds the taps of its boxes anew. The
+processor time of a call, summed over its threads, shows it on a machine of any number of cores.
+Results must have the same bits for every number.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from cases import FEW_CHANNELS, SINGLE_LEVEL, Case, make_inputs
+from providers import ours
+from report import align
+
+DEFAULT_CASES = ("p3_7x7", "c4", "crop_224", "mask_targets")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def processor_seconds(call: Callable[[], object], rounds: int) -> float:
+    call()
+    seconds = []
+    for _ in range(rounds):
+        start = time.process_time()
+        call()
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
+
+
+def passes(case: Case, layout: str) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    inputs = make_inputs(
+        case,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        memory_format=LAYOUTS[layout],
+    )
+    pool = ours(case)
+    output = pool(inputs)
+    gradient = torch.linspace(-1, 1, output.numel()).view_as(output)
+
+    def forward() -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return (pool(inputs),)
+
+    def backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(output, inputs.leaves(), gradient, retain_graph=True)
+
+    return {"forward": forward, "backward": backward}
+
+
+def main() -> None:
+    known = {case.name: case for case in (*SINGLE_LEVEL, *FEW_CHANNELS)}
+    parser = argparse.ArgumentParser(
+        formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
+    )
+    parser.add_argument(
+        "--case", nargs="+", choices=known, metavar="NAME", default=list(DEFAULT_CASES)
+    )
+    parser.add_argument("--threads", nargs="+", type=int, default=[2, 4, 8, 16, 64])
+    parser.add_argument("--rounds", type=int, default=9)
+    arguments = parser.parse_args()
+    numbers = [f"{threads} threads" for threads in arguments.threads]
+    table = [["case", "layout", "pass", "one thread, ms", *numbers]]
+    for name in arguments.case:
+        for layout in LAYOUTS:
+            for mode, call in passes(known[name], layout).items():
+                torch.set_num_threads(1)
+                expected, alone = call(), processor_seconds(call, arguments.rounds)
+                line = [name, layout, mode, f"{alone * 1e3:.1f}"]
+                for threads in arguments.threads:
+                    torch.set_num_threads(threads)
+                    if not all(map(torch.equal, call(), expected)):
+                        raise SystemExit(f"{name}: other bits with {threads} threads")
+                    line.append(f"{processor_seconds(call, arguments.rounds) / alone:.2f}")
+                table.append(line)
+    print(align(table))
+
+
+if __name__ == "__main__":
+    main()
