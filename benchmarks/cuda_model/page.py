@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from cuda_model.machine import (
     blocks_by,
     read_baseline,
 )
-from cuda_model.tiles import gather_feature_gradient, tile_tally
+from cuda_model.tiles import gather_feature_gradient, tile_tally, touched_tiles
 
 PAGE = Path(__file__).resolve().parents[1] / "cuda_prediction.md"
 ALL = {case.name: case for case in [*cases.SINGLE_LEVEL, *cases.MULTI_SCALE]}
@@ -60,22 +61,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
-def machine_rows() -> list[str]:
-    waits = [
-        f"wait for: {name}" for name in ("shared memory", "the first level", "the second level")
-    ]
-    waits += ["wait for: device memory", "wait for: a shuffle", "wait for: a barrier"]
-    rows = [
-        ("multiprocessors, clock", f"{H100.multiprocessors}, {H100.clock / 1e9:.1f} GHz"),
-        ("device memory", f"{H100.device_bandwidth / 1e12:.2f} TB/s (80 % of 3.35)"),
-        ("second-level cache", f"{H100.second_level_bandwidth / 1e12:.1f} TB/s"),
-        ("first level", f"{H100.first_level_bytes} bytes per clock and multiprocessor"),
-        ("instructions", f"{H100.instructions} warps' per clock and multiprocessor"),
-        ("an instruction of one warp", f"{INSTRUCTION} clocks until the next"),
-        *((name, f"{wait} clocks") for name, wait in zip(waits, WAIT.values(), strict=True)),
-        ("a launch", f"{H100.launch * 1e6:.0f} us"),
-    ]
-    return table(("assumption", "H100"), rows)
+def paragraph(text: str, bullet: str = "") -> str:
+    return fill(text, 100, initial_indent=bullet, subsequent_indent=" " * len(bullet))
+
+
+def machine_text() -> str:
+    waits = ", ".join(f"{name} {clocks}" for name, clocks in WAIT.items())
+    return paragraph(
+        f"Assumed of an H100: {H100.multiprocessors} multiprocessors at {H100.clock / 1e9:.1f} "
+        f"GHz, each {H100.instructions} warps' instructions and {H100.first_level_bytes} bytes of "
+        f"the first level per clock; second level {H100.second_level_bandwidth / 1e12:.1f} TB/s, "
+        f"device memory {H100.device_bandwidth / 1e12:.2f} TB/s (80 % of 3.35); "
+        f"{H100.launch * 1e6:.0f} us per launch; {INSTRUCTION} clocks from one instruction of a "
+        f"warp to the next. Clocks that a warp waits for: {waits}."
+    )
 
 
 def occupancy_rows() -> list[str]:
@@ -96,8 +95,8 @@ def occupancy_rows() -> list[str]:
             footprint = baseline[capability.architecture, kernel]
             limits = blocks_by(footprint, capability, THREADS)
             least = min(limits.values())
-            by = " and ".join(name for name, blocks in limits.items() if blocks == least)
-            cells.append(f"{least} ({by})")
+            by = [name[0] for name, blocks in limits.items() if blocks == least]
+            cells.append(f"{least} {', '.join(by)}")
         shared = baseline["sm_90", kernel].shared / 1024
         rows.append([f"`{kernel}`", f"{shared:.1f}", *cells])
     head = ["kernel", "shared, KB", *(capability.name for capability in CAPABILITIES)]
@@ -126,22 +125,31 @@ LIMITS = (
 )
 
 
+def three_limits(work: Work) -> str:
+    of = work.limits()
+    return " / ".join(microseconds(of[of_]) for of_ in ("instructions", "latency", "longest block"))
+
+
 def forward_rows(chosen: Sequence[Case]) -> list[str]:
     rows = []
     for case in chosen:
-        for layout, channels_last in LAYOUTS.items():
+        row = [case.name]
+        for channels_last in LAYOUTS.values():
             work = forward(case, channels_last, FLOAT32)
             half = forward(case, channels_last, FLOAT16)
-            rows.append(
-                [
-                    f"{case.name}, {layout}",
-                    number(len(work.blocks)),
-                    number(work.counts["taps"] / case.num_rois),
-                    *limits(work),
-                    microseconds(half.seconds()),
-                ]
-            )
-    return table(["case", "blocks", "taps per box", *LIMITS, "float16"], rows)
+            if channels_last:
+                row.append(number(work.counts["taps"] / case.num_rois))
+            row += [
+                number(len(work.blocks)),
+                limits(work)[0],
+                three_limits(work),
+                f"**{microseconds(work.seconds())}** {work.bound_by}",
+                microseconds(half.seconds()),
+            ]
+        rows.append(row)
+    columns = ("blocks", "MB", "instructions / latency / longest", "time, bound by", "float16")
+    heads = [f"{layout}: {column}" for layout in LAYOUTS for column in columns]
+    return table(["forward", "taps per box", *heads], rows)
 
 
 def gather_rows(chosen: Sequence[Case]) -> list[str]:
@@ -213,11 +221,12 @@ GATHER_DESIGNS = (
     Proposal("as it is", NOW),
     Proposal("without small tiles", replace(NOW, small_tiles=False)),
     Proposal("without one channel per lane", replace(NOW, channel_per_lane=False)),
+    Proposal("bits for few boxes too", replace(NOW, looks_at_few_boxes=False)),
 )
 GATHER_CASES = ("one_small_map", "c4", "ten_boxes", "channels_3")
 BOX_DESIGNS = (
     Proposal("as it is", NOW),
-    Proposal("a box is planned by several lanes", replace(NOW, planned_by_lanes=True)),
+    Proposal("a box is planned by one thread", replace(NOW, planned_by_lanes=False)),
     Proposal("gradient: all taps of a step in flight", replace(NOW, taps_in_flight=True)),
 )
 BOX_CASES = {
@@ -229,13 +238,20 @@ BOX_CASES = {
 }
 
 
+def seconds_for_features(case: Case, design: Design) -> float:
+    """All launches that the gradient of the features takes, channels_last, float32."""
+    works = backward(case, True, FLOAT32, design)
+    others = ("map_and_box", "sum_shares")
+    return seconds([work for work in works if not any(name in work.kernel for name in others)])
+
+
 def gather_designs(chosen: Sequence[Case]) -> list[str]:
     columns = [case for case in chosen if case.name in GATHER_CASES]
     rows = []
     for proposal in GATHER_DESIGNS:
-        works = (gather_feature_gradient(c, True, FLOAT32, proposal.design) for c in columns)
-        rows.append([proposal.text, *(microseconds(work.seconds()) for work in works)])
-    return table(("gradient of the features", *(case.name for case in columns)), rows)
+        times = (seconds_for_features(case, proposal.design) for case in columns)
+        rows.append([proposal.text, *map(microseconds, times)])
+    return table(("features: all launches", *(case.name for case in columns)), rows)
 
 
 def box_designs(chosen: Sequence[Case]) -> list[str]:
@@ -264,6 +280,7 @@ FORMER = {
     ("channels_3", "gradient", True, FLOAT32): 147,
     ("ten_boxes", "gradient", True, FLOAT32): 61,
     ("large_map", "gradient", True, FLOAT32): 1280,
+    ("large_map", "touched tiles", True, FLOAT32): 94,
     ("p2_1000_boxes_7x7", "forward", False, FLOAT32): 215,
     ("p3_7x7", "forward", False, FLOAT32): 86,
     ("c4", "forward", False, FLOAT32): 299,
@@ -272,24 +289,60 @@ FORMER = {
 }
 
 
+KERNELS = {
+    "forward": forward,
+    "gradient": gather_feature_gradient,
+    "touched tiles": touched_tiles,
+}
+
+
 def former_rows(chosen: Sequence[Case]) -> list[str]:
     names = {case.name for case in chosen}
     rows = []
     for (name, kernel, channels_last, element_size), former in FORMER.items():
         if name in names:
-            f = forward if kernel == "forward" else gather_feature_gradient
-            work = f(ALL[name], channels_last, element_size)
+            work = KERNELS[kernel](ALL[name], channels_last, element_size)
             layout = "channels_last" if channels_last else "contiguous"
             what = f"{kernel}, {name}, {layout}, float{8 * element_size}"
             rows.append([what, str(former), microseconds(work.seconds()), work.bound_by])
     return table(("kernel and case", "former", "now", "bound by"), rows)
 
 
+def out_of_reach() -> list[str]:
+    """Times that were wanted of these kernels and that the counts forbid."""
+    few = gather_feature_gradient(ALL["channels_3"], True, FLOAT32)
+    p3, c4 = (gather_feature_gradient(ALL[name], True, FLOAT32) for name in ("p3_7x7", "c4"))
+    p2 = forward(ALL["p2_1000_boxes_7x7"], False, FLOAT32)
+    pixels = sum(height * width for height, width, _ in ALL["p2_1000_boxes_7x7"].levels)
+    copied = 2 * ALL["p2_1000_boxes_7x7"].num_images * 256 * FLOAT32 * pixels
+    one = backward(ALL["one_box"], True, FLOAT32)
+    longest = next(w for w in one if "map_and_box" in w.kernel).limits()["longest block"]
+    eight = STEPS["step of eight"].clocks
+    sentences = (
+        f"Gradient of three channels as fast as torchvision's (6-10 us): "
+        f"{number(few.counts['taps'] / 1000)} thousand taps are weighed, whatever the number of "
+        f"channels; the instructions alone take {microseconds(few.limits()['instructions'])} us.",
+        f"Gradient of float16 15-25 % faster than that of float32: only steps change, "
+        f"{100 * p3.counts['step share']:.0f} % of the clocks of p3_7x7 and "
+        f"{100 * c4.counts['step share']:.0f} % of c4's, and eight taps of 2 bytes take {eight} "
+        f"clocks where twice four of 4 bytes take {2 * STEPS['step'].clocks}. The forward pass "
+        "gains 15 % or more where bytes bind it.",
+        f"Fewer sectors in the contiguous forward pass on P2: boxes fetch "
+        f"{megabytes(p2.second_level)} MB through the second level in any order; a transposed copy "
+        f"moves {megabytes(copied)} MB and is larger than scratch may be.",
+        f"One box as fast as torchvision's (3-4 us, two launches backward): a backward pass has "
+        f"{len(one)} launches, and the longest block of the gradient of the maps takes "
+        f"{microseconds(longest)} us.",
+    )
+    return [paragraph(sentence, "* ") for sentence in sentences]
+
+
 def render(names: Sequence[str] = PREDICTED) -> str:
     """The page; with fewer names, that part of it."""
     chosen = [ALL[name] for name in names]
     return TEXT.format(
-        machine="\n".join(machine_rows()),
+        machine=machine_text(),
+        out_of_reach="\n".join(out_of_reach()),
         occupancy="\n".join(occupancy_rows()),
         forward="\n".join(forward_rows(chosen)),
         gather="\n".join(gather_rows(chosen)),
@@ -325,14 +378,14 @@ the processor's part of a call, bins with more than 32 samples along an axis. `-
 
 ## Blocks per multiprocessor
 
-Of 256 threads, by registers (`scripts/ptxas_baseline.tsv`), shared memory (plus the driver's 1 KB
-per block) and threads. 12.0 is given the registers of 10.0.
+Of 256 threads, by r(egisters), s(hared memory, plus the driver's 1 KB per block) or t(hreads), with
+the figures of each architecture in `scripts/ptxas_baseline.tsv`. 8.6 and 8.9 run the code of 8.0.
 
 {occupancy}
 
 ## Forward, float32
 
-*Taps* are (bin, pixel) pairs, each once.
+*Taps* are (bin, pixel) pairs, each once. MB: first / second level / device.
 
 {forward}
 
@@ -356,8 +409,9 @@ The last two columns are the whole backward pass, channels_last / contiguous.
 ## Predictions, before and after
 
 Of kernels that gave the gradient's weights to threads by pixel and box, waited for shared memory
-four times a step, counted an empty tile's boxes, had one size of tiles, and gave a warp all bins of
-its channels. Their times are from the same model.
+four times a step, counted an empty tile's boxes, had one size of tiles, gave a warp all bins of its
+channels, planned a box by one thread, asked every tile whether a box reads it, and set bits for few
+boxes too. Times are this model's.
 
 {former}
 
@@ -366,6 +420,10 @@ What single choices do, and what is not built:
 {gather_designs}
 
 {box_designs}
+
+Wanted, and out of reach by these counts:
+
+{out_of_reach}
 
 ## What to look at first on a GPU
 
