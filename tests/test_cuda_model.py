@@ -230,6 +230,34 @@ def test_an_empty_tile_reads_its_bits_and_writes(model):
     assert listed == empty + clocks("bits") + clocks("list")
 
 
+def test_a_tile_looks_at_few_boxes_in_place_of_bits(model):
+    clocks = model.machine.clocks
+    empty = clocks("tile") + clocks("look") + clocks("store")
+    assert model.tiles.tile_tally(np.zeros(0, np.int64), 10, True).clocks == empty
+
+
+@pytest.mark.parametrize(
+    ("size", "boxes", "looks"), [(64, 32, True), (64, 33, False), (512, 10, False)]
+)
+def test_boxes_are_looked_at_where_they_and_the_tiles_are_few(model, size, boxes, looks):
+    """64 x 64 pixels are 128 tiles of 32 pixels or 512 of 8; 512 x 512 are 8192 of 32."""
+    tiles = model.kernels.make_tiles(((size, size, 1),), 1, 256, True, 4)
+    assert tiles.look_at_boxes(boxes, 256) == looks
+
+
+@pytest.mark.parametrize(
+    ("name", "channels_last", "launches"),
+    [
+        ("ten_boxes", True, ["gather", "map_and_box", "sum_shares"]),
+        ("ten_boxes", False, ["copy", "gather", "map_and_box", "sum_shares"]),
+        ("channels_3", True, ["zeros", "touched_tiles", "gather", "map_and_box"]),
+    ],
+)
+def test_launches_of_a_backward_pass(model, name, channels_last, launches):
+    works = model.calls.backward(model.page.ALL[name], channels_last, 4)
+    assert all(work.kernel.startswith(each) for work, each in zip(works, launches, strict=True))
+
+
 def test_warps_take_bins_in_turn(model):
     """Nine bins of 5 taps, two in flight: the first warp has two bins, 4 pairs and 2 odd taps."""
     plan = model.kernels.PatchPlan(9, 3, 3)
