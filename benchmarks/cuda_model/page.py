@@ -318,7 +318,18 @@ def out_of_reach() -> list[str]:
     one = backward(ALL["one_box"], True, FLOAT32)
     longest = next(w for w in one if "map_and_box" in w.kernel).limits()["longest block"]
     eight = STEPS["step of eight"].clocks
+    small = gather_feature_gradient(ALL["one_small_map"], True, FLOAT32)
+    steps, taps = (small.counts[f"longest {name}"] for name in ("steps", "taps"))
+    of_p2 = gather_feature_gradient(ALL["p2_7x7"], True, FLOAT32)
+    of_batch = sum(STEPS[name].clocks for name in ("batch", "lines", "round"))
+    in_batches = of_p2.counts["batches"] * of_batch / of_p2.blocks.sum()
     sentences = (
+        f"Gradient of one small map in 80-120 us: the longest tile has {number(steps)} steps of "
+        f"{STEPS['step'].clocks} clocks, {microseconds(steps * STEPS['step'].clocks / H100.clock)} "
+        f"us, and {number(taps)} weights one after another.",
+        f"Gradient of p2_7x7 in 115 us: {number(of_p2.counts['batches'])} batches begin and end, "
+        f"{of_batch} clocks each, {100 * in_batches:.0f} % of all clocks, and "
+        f"{100 * of_p2.counts['step share']:.0f} % are steps.",
         f"Gradient of three channels as fast as torchvision's (6-10 us): "
         f"{number(few.counts['taps'] / 1000)} thousand taps are weighed, whatever the number of "
         f"channels; the instructions alone take {microseconds(few.limits()['instructions'])} us.",
