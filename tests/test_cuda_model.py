@@ -17,7 +17,7 @@ import pytest
 from benchmark_modules import import_benchmarks
 
 CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-MODULES = ("kernels", "boxes", "counts", "tiles", "machine", "page", "calls")
+MODULES = ("kernels", "boxes", "counts", "tiles", "machine", "page", "calls", "text")
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_boxes_are_looked_at_where_they_and_the_tiles_are_few(model, size, boxes
     ],
 )
 def test_launches_of_a_backward_pass(model, name, channels_last, launches):
-    works = model.calls.backward(model.page.ALL[name], channels_last, 4)
+    works = model.calls.backward(model.text.ALL[name], channels_last, 4)
     assert all(work.kernel.startswith(each) for work, each in zip(works, launches, strict=True))
 
 
@@ -308,7 +308,7 @@ def test_blocks_per_multiprocessor_by_hand(model, registers, shared, blocks, by)
 
 def test_one_small_map_has_few_blocks(model):
     """13 x 11 tiles of 2 x 4 pixels on 25 x 42; 7 x 6 of 4 x 8."""
-    case = model.page.ALL["one_small_map"]
+    case = model.text.ALL["one_small_map"]
     work = model.tiles.gather_feature_gradient(case, True, 4)
     assert len(work.blocks) == work.counts["tiles"] == 143
     large = replace(model.kernels.NOW, small_tiles=False)
