@@ -88,7 +88,6 @@ FORMER = {
     ("c4", "gradient", True, FLOAT32): 489,
     ("p2_7x7", "gradient", True, FLOAT32): 227,
     ("p3_7x7", "gradient", True, FLOAT32): 173,
-    ("p3_7x7", "gradient", True, FLOAT16): 173,
     ("channels_3", "gradient", True, FLOAT32): 147,
     ("ten_boxes", "gradient", True, FLOAT32): 61,
     ("large_map", "gradient", True, FLOAT32): 1280,
@@ -97,7 +96,6 @@ FORMER = {
     ("p3_7x7", "forward", False, FLOAT32): 86,
     ("c4", "forward", False, FLOAT32): 299,
     ("channels_3", "forward", False, FLOAT32): 27,
-    ("p3_7x7", "forward", True, FLOAT16): 24,
 }
 
 

@@ -266,10 +266,8 @@ The last two columns are the whole backward pass, channels_last / contiguous.
 
 ## Predictions, before and after
 
-Of kernels that gave the gradient's weights to threads by pixel and box, waited for shared memory
-four times a step, counted an empty tile's boxes, had one size of tiles, gave a warp all bins of its
-channels, planned a box by one thread, asked every tile whether a box reads it, and set bits for few
-boxes too. Times are this model's.
+Former kernels weighed all taps of a pixel and a box by one thread, planned a box by one thread, had
+tiles of one size that counted the boxes of empty tiles, and bits for few boxes too. Same model.
 
 {former}
 
