@@ -131,7 +131,7 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, const Arguments&... a
 }
 
 // Images for which the identity does not hold. All tensors have channels innermost. looks_at_boxes:
-// one more where tiles that look at all boxes make another gradient than tiles that have bits.
+// counted again with tiles that look at all boxes.
 template <typename T>
 int64_t count_unequal(
     const Setting& setting, const std::vector<T>& rois, bool looks_at_boxes = false) {
@@ -186,23 +186,26 @@ int64_t count_unequal(
       cuda::map_and_box_gradient_kernel<float, Coordinate, 0>, grid.size(), params, of_grad, grid,
       cuda::ShareGradients<Coordinate>{grad_maps.data(), nullptr, 0, kMapSize * kMapSize});
 
-  int64_t unequal = 0;
-  for (int64_t image = 0; image < kImages; ++image) {
-    const double by_pooled = dot(pooled, grad, image);
-    const double most = kTolerance * by_pooled;
-    const bool is_equal = std::fabs(dot(features, grad_features, image) - by_pooled) <= most &&
-                          std::fabs(dot(maps, grad_maps, image) - by_pooled) <= most;
-    unequal += !is_equal;
-  }
+  const auto count = [&] {
+    int64_t unequal = 0;
+    for (int64_t image = 0; image < kImages; ++image) {
+      const double by_pooled = dot(pooled, grad, image);
+      const double most = kTolerance * by_pooled;
+      const bool is_equal = std::fabs(dot(features, grad_features, image) - by_pooled) <= most &&
+                            std::fabs(dot(maps, grad_maps, image) - by_pooled) <= most;
+      unequal += !is_equal;
+    }
+    return unequal;
+  };
+  int64_t unequal = count();
   if (looks_at_boxes) {
     const cuda::TileGrid small = cuda::make_tiles_of<1>(params, gradients, launch_options);
     const int64_t small_size = small.count() * kImages;
-    const std::vector<float> by_bits = grad_features;
     launch(
         cuda::gather_feature_gradient_kernel<float, Coordinate, 1, cuda::kChannelsPerLane, 1>,
         small_size, params, of_grad, gradients, small, cuda::TouchedTiles<Coordinate>{},
         small_size);
-    unequal += grad_features != by_bits;
+    unequal += count();
   }
   return unequal;
 }
