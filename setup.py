@@ -129,6 +129,9 @@ def operator_library(name: str, sources: list[str], **link: list[str]) -> Extens
     torch_root = Path(torch.__file__).parent
     link["library_dirs"] = [str(torch_root / "lib"), *link.get("library_dirs", [])]
     nvcc_flags = ["-std=c++20", "-O3", "--threads=2", "-Xcompiler=" + ",".join(CXX_FLAGS[2:])]
+    if TOOLKIT and int(TOOLKIT.version.split(".")[0]) >= 13:
+        # A third of the size. Drivers of CUDA 13 read it, but not all of CUDA 12.
+        nvcc_flags.append("--compress-mode=size")
     return Extension(
         f"shape_roi_align.{name}",
         sources,

@@ -5,7 +5,8 @@ python benchmarks/predict_cuda.py [--case NAME...] [--write]
 
 import argparse
 
-from cuda_model.page import ALL, PAGE, PREDICTED, render
+from cuda_model.page import PAGE, PREDICTED, render
+from cuda_model.text import ALL
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

@@ -131,6 +131,13 @@ SHAPE_ROI_ALIGN_HD bool is_batch_index(box_t index, int64_t num_images) {
   return index > box_t(-1) && index < static_cast<box_t>(num_images);
 }
 
+// 1 / (Sy * Sx); 0 for a box without samples.
+template <typename T>
+SHAPE_ROI_ALIGN_HD T inverse_sample_count(int32_t y_samples, int32_t x_samples) {
+  const T count = T(y_samples) * T(x_samples);
+  return count > T(0) ? T(1) / count : T(0);
+}
+
 // box: [5] = (batch index, x1, y1, x2, y2) in image pixels. num_images bounds the batch index.
 template <typename T, typename box_t>
 SHAPE_ROI_ALIGN_HD BoxGeometry<T> make_box_geometry(
@@ -141,8 +148,7 @@ SHAPE_ROI_ALIGN_HD BoxGeometry<T> make_box_geometry(
   const bool in_batch = is_batch_index(box[0], num_images);
   geometry.batch = in_batch ? static_cast<int64_t>(box[0]) : 0;
   geometry.valid = in_batch && geometry.y.samples >= 0 && geometry.x.samples >= 0;
-  const T count = T(geometry.y.samples) * T(geometry.x.samples);
-  geometry.inverse_count = count > T(0) ? T(1) / count : T(0);
+  geometry.inverse_count = inverse_sample_count<T>(geometry.y.samples, geometry.x.samples);
   return geometry;
 }
 

@@ -111,6 +111,7 @@ def variants_of(number: int, case: Case) -> list[Variant]:
             blocks=(1 << 20, 3, 1)[i % 3],
             order=ORDERS[i // 2 % 3],
             wanted_blocks=(1, 512, 7, 40)[i // 3 % 4],
+            few_boxes=(0, 32)[i // 2 % 2],
             far_factor=FAR_FACTOR if case.name == "far" else 1,
         )
         for i, (types, layout) in enumerate(both, start=number)
@@ -134,6 +135,7 @@ def variants_of_tiles(number: int, case: Case) -> list[Variant]:
             order=ORDERS[i % 3],
             wanted_blocks=wanted_blocks,
             few_channels=few_channels,
+            few_boxes=(0, 32)[i // 2 % 2],
             far_factor=FAR_FACTOR if case.name == "far" else 1,
         )
         for i, (each, layout, (wanted_blocks, few_channels)) in enumerate(

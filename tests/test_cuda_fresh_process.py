@@ -26,15 +26,15 @@ import torch
 import shape_roi_align
 from shape_roi_align import _library
 
-def make_inputs(channels_last):
+def make_inputs(channels_last):  # more than 32 boxes: every launch is made
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 16, 40, 50, generator=generator)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    corners = torch.rand(30, 2, generator=generator) * 40 - 4
-    sides = torch.rand(30, 2, generator=generator) * 20
-    images = torch.randint(2, (30, 1), generator=generator)
-    maps = torch.rand(30, 9, 8, generator=generator)
-    grad = torch.randn(30, 16, 7, 6, generator=generator).contiguous(memory_format=layout)
+    corners = torch.rand(40, 2, generator=generator) * 40 - 4
+    sides = torch.rand(40, 2, generator=generator) * 20
+    images = torch.randint(2, (40, 1), generator=generator)
+    maps = torch.rand(40, 9, 8, generator=generator)
+    grad = torch.randn(40, 16, 7, 6, generator=generator).contiguous(memory_format=layout)
     x = x.contiguous(memory_format=layout)
     return [x, torch.cat([images, corners, corners + sides], 1), maps, grad]
 

@@ -94,3 +94,23 @@ def test_scratch_of_few_boxes_with_large_maps(
     results = sum(leaf.numel() * leaf.itemsize for leaf in (rois, maps))
     copies = 0 if channels_last else grad.numel() * grad.element_size()
     assert beyond_results(call, device) <= copies + max(2**24, results) + 4 * ROUNDING
+
+
+def test_scratch_of_many_boxes_on_few_channels(
+    dtype: torch.dtype, channels_last: bool, device: torch.device
+) -> None:
+    """A bit per box and tile would be 41 MB."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    features = torch.randn(1, 3, 512, 512, device=device, dtype=dtype)
+    features = features.contiguous(memory_format=layout).requires_grad_()
+    corners = torch.rand(20_000, 2, device=device) * 480
+    rois = torch.cat([torch.zeros_like(corners[:, :1]), corners, corners + 20], 1)
+    maps = torch.rand(20_000, 1, 1, device=device)
+    out = sa_roi_align(features, rois, maps, 1, sampling_ratio=SAMPLES)
+    grad = torch.ones_like(out)
+
+    def call() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, (features,), grad, retain_graph=True)
+
+    copies = grad.numel() * grad.element_size()
+    assert beyond_results(call, device) <= copies + 2**24 + 4 * ROUNDING

@@ -17,7 +17,7 @@ import pytest
 from benchmark_modules import import_benchmarks
 
 CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
-MODULES = ("kernels", "boxes", "counts", "tiles", "machine", "page", "calls")
+MODULES = ("kernels", "boxes", "counts", "tiles", "machine", "page", "calls", "text")
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +230,34 @@ def test_an_empty_tile_reads_its_bits_and_writes(model):
     assert listed == empty + clocks("bits") + clocks("list")
 
 
+def test_a_tile_looks_at_few_boxes_in_place_of_bits(model):
+    clocks = model.machine.clocks
+    empty = clocks("tile") + clocks("look") + clocks("store")
+    assert model.tiles.tile_tally(np.zeros(0, np.int64), 10, True).clocks == empty
+
+
+@pytest.mark.parametrize(
+    ("size", "boxes", "looks"), [(64, 32, True), (64, 33, False), (512, 10, False)]
+)
+def test_boxes_are_looked_at_where_they_and_the_tiles_are_few(model, size, boxes, looks):
+    """64 x 64 pixels are 128 tiles of 32 pixels or 512 of 8; 512 x 512 are 8192 of 32."""
+    tiles = model.kernels.make_tiles(((size, size, 1),), 1, 256, True, 4)
+    assert tiles.look_at_boxes(boxes, 256) == looks
+
+
+@pytest.mark.parametrize(
+    ("name", "channels_last", "launches"),
+    [
+        ("ten_boxes", True, ["gather", "map_and_box", "sum_shares"]),
+        ("ten_boxes", False, ["copy", "gather", "map_and_box", "sum_shares"]),
+        ("channels_3", True, ["zeros", "touched_tiles", "gather", "map_and_box"]),
+    ],
+)
+def test_launches_of_a_backward_pass(model, name, channels_last, launches):
+    works = model.calls.backward(model.text.ALL[name], channels_last, 4)
+    assert all(work.kernel.startswith(each) for work, each in zip(works, launches, strict=True))
+
+
 def test_warps_take_bins_in_turn(model):
     """Nine bins of 5 taps, two in flight: the first warp has two bins, 4 pairs and 2 odd taps."""
     plan = model.kernels.PatchPlan(9, 3, 3)
@@ -280,7 +308,7 @@ def test_blocks_per_multiprocessor_by_hand(model, registers, shared, blocks, by)
 
 def test_one_small_map_has_few_blocks(model):
     """13 x 11 tiles of 2 x 4 pixels on 25 x 42; 7 x 6 of 4 x 8."""
-    case = model.page.ALL["one_small_map"]
+    case = model.text.ALL["one_small_map"]
     work = model.tiles.gather_feature_gradient(case, True, 4)
     assert len(work.blocks) == work.counts["tiles"] == 143
     large = replace(model.kernels.NOW, small_tiles=False)

@@ -35,10 +35,10 @@ from host_cuda.jobs import (
 pytestmark = pytest.mark.slow
 
 VARIANTS = (
-    Variant(F64, F64, F64, "contiguous", 256, 1 << 20),
+    Variant(F64, F64, F64, "contiguous", 256, 1 << 20, few_boxes=0),
     Variant(F64, F32, F16, "channels_last", 96, 3, "shuffled", wanted_blocks=30),
     Variant(F32, F32, F32, "channels_last", 64, 1 << 20, "descending"),
-    Variant(F32, F32, F32, "contiguous", 32, 2, wanted_blocks=512),
+    Variant(F32, F32, F32, "contiguous", 32, 2, wanted_blocks=512, few_boxes=0),
     Variant(F32, F32, F64, "channels_last_unaligned", 64, 5, "shuffled"),
     Variant(F32, F64, BF16, "sliced", 96, 5, "shuffled", wanted_blocks=30),
     Variant(F16, F32, F64, "contiguous", 64, 1 << 20, "descending"),
@@ -158,9 +158,8 @@ def random_job(seed: int) -> Job:
     layout = str(rng.choice(["contiguous", "channels_last", "channels_last_unaligned", "sliced"]))
     order = str(rng.choice(ORDERS))
     warps, blocks, wanted_blocks = (int(n) for n in rng.integers(1, (4, 9, 40)))
-    return Job(
-        case, Variant(F64, F64, F64, layout, 32 * warps, blocks, order, wanted_blocks=wanted_blocks)
-    )
+    variant = Variant(F64, F64, F64, layout, 32 * warps, blocks, order)
+    return Job(case, replace(variant, wanted_blocks=wanted_blocks, few_boxes=seed % 2 * 32))
 
 
 @pytest.mark.parametrize("batch", range(4))
@@ -177,8 +176,12 @@ def test_kernels_equal_the_oracle_on_random_calls(batch: int, runner: Path, tmp_
 def test_kernels_have_no_data_race(name: str, racing_runner: Path, tmp_path: Path) -> None:
     case = {**BY_NAME, CROWDED.name: CROWDED}[name]
     jobs = [
-        Job(case, Variant(dtype, F32, F32, layout, threads, 4))
-        for dtype, layout, threads in ((F32, "contiguous", 64), (F16, "channels_last", 96))
+        Job(case, Variant(dtype, F32, F32, layout, threads, 4, wanted_blocks=n, few_boxes=100))
+        for dtype, layout, threads, n in (
+            (F32, "contiguous", 64, 1),
+            (F16, "channels_last", 96, 1),
+            (F32, "channels_last", 64, 512),  # tiles look at all boxes
+        )
     ]
     for job, results in zip(jobs, run(racing_runner, jobs, tmp_path), strict=True):
         job.check(results)

@@ -1,5 +1,9 @@
-"""Scratch of the CUDA gradients of maps and boxes: bounded for every shape, decided from shapes
-alone. The launcher and these tests ask the same class, csrc/cuda/launch_map_and_box_gradient.h."""
+"""Scratch of the CUDA gradients: bounded for every shape, decided from shapes alone. The launchers
+and these tests ask the same classes, csrc/cuda/launch.h and launch_map_and_box_gradient.h.
+
+The two jobs of a backward pass have scratch one after the other. Beside it there are copies: of the
+output's gradient with channels innermost, and of boxes, levels and maps that are not contiguous.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
-from cases import CROSSING, INSIDE, make
+from cases import CASES, CROSSING, INSIDE, make
 from host_cuda.jobs import (
     ADDRESS,
     BF16,
@@ -66,23 +71,26 @@ class Scratch(NamedTuple):
     cells: int  # of a map in a pass
 
 
+def plan(of: str, lines: list[str]) -> list[list[int]]:
+    """What scratch.cpp answers to each line."""
+    process = subprocess.run(
+        [compile_program("scratch.cpp", ADDRESS), of],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    return [list(map(int, line.split())) for line in process.stdout.splitlines()]
+
+
 @pytest.fixture(scope="module")
 def grid() -> dict[Shape, Scratch]:
     asked = ((True, False), (False, True), (True, True))
     shapes = [
         Shape(*each) for each in itertools.product(NUM_ROIS, OUTPUT_SIZES, MAP_SIZES, TYPES, asked)
     ]
-    process = subprocess.run(
-        [compile_program("scratch.cpp", ADDRESS)],
-        input="\n".join(shape.line() for shape in shapes),
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    lines = process.stdout.splitlines()
-    return {
-        shape: Scratch(*map(int, line.split())) for shape, line in zip(shapes, lines, strict=True)
-    }
+    answers = plan("maps", [shape.line() for shape in shapes])
+    return {shape: Scratch(*answer) for shape, answer in zip(shapes, answers, strict=True)}
 
 
 def test_scratch_is_at_most_16_mib_or_the_gradients_asked_for(
@@ -150,3 +158,137 @@ def test_results_do_not_depend_on_the_number_of_passes(
         jobs[0].check(results[0])
         for name, first in results[0].items():
             torch.testing.assert_close(first, results[1][name], rtol=0, atol=0)
+
+
+class FeatureShape(NamedTuple):
+    num_rois: int
+    channels: int
+    num_images: int
+    size: tuple[int, int]  # of the first level; the second has half
+    types: tuple[torch.dtype, torch.dtype]  # of features, boxes
+    channels_innermost: bool
+    asked: tuple[bool, bool]
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        height, width = self.size
+        return self.size, ((height + 1) // 2, (width + 1) // 2)
+
+    def line(self) -> str:
+        types = map(SCALAR_TYPES.index, self.types)
+        numbers = [self.num_rois, self.channels, self.num_images, *types, self.channels_innermost]
+        for size, asked in zip(self.sizes, self.asked, strict=True):
+            numbers += [*size, asked]
+        return " ".join(str(int(number)) for number in numbers)
+
+    @property
+    def gradients(self) -> int:
+        """Bytes of those asked for."""
+        pixels = sum(h * w * a for (h, w), a in zip(self.sizes, self.asked, strict=True))
+        return self.num_images * self.channels * pixels * self.types[0].itemsize
+
+
+class FeatureScratch(NamedTuple):
+    boxes: int
+    images: int
+    bits: int
+    pixels_per_warp: int
+
+    @property
+    def bytes(self) -> int:
+        return self.boxes + self.images + self.bits
+
+
+@pytest.fixture(scope="module")
+def feature_grid() -> dict[FeatureShape, FeatureScratch]:
+    shapes = [
+        FeatureShape(*each)
+        for each in itertools.product(
+            (0, 1, 32, 33, 1000, 5000, 100_000, 3_000_000),
+            (1, 3, 32, 33, 256),
+            (1, 2, 3_000_000),
+            ((1, 1), (25, 42), (200, 336), (2048, 2048), (1, 60_000)),
+            tuple(itertools.product((F64, F32, F16), (F64, F32))),
+            (True, False),
+            ((True, True), (False, True)),
+        )
+        if each[2] < 1000 or each[3] == (1, 1)  # millions of images have one pixel
+    ]
+    answers = plan("features", [shape.line() for shape in shapes])
+    return {shape: FeatureScratch(*answer) for shape, answer in zip(shapes, answers, strict=True)}
+
+
+def test_scratch_of_features_is_at_most_16_mib_or_the_gradients_asked_for(
+    feature_grid: dict[FeatureShape, FeatureScratch],
+) -> None:
+    for shape, scratch in feature_grid.items():
+        assert 0 <= scratch.bytes <= max(LEAST, shape.gradients), shape
+
+
+def test_the_grid_of_features_reaches_both_bounds_and_both_ways_to_find_boxes(
+    feature_grid: dict[FeatureShape, FeatureScratch],
+) -> None:
+    used = [scratch.bytes for scratch in feature_grid.values()]
+    assert 0 in used and max(used) > LEAST
+    assert any(LEAST / 2 < each <= LEAST for each in used)
+    without = [(shape, s) for shape, s in feature_grid.items() if s.bytes == 0]
+    assert any(shape.num_rois == 32 and shape.size == (25, 42) for shape, _ in without)
+    assert any(shape.num_rois > 32 and shape.channels == 3 for shape, _ in without)
+    assert any(0 < shape.num_rois <= 32 for shape, s in feature_grid.items() if s.bytes > 0)
+
+
+def test_kernels_that_cannot_look_at_boxes_have_scratch(
+    feature_grid: dict[FeatureShape, FeatureScratch],
+) -> None:
+    """can_look_at_boxes: those of small tiles, and of coordinates in float64."""
+    large = [
+        scratch.bytes
+        for shape, scratch in feature_grid.items()
+        if shape.num_rois > 0 and F64 not in shape.types and scratch.pixels_per_warp > 1
+    ]
+    assert large and all(large)
+
+
+# few_boxes, scratch, wanted_blocks: bits of large tiles; bits of small ones, none of either.
+WAYS = ((0, LEAST, 1), (0, LEAST, 1 << 20), (1 << 20, LEAST, 1 << 20), (0, 0, 1))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_features_do_not_depend_on_how_tiles_find_their_boxes(part: int, tmp_path: Path) -> None:
+    runner = compile_program("runner.cpp", ADDRESS)
+    types = ((F32, F32), (F64, F64), (F16, F32), (F32, F64))
+    layouts = ("channels_last", "contiguous", "channels_last_unaligned")
+    rng = np.random.default_rng(part)
+    low = rng.uniform(-3, 9, (1100, 2))
+    many = make(
+        "many",
+        np.hstack([rng.integers(0, 2, (1100, 1)), low, low + rng.uniform(-1, 4, (1100, 2))]),
+        channels=8,
+        sizes=((6, 7),),
+        spatial_scales=(1.0,),
+        output_size=(1, 1),
+        sampling_ratio=-1,
+        aligned=part % 2 == 0,
+        map_size=(1, 2),
+    )
+    jobs = []
+    for number, case in enumerate([*CASES[part::4], many]):
+        variant = Variant(
+            *types[number % 4], F32, layouts[number % 3], (96, 32, 256)[number % 3], 1 << 20
+        )
+        of_features = [*[True] * len(case.features), False, False]
+        for few_boxes, scratch, wanted_blocks in WAYS:
+            way = replace(
+                variant, few_boxes=few_boxes, scratch=scratch, wanted_blocks=wanted_blocks
+            )
+            jobs.append(Job(case, way, of_features))
+    results = run(runner, jobs, tmp_path)
+    for job, first, *others in zip(
+        jobs[:: len(WAYS)], *(results[i :: len(WAYS)] for i in range(len(WAYS))), strict=True
+    ):
+        for other in others:
+            for name in first:
+                if name.startswith("features"):
+                    torch.testing.assert_close(
+                        first[name], other[name], rtol=0, atol=0, msg=job.case.name
+                    )

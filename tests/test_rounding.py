@@ -20,7 +20,7 @@ from host_cuda.jobs import CSRC, HERE, compile_program
 
 pytestmark = pytest.mark.slow
 
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 UNFUSED = ("-O3", "-ffp-contract=off")
 
 

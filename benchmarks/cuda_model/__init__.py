@@ -8,4 +8,6 @@ tiles.py     work of the kernels that serve tiles: gradient of the features
 calls.py     the launches of a backward pass
 machine.py   assumptions, and blocks per multiprocessor
 page.py      benchmarks/cuda_prediction.md
+comparisons.py   its last part: former kernels, other choices, times out of reach
+text.py      cases, and how the page writes numbers and tables
 """

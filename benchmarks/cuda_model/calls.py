@@ -14,20 +14,21 @@ def backward(
     """backward_cuda, asked for the gradients of features and maps."""
     bins = case.output_size**2
     grad = case.num_rois * case.channels * bins * element_size
-    tiles = tiles_of(case, channels_last, element_size, design).count // case.num_images
-    scratch = case.num_rois * BOX + tiles * ceil_div(case.num_rois, 32) * 4
-    shares = make_box_grid(case.num_rois, case.channels, case.channels, bins).shares
-    maps = map_bytes(case) * shares
+    tiles = tiles_of(case, channels_last, element_size, design)
     works = [] if channels_last else [passes_over("copy to channels innermost", grad, grad)]
+    if not tiles.look_at_boxes(case.num_rois, case.channels, design):
+        words = tiles.count // case.num_images * ceil_div(case.num_rois, 32)
+        works += [
+            passes_over("zeros of boxes and bits", case.num_rois * BOX + 4 * words),
+            touched_tiles(case, channels_last, element_size, design),
+        ]
     works += [
-        passes_over("zeros of boxes and bits", scratch),
-        touched_tiles(case, channels_last, element_size, design),
         gather_feature_gradient(case, channels_last, element_size, design),
-        passes_over("zeros of map gradients", maps),
         map_and_box_gradient(case, channels_last, element_size, design),
     ]
+    shares = make_box_grid(case.num_rois, case.channels, case.channels, bins).shares
     if shares > 1:
-        works.append(passes_over("sum over shares", maps, map_bytes(case)))
+        works.append(passes_over("sum_shares", shares * map_bytes(case), map_bytes(case)))
     return works
 
 

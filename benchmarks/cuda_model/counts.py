@@ -257,7 +257,7 @@ def forward(case: Case, channels_last: bool, element_size: int, design: Design =
 
 def add_plan(tally: Tally, design: Design) -> None:
     """load_box"""
-    tally.add("plan by lanes" if design.planned_by_lanes else "plan", 1)
+    tally.add("plan" if design.planned_by_lanes else "plan by one", 1)
 
 
 def passes_over(name: str, *bytes_: float) -> Work:

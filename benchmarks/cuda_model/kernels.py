@@ -27,6 +27,7 @@ CONSTANTS = {
     "kBatch": 16,
     "kLargeBatch": 32,
     "kTileTaps": 1024,
+    "kFewTiles": 8,
     "kFewSamples": 4,
     "kCacheBytes": 25 << 20,
     "kMostAtOnce": 4,
@@ -52,7 +53,8 @@ class Design:
     small_tiles: bool = True  # a warp serves one pixel where tiles are few
     channel_per_lane: bool = True  # where channels are few
     taps_in_flight: bool = False  # gradient of the maps: all taps of a step before their use
-    planned_by_lanes: bool = False  # the axes of a box by several lanes
+    planned_by_lanes: bool = True  # each axis of a box by a lane of its own
+    looks_at_few_boxes: bool = True  # tiles read the edges of few boxes, not bits of them
 
 
 NOW = Design()
@@ -119,6 +121,14 @@ class Tiles:
     def taps_per_pixel(self) -> int:
         """kTapsPerPixel"""
         return CONSTANTS["kTileTaps"] // (WARPS * self.pixels_per_warp)
+
+    def look_at_boxes(self, num_rois: int, channels: int, design: Design = NOW) -> bool:
+        """FeatureGradientPlan, where scratch is not too large"""
+        blocks = self.count * ceil_div(channels, CHANNELS_PER_WARP)
+        are_few = num_rois <= CONSTANTS["kBoxesPerWord"] and blocks <= (
+            CONSTANTS["kFewTiles"] * WANTED_BLOCKS
+        )
+        return design.looks_at_few_boxes and are_few and self.pixels_per_warp == 1
 
     def taps_of_step(self, element_size: int) -> int:
         """kTapsOfPixel: of each pixel of a warp."""

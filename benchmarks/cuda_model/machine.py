@@ -52,8 +52,15 @@ class Step:
 
 STEPS = {
     # patch.cuh, forward
-    "plan": Step("block start; a box is read and planned by one thread", 750, device=2, barrier=1),
-    "plan by lanes": Step("the same: both axes and all loads at once", 300, device=2, barrier=1),
+    "plan": Step(
+        "block start; a box is read and planned, an axis per lane",
+        420,
+        device=1,
+        shared=2,
+        shuffle=3,
+        barrier=1,
+    ),
+    "plan by one": Step("the same by one thread", 750, device=2, barrier=1),
     "patch": Step("a patch is found", 100),
     "samples": Step("coordinates of samples", 160, barrier=1),
     "touched": Step("rows and columns that bins touch", 90, shared=4),
@@ -86,10 +93,12 @@ STEPS = {
     "tile columns": Step("which of 32 tile columns, and their bits", 650),
     "tile": Step("block start", 200),
     "bits": Step("a tile's bits of 1024 boxes", 30, second=1),
+    "look": Step("a tile and the edges of 32 boxes", 150, second=1, first=2, barrier=1),
     "list": Step("boxes of a tile are listed", 230, shared=1, second=2, shuffle=12, barrier=2),
     "batch": Step(
         "boxes in hand, taps of pixels counted", 160, shared=4, second=1, shuffle=8, barrier=3
     ),
+    "make": Step("boxes in hand are made, not loaded", 220, first=1, shuffle=1),
     "lines": Step("bins that read a row, or a column", 480, shared=8),
     "round": Step("taps of a batch: begin and end", 110, shared=4, shuffle=6, barrier=2),
     "pixel tap": Step("a tap is found, begins and ends", 220, shared=6, shuffle=6),
@@ -124,7 +133,7 @@ CAPABILITIES = (
     Capability("8.6, 8.9", "sm_80", 100 * KB, 48, 16),
     Capability("9.0", "sm_90", 228 * KB, 64, 32),
     Capability("10.0", "sm_100", 228 * KB, 64, 32),
-    Capability("12.0", "sm_100", 100 * KB, 48, 24),
+    Capability("12.0", "sm_120", 100 * KB, 48, 24),
 )
 REGISTERS = 65536  # per multiprocessor
 RESERVED_SHARED = 1 * KB  # per block, of the driver

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-import cases
 from cases import Case
 from cuda_model.calls import backward, seconds
+from cuda_model.comparisons import box_designs, former_rows, gather_designs, out_of_reach
 from cuda_model.counts import Work, forward, map_and_box_gradient
-from cuda_model.kernels import NOW, THREADS, Design
+from cuda_model.kernels import THREADS
 from cuda_model.machine import (
     CAPABILITIES,
     H100,
@@ -22,10 +21,20 @@ from cuda_model.machine import (
     blocks_by,
     read_baseline,
 )
+from cuda_model.text import (
+    ALL,
+    FLOAT16,
+    FLOAT32,
+    LAYOUTS,
+    megabytes,
+    microseconds,
+    number,
+    paragraph,
+    table,
+)
 from cuda_model.tiles import gather_feature_gradient, tile_tally
 
 PAGE = Path(__file__).resolve().parents[1] / "cuda_prediction.md"
-ALL = {case.name: case for case in [*cases.SINGLE_LEVEL, *cases.MULTI_SCALE]}
 PREDICTED = (
     "p2_1000_boxes_7x7",
     "p2_7x7",
@@ -38,44 +47,18 @@ PREDICTED = (
     "one_small_map",
     "large_map",
 )
-LAYOUTS = {"channels_last": True, "contiguous": False}
-FLOAT32, FLOAT16 = 4, 2
 
 
-def number(value: float) -> str:
-    """Two significant digits at least."""
-    return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
-
-
-def microseconds(value: float) -> str:
-    return number(value * 1e6)
-
-
-def megabytes(value: float) -> str:
-    return number(value / 1e6)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
-def machine_rows() -> list[str]:
-    waits = [
-        f"wait for: {name}" for name in ("shared memory", "the first level", "the second level")
-    ]
-    waits += ["wait for: device memory", "wait for: a shuffle", "wait for: a barrier"]
-    rows = [
-        ("multiprocessors, clock", f"{H100.multiprocessors}, {H100.clock / 1e9:.1f} GHz"),
-        ("device memory", f"{H100.device_bandwidth / 1e12:.2f} TB/s (80 % of 3.35)"),
-        ("second-level cache", f"{H100.second_level_bandwidth / 1e12:.1f} TB/s"),
-        ("first level", f"{H100.first_level_bytes} bytes per clock and multiprocessor"),
-        ("instructions", f"{H100.instructions} warps' per clock and multiprocessor"),
-        ("an instruction of one warp", f"{INSTRUCTION} clocks until the next"),
-        *((name, f"{wait} clocks") for name, wait in zip(waits, WAIT.values(), strict=True)),
-        ("a launch", f"{H100.launch * 1e6:.0f} us"),
-    ]
-    return table(("assumption", "H100"), rows)
+def machine_text() -> str:
+    waits = ", ".join(f"{name} {clocks}" for name, clocks in WAIT.items())
+    return paragraph(
+        f"Assumed of an H100: {H100.multiprocessors} multiprocessors at {H100.clock / 1e9:.1f} "
+        f"GHz, each {H100.instructions} warps' instructions and {H100.first_level_bytes} bytes of "
+        f"the first level per clock; second level {H100.second_level_bandwidth / 1e12:.1f} TB/s, "
+        f"device memory {H100.device_bandwidth / 1e12:.2f} TB/s (80 % of 3.35); "
+        f"{H100.launch * 1e6:.0f} us per launch; {INSTRUCTION} clocks from one instruction of a "
+        f"warp to the next. Clocks that a warp waits for: {waits}."
+    )
 
 
 def occupancy_rows() -> list[str]:
@@ -96,8 +79,8 @@ def occupancy_rows() -> list[str]:
             footprint = baseline[capability.architecture, kernel]
             limits = blocks_by(footprint, capability, THREADS)
             least = min(limits.values())
-            by = " and ".join(name for name, blocks in limits.items() if blocks == least)
-            cells.append(f"{least} ({by})")
+            by = [name[0] for name, blocks in limits.items() if blocks == least]
+            cells.append(f"{least} {', '.join(by)}")
         shared = baseline["sm_90", kernel].shared / 1024
         rows.append([f"`{kernel}`", f"{shared:.1f}", *cells])
     head = ["kernel", "shared, KB", *(capability.name for capability in CAPABILITIES)]
@@ -126,22 +109,31 @@ LIMITS = (
 )
 
 
+def three_limits(work: Work) -> str:
+    of = work.limits()
+    return " / ".join(microseconds(of[of_]) for of_ in ("instructions", "latency", "longest block"))
+
+
 def forward_rows(chosen: Sequence[Case]) -> list[str]:
     rows = []
     for case in chosen:
-        for layout, channels_last in LAYOUTS.items():
+        row = [case.name]
+        for channels_last in LAYOUTS.values():
             work = forward(case, channels_last, FLOAT32)
             half = forward(case, channels_last, FLOAT16)
-            rows.append(
-                [
-                    f"{case.name}, {layout}",
-                    number(len(work.blocks)),
-                    number(work.counts["taps"] / case.num_rois),
-                    *limits(work),
-                    microseconds(half.seconds()),
-                ]
-            )
-    return table(["case", "blocks", "taps per box", *LIMITS, "float16"], rows)
+            if channels_last:
+                row.append(number(work.counts["taps"] / case.num_rois))
+            row += [
+                number(len(work.blocks)),
+                limits(work)[0],
+                three_limits(work),
+                f"**{microseconds(work.seconds())}** {work.bound_by}",
+                microseconds(half.seconds()),
+            ]
+        rows.append(row)
+    columns = ("blocks", "MB", "instructions / latency / longest", "time, bound by", "float16")
+    heads = [f"{layout}: {column}" for layout in LAYOUTS for column in columns]
+    return table(["forward", "taps per box", *heads], rows)
 
 
 def gather_rows(chosen: Sequence[Case]) -> list[str]:
@@ -203,93 +195,12 @@ def map_rows(chosen: Sequence[Case]) -> list[str]:
     return table(head, rows)
 
 
-@dataclass(frozen=True)
-class Proposal:
-    text: str
-    design: Design
-
-
-GATHER_DESIGNS = (
-    Proposal("as it is", NOW),
-    Proposal("without small tiles", replace(NOW, small_tiles=False)),
-    Proposal("without one channel per lane", replace(NOW, channel_per_lane=False)),
-)
-GATHER_CASES = ("one_small_map", "c4", "ten_boxes", "channels_3")
-BOX_DESIGNS = (
-    Proposal("as it is", NOW),
-    Proposal("a box is planned by several lanes", replace(NOW, planned_by_lanes=True)),
-    Proposal("gradient: all taps of a step in flight", replace(NOW, taps_in_flight=True)),
-)
-BOX_CASES = {
-    "p3_7x7": True,
-    "p2_7x7": True,
-    "one_box": True,
-    "ten_boxes": False,
-    "channels_3": False,
-}
-
-
-def gather_designs(chosen: Sequence[Case]) -> list[str]:
-    columns = [case for case in chosen if case.name in GATHER_CASES]
-    rows = []
-    for proposal in GATHER_DESIGNS:
-        works = (gather_feature_gradient(c, True, FLOAT32, proposal.design) for c in columns)
-        rows.append([proposal.text, *(microseconds(work.seconds()) for work in works)])
-    return table(("gradient of the features", *(case.name for case in columns)), rows)
-
-
-def box_designs(chosen: Sequence[Case]) -> list[str]:
-    columns = [case for case in chosen if case.name in BOX_CASES]
-    rows = []
-    for proposal in BOX_DESIGNS:
-        cells = [
-            microseconds(f(case, BOX_CASES[case.name], FLOAT16, proposal.design).seconds())
-            for case in columns
-            for f in (forward, map_and_box_gradient)
-        ]
-        pairs = zip(cells[::2], cells[1::2], strict=True)
-        rows.append([proposal.text, *(" / ".join(pair) for pair in pairs)])
-    layouts = {True: "channels_last", False: "contiguous"}
-    head = [f"{case.name}, {layouts[BOX_CASES[case.name]]}" for case in columns]
-    return table(("forward / gradient of the maps, float16", *head), rows)
-
-
-# Of the former kernels, by this model: microseconds. A case, kernel, channels_last, element size.
-FORMER = {
-    ("one_small_map", "gradient", True, FLOAT32): 2866,
-    ("c4", "gradient", True, FLOAT32): 489,
-    ("p2_7x7", "gradient", True, FLOAT32): 227,
-    ("p3_7x7", "gradient", True, FLOAT32): 173,
-    ("p3_7x7", "gradient", True, FLOAT16): 173,
-    ("channels_3", "gradient", True, FLOAT32): 147,
-    ("ten_boxes", "gradient", True, FLOAT32): 61,
-    ("large_map", "gradient", True, FLOAT32): 1280,
-    ("p2_1000_boxes_7x7", "forward", False, FLOAT32): 215,
-    ("p3_7x7", "forward", False, FLOAT32): 86,
-    ("c4", "forward", False, FLOAT32): 299,
-    ("channels_3", "forward", False, FLOAT32): 27,
-    ("p3_7x7", "forward", True, FLOAT16): 24,
-}
-
-
-def former_rows(chosen: Sequence[Case]) -> list[str]:
-    names = {case.name for case in chosen}
-    rows = []
-    for (name, kernel, channels_last, element_size), former in FORMER.items():
-        if name in names:
-            f = forward if kernel == "forward" else gather_feature_gradient
-            work = f(ALL[name], channels_last, element_size)
-            layout = "channels_last" if channels_last else "contiguous"
-            what = f"{kernel}, {name}, {layout}, float{8 * element_size}"
-            rows.append([what, str(former), microseconds(work.seconds()), work.bound_by])
-    return table(("kernel and case", "former", "now", "bound by"), rows)
-
-
 def render(names: Sequence[str] = PREDICTED) -> str:
     """The page; with fewer names, that part of it."""
     chosen = [ALL[name] for name in names]
     return TEXT.format(
-        machine="\n".join(machine_rows()),
+        machine=machine_text(),
+        out_of_reach="\n".join(out_of_reach()),
         occupancy="\n".join(occupancy_rows()),
         forward="\n".join(forward_rows(chosen)),
         gather="\n".join(gather_rows(chosen)),
@@ -325,14 +236,14 @@ the processor's part of a call, bins with more than 32 samples along an axis. `-
 
 ## Blocks per multiprocessor
 
-Of 256 threads, by registers (`scripts/ptxas_baseline.tsv`), shared memory (plus the driver's 1 KB
-per block) and threads. 12.0 is given the registers of 10.0.
+Of 256 threads, by r(egisters), s(hared memory, plus the driver's 1 KB per block) or t(hreads), with
+the figures of each architecture in `scripts/ptxas_baseline.tsv`. 8.6 and 8.9 run the code of 8.0.
 
 {occupancy}
 
 ## Forward, float32
 
-*Taps* are (bin, pixel) pairs, each once.
+*Taps* are (bin, pixel) pairs, each once. MB: first / second level / device.
 
 {forward}
 
@@ -355,9 +266,8 @@ The last two columns are the whole backward pass, channels_last / contiguous.
 
 ## Predictions, before and after
 
-Of kernels that gave the gradient's weights to threads by pixel and box, waited for shared memory
-four times a step, counted an empty tile's boxes, had one size of tiles, and gave a warp all bins of
-its channels. Their times are from the same model.
+Former kernels weighed all taps of a pixel and a box by one thread, planned a box by one thread, had
+tiles of one size that counted the boxes of empty tiles, and bits for few boxes too. Same model.
 
 {former}
 
@@ -366,6 +276,10 @@ What single choices do, and what is not built:
 {gather_designs}
 
 {box_designs}
+
+Wanted, and out of reach by these counts:
+
+{out_of_reach}
 
 ## What to look at first on a GPU
 

@@ -137,12 +137,13 @@ def count_tile(
     return counts
 
 
-def tile_tally(k: Integers, num_rois: int) -> Tally:
-    """Everything that a tile costs whether boxes read it or not; k: the boxes that do."""
+def tile_tally(k: Integers, num_rois: int, looks: bool = False) -> Tally:
+    """Everything that a tile costs whether boxes read it or not; k: the boxes that do. looks: at
+    all boxes, which are few; else at bits."""
     tally = Tally()
     tally.add("tile", 1, WARPS)
     for first in range(0, max(num_rois, 1), LISTED_BOXES):
-        tally.add("bits", 1, WARPS)
+        tally.add("look" if looks else "bits", 1, WARPS)
         if ((k >= first) & (k < first + LISTED_BOXES)).any():
             tally.add("list", 1, WARPS)
     tally.add("store", 1, WARPS)
@@ -168,7 +169,8 @@ def gather_feature_gradient(
     elif taps_of_step * tiles.pixels_per_warp == 8:
         step = "step of eight"
     lines = tiles.batch * (height + width)
-    nothing = tile_tally(np.arange(0), case.num_rois)
+    looks = tiles.look_at_boxes(case.num_rois, case.channels, design)
+    nothing = tile_tally(np.arange(0), case.num_rois, looks)
     numbers = np.arange(case.num_rois)
     everything = boxes_of(case)
     empty = serial_steps = warp_steps = taps = batches = 0
@@ -190,8 +192,10 @@ def gather_feature_gradient(
                 k = np.flatnonzero((y.span[:, i] > 0) & (x.span[:, j] > 0))
                 near += float((y.span[k, i] * x.span[k, j]).sum())
                 counts = count_tile(y, x, k, i, j, has_map, tiles, taps_of_step)
-                tally = tile_tally(numbers[chosen][k], case.num_rois)
+                tally = tile_tally(numbers[chosen][k], case.num_rois, looks)
                 tally.add("batch", counts.batches, counts.batches * WARPS)
+                if looks:
+                    tally.add("make", counts.batches, 2 * counts.batches)
                 tally.add(
                     "lines",
                     counts.batches * ceil_div(lines, THREADS),
@@ -230,6 +234,7 @@ def gather_feature_gradient(
             "longest taps": longest.weight_taps,
             "balance": warp_steps / (WARPS * serial_steps) if serial_steps else 1.0,
             "taps": taps,
+            "step share": serial_steps * clocks(step) * slabs / max(1.0, float(np.sum(blocks))),
         },
     )
 
@@ -242,11 +247,12 @@ def touched_tiles(case: Case, channels_last: bool, element_size: int, design: De
     for box in boxes_of(case):
         tally = Tally()
         tally.add("box", 1)
-        rows = ceil_div(ceil_div(case.levels[box.level][0], height), WARP)
-        columns = ceil_div(ceil_div(case.levels[box.level][1], width), WARP)
-        touched = box.y.touched() // height // WARP
+        rows, columns = (
+            ceil_div(len(np.unique(axis.touched() // tile)) or 1, WARP)
+            for axis, tile in ((box.y, height), (box.x, width))
+        )
         tally.add("tile rows", rows)
-        tally.add("tile columns", len(np.unique(touched)) * columns)
+        tally.add("tile columns", rows * columns)
         clocks_of_box.append((tally.clocks, tally.instructions))
     per_block = [clocks_of_box[i : i + WARPS] for i in range(0, len(clocks_of_box), WARPS)]
     return Work(

@@ -61,6 +61,41 @@ __device__ inline int32_t sum_up_to_lane(int32_t value, int32_t lanes) {
   return value;
 }
 
+// make_box by two neighbouring lanes: the even one makes the axis along y, the odd one along x.
+// Called by whole warps; writes where `exists`, alike in both lanes.
+template <typename T>
+__device__ void make_box_by_lanes(const Params& params, int64_t k, bool exists, Box<T>& to) {
+  const bool is_y = lane_index() % 2 == 0;
+  const int64_t from = exists ? k : 0;
+  const T index = load_roi<T>(params, from, 0);
+  const T edge1 = load_roi<T>(params, from, is_y ? 2 : 1);
+  const T edge2 = load_roi<T>(params, from, is_y ? 4 : 3);
+  const int64_t level = load_level(params, from);
+  const bool has_level = level >= 0 && level < params.num_levels;
+  const FeatureMap& feature_map = params.levels[has_level ? level : 0];
+  const Axis<T> axis = make_axis<T>(
+      edge1, edge2, T(feature_map.spatial_scale),
+      is_y ? params.options.pooled_height : params.options.pooled_width, params.options);
+  const int32_t samples_of_other = __shfl_xor_sync(kAllLanes, axis.samples, 1);
+  if (!exists) {
+    return;
+  }
+  BoxGeometry<T>& geometry = to.geometry;
+  if (!is_y) {
+    geometry.x = axis;
+    return;
+  }
+  geometry.y = axis;
+  const bool in_batch = is_batch_index(index, params.num_images);
+  geometry.batch = in_batch ? static_cast<int64_t>(index) : 0;
+  geometry.valid = in_batch && axis.samples >= 0 && samples_of_other >= 0;
+  geometry.inverse_count = inverse_sample_count<T>(axis.samples, samples_of_other);
+  to.index = k;
+  to.level = has_level ? static_cast<int32_t>(level) : 0;
+  to.reads = has_level && geometry.valid && axis.samples > 0 && samples_of_other > 0 &&
+             feature_map.height > 0 && feature_map.width > 0;
+}
+
 // A lane's part of kPerWarp channels that are adjacent in memory: vectors of `width` channels,
 // kWarp vectors apart. The number of channels is a multiple of `width`.
 template <int32_t width, int32_t per_lane = kChannelsPerLane>

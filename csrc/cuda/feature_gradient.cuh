@@ -131,9 +131,16 @@ constexpr int32_t kBlocksOfOneChannel = kManyBlocks;
 template <int32_t per_lane>
 constexpr int32_t kGatherBlocks = per_lane == 1 ? kBlocksOfOneChannel : kFewBlocks;
 
+// Whether the kernel runs without touched_tiles_kernel's results. Elsewhere its registers do not
+// suffice.
+template <typename coord_t>
+constexpr bool can_look_at_boxes(int32_t pixels_per_warp) {
+  return sizeof(coord_t) == sizeof(double) || pixels_per_warp == 1;
+}
+
 // grad: channels are innermost. A warp serves pixels_per_warp pixels, and per_lane channels in each
-// lane; 1: there are at most kWarp. boxes, bits, images: touched_tiles_kernel's. width applies to
-// grad and to the gradients whose channels are innermost.
+// lane; 1: there are at most kWarp. width applies to grad and to the gradients whose channels are
+// innermost.
 template <
     typename feature_t, typename coord_t, int32_t width, int32_t per_lane = kChannelsPerLane,
     int32_t pixels_per_warp = kPixelsPerWarp>
@@ -141,10 +148,10 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
     gather_feature_gradient_kernel(
         const __grid_constant__ Params params, const __grid_constant__ PooledTensor grad,
         const __grid_constant__ FeatureGradients gradients, const __grid_constant__ TileGrid tiles,
-        const Box<coord_t>* boxes, const uint32_t* bits, const BoxesOfImage* images,
-        const int64_t size) {
+        const __grid_constant__ TouchedTiles<coord_t> touched, const int64_t size) {
   using acc_t = accumulate_t<feature_t>;
   using Batch = BoxBatch<coord_t, pixels_per_warp>;
+  constexpr bool kLooksAtBoxes = can_look_at_boxes<coord_t>(pixels_per_warp);
   __shared__ BoxList list;
   __shared__ Batch batch;
   __shared__ TapsOrSums<acc_t, kTileTaps> scratch;
@@ -158,20 +165,24 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
     const LaneChannels<width, per_lane> channels(slab, params.channels);
     const feature_t* bins = static_cast<const feature_t*>(grad.data) + channels.first;
     acc_t sum[pixels_per_warp][per_lane] = {};
+    const int64_t num_rois = params.num_rois;
+    int64_t begin = 0;
+    int64_t end = num_rois;
     // The range of an image is worth a load where boxes are listed in several turns.
-    const bool is_listed_once = params.num_rois <= kListedBoxes;
-    const int64_t begin =
-        is_listed_once ? 0
-                       : (params.num_rois - images[image].to_first) / kListedBoxes * kListedBoxes;
-    const int64_t end = is_listed_once ? params.num_rois : images[image].end;
+    if (num_rois > kListedBoxes && (!kLooksAtBoxes || touched.images != nullptr)) {
+      begin = (num_rois - touched.images[image].to_first) / kListedBoxes * kListedBoxes;
+      end = touched.images[image].end;
+    }
     bool is_read = false;
     for (int64_t first = begin; first < end; first += kListedBoxes) {
-      const int32_t listed =
-          list.fill(boxes, bits + position * tiles.words, tiles.words, image, first);
+      const bool has_bits = !kLooksAtBoxes || touched.bits != nullptr;
+      const uint32_t* of_tile = has_bits ? touched.bits + position * tiles.words : nullptr;
+      const int32_t listed = list.template fill<kLooksAtBoxes>(
+          params, tile, touched.boxes, of_tile, tiles.words, image, first);
       is_read = is_read || listed > 0;
       for (int32_t at = 0; at < listed; at += Batch::kBoxes) {
         const int32_t in_hand = least(Batch::kBoxes, listed - at);
-        batch.fill(params, tile, boxes, list.boxes + at, in_hand);
+        batch.template fill<kLooksAtBoxes>(params, tile, touched.boxes, list.boxes + at, in_hand);
         bool has_more = true;
         for (int32_t tap = 0; has_more; tap += kTapsPerPixel<pixels_per_warp>) {
           has_more = fill_pixel_taps(params, grad, tile, batch, tap, scratch.taps);

@@ -26,7 +26,14 @@ struct LaunchOptions {
   // As many channels or fewer are one to a lane in the gradient of the features, except in f64. At
   // most kWarp.
   int64_t few_channels = kWarp;
+  // With as many boxes or fewer, and few tiles, each tile of the gradient of the features looks at
+  // all boxes itself: two launches less.
+  int64_t few_boxes = kBoxesPerWord;
 };
+
+constexpr int64_t bytes_of(ScalarType type) {
+  return type == ScalarType::kDouble ? 8 : type == ScalarType::kFloat ? 4 : 2;
+}
 
 constexpr int64_t num_bins(const Params& params) {
   return int64_t(params.options.pooled_height) * params.options.pooled_width;
@@ -239,30 +246,67 @@ inline TileGrid make_tiles(
                                               : tiles;
 }
 
-// Scratch of feature_gradient, in bytes. In this order it may be one block of memory.
-struct FeatureGradientScratch {
-  int64_t boxes;   // uninitialised
-  int64_t images;  // zeroed, as is `bits`
-  int64_t bits;
+// Bytes of the gradients that are asked for.
+inline int64_t bytes_of(const Params& params, const FeatureGradients& gradients) {
+  int64_t pixels = 0;
+  for (int32_t l = 0; l < params.num_levels; ++l) {
+    if (gradients.levels[l].data != nullptr) {
+      pixels += int64_t(params.levels[l].height) * params.levels[l].width;
+    }
+  }
+  return params.num_images * params.channels * pixels * bytes_of(params.feature_type);
+}
 
-  FeatureGradientScratch(
-      const Params& params, const FeatureGradients& gradients, const LaunchOptions& options) {
+// The tiles of feature_gradient, and its scratch in bytes: at most options.scratch, or as many as
+// the gradients asked for have. Decided from shapes and types alone. No scratch where each tile
+// looks at all boxes itself: because launches cost more, or because the bits of all tiles and boxes
+// would be too large. Results do not depend on it.
+struct FeatureGradientPlan {
+  TileGrid tiles;
+  // In this order they may be one block of memory.
+  int64_t boxes = 0;   // uninitialised
+  int64_t images = 0;  // zeroed, as is `bits`
+  int64_t bits = 0;
+
+  FeatureGradientPlan(
+      const Params& params, const FeatureGradients& gradients, const LaunchOptions& options)
+      : tiles(make_tiles(params, gradients, options)) {
+    constexpr int64_t kFewTiles = 8;  // times wanted_blocks
+    const int64_t blocks = gather_blocks(params, tiles);
     const bool wide = coordinate_type(params) == ScalarType::kDouble;
+    const bool can_look = wide ? can_look_at_boxes<double>(tiles.pixels_per_warp)
+                               : can_look_at_boxes<float>(tiles.pixels_per_warp);
+    const bool are_few =
+        params.num_rois <= options.few_boxes && blocks <= kFewTiles * options.wanted_blocks;
+    if (params.num_rois == 0 || blocks == 0 || (are_few && can_look)) {
+      return;
+    }
     boxes = params.num_rois * (wide ? sizeof(Box<double>) : sizeof(Box<float>));
     images = params.num_images * sizeof(BoxesOfImage);
     static_assert(alignof(Box<double>) >= alignof(BoxesOfImage));
     static_assert(alignof(BoxesOfImage) >= alignof(uint32_t));
-    const TileGrid tiles = make_tiles(params, gradients, options);
     bits = tiles.count() * tiles.words * sizeof(uint32_t);
+    if (bytes() > std::max(options.scratch, bytes_of(params, gradients))) {
+      boxes = images = bits = 0;
+      if (!can_look) {
+        tiles = make_tiles_of<1>(params, gradients, options);
+      }
+    }
+  }
+
+  int64_t bytes() const {
+    return boxes + images + bits;
   }
 };
 
 // grad: with channels innermost. gradients: of params.feature_type, every element is written.
+// boxes, images, bits: scratch, of FeatureGradientPlan.
 template <typename Launcher>
 void feature_gradient(
     const Params& params, const PooledTensor& grad, const FeatureGradients& gradients, void* boxes,
     void* images, void* bits, const LaunchOptions& options, Launcher launch) {
-  const TileGrid tiles = make_tiles(params, gradients, options);
+  const FeatureGradientPlan plan(params, gradients, options);
+  const TileGrid& tiles = plan.tiles;
   const int64_t size = gather_blocks(params, tiles);
   if (size == 0) {
     return;
@@ -270,14 +314,16 @@ void feature_gradient(
   dispatch(params, [&](auto feature, auto coordinate) {
     using feature_t = decltype(feature);
     using coord_t = decltype(coordinate);
-    Box<coord_t>* of_boxes = static_cast<Box<coord_t>*>(boxes);
-    uint32_t* of_tiles = static_cast<uint32_t*>(bits);
-    BoxesOfImage* of_images = static_cast<BoxesOfImage*>(images);
-    if (params.num_rois > 0) {
+    TouchedTiles<coord_t> touched{};
+    if (plan.bytes() > 0) {
+      Box<coord_t>* of_boxes = static_cast<Box<coord_t>*>(boxes);
+      uint32_t* of_tiles = static_cast<uint32_t*>(bits);
+      BoxesOfImage* of_images = static_cast<BoxesOfImage*>(images);
       const int64_t blocks = ceil_div(params.num_rois, options.threads / kWarp);
       launch(
           touched_tiles_kernel<coord_t>, std::min(blocks, options.blocks), options.threads, params,
           tiles, of_boxes, of_tiles, of_images);
+      touched = {of_boxes, of_tiles, of_images};
     }
     constexpr int32_t kWidth = kVectorWidth<feature_t>;
     const bool vectors = params.channels % kWidth == 0 && allows_vectors(grad, kWidth) &&
@@ -285,8 +331,8 @@ void feature_gradient(
     const auto gather = [&](auto width, auto per_lane, auto pixels_per_warp) {
       launch(
           gather_feature_gradient_kernel<feature_t, coord_t, width, per_lane, pixels_per_warp>,
-          std::min(size, options.blocks), options.threads, params, grad, gradients, tiles, of_boxes,
-          of_tiles, of_images, size);
+          std::min(size, options.blocks), options.threads, params, grad, gradients, tiles, touched,
+          size);
     };
     constexpr std::integral_constant<int32_t, 1> kOne;
     constexpr std::integral_constant<int32_t, kPixelsPerWarp> kPixels;

@@ -10,10 +10,6 @@
 
 namespace shape_roi_align::cuda {
 
-constexpr int64_t bytes_of(ScalarType type) {
-  return type == ScalarType::kDouble ? 8 : type == ScalarType::kFloat ? 4 : 2;
-}
-
 // Null where not asked for.
 struct MapAndBoxGradients {
   void* prob_maps;  // [K, Mh, Mw] of params.prob_map_type

@@ -106,15 +106,16 @@ struct PatchPlan {
   }
 };
 
-// max_bins: bins of a patch, at most; 1 or more.
+// of_y, of_x: bin_extent of the box's axes. max_bins: bins of a patch, at most; 1 or more.
 template <typename T>
-__device__ PatchPlan plan_patches(const Box<T>& box, int32_t max_bins) {
+__device__ PatchPlan
+plan_patches(const Box<T>& box, const BinExtent& of_y, const BinExtent& of_x, int32_t max_bins) {
   const Axis<T>& y = box.geometry.y;
   const Axis<T>& x = box.geometry.x;
   PatchPlan plan{{0, 0}, {0, 0}, true, 1, 1};
   if (box.reads) {
-    plan.y = bin_extent(y);
-    plan.x = bin_extent(x);
+    plan.y = of_y;
+    plan.x = of_x;
     plan.whole_bins = plan.y.samples == y.samples && plan.x.samples == x.samples;
   }
   if (plan.whole_bins && !plan.has_many_taps()) {
@@ -129,16 +130,21 @@ __device__ PatchPlan plan_patches(const Box<T>& box, int32_t max_bins) {
   return plan;
 }
 
-// Loads box k and its plan into shared memory, which no thread reads meanwhile. Called by all
-// threads of the block; ends with a barrier.
+// Loads box k and its plan into shared memory, which no thread reads meanwhile. One axis by each of
+// two lanes. Called by all threads of the block; ends with a barrier.
 template <typename coord_t>
 __device__ void load_box(
     const Params& params, int64_t k, int32_t max_bins, Box<coord_t>& box, PatchPlan& plan) {
-  if (threadIdx.x == 0) {
-    const Box<coord_t> loaded = make_box<coord_t>(params, k);
-    const PatchPlan planned = plan_patches(loaded, max_bins);
-    box = loaded;  // GCC's ThreadSanitizer misses the result of a call that is stored here
-    plan = planned;
+  if (warp_index() == 0) {
+    make_box_by_lanes(params, k, lane_index() < 2, box);
+    __syncwarp();
+    const BinExtent extent = bin_extent(lane_index() == 0 ? box.geometry.y : box.geometry.x);
+    const BinExtent of_x{
+        __shfl_sync(kAllLanes, extent.samples, 1), __shfl_sync(kAllLanes, extent.touched, 1)};
+    if (lane_index() == 0) {
+      const PatchPlan planned = plan_patches(box, extent, of_x, max_bins);
+      plan = planned;  // GCC's ThreadSanitizer misses the result of a call that is stored here
+    }
   }
   __syncthreads();
 }

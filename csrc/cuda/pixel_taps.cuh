@@ -93,14 +93,25 @@ struct BoxBatch {
     return ends[pixel][kBoxes - 1];
   }
 
-  // Called by all threads of the block, while none reads the batch; ends with a barrier.
+  // all: [K]. Or null, if makes_boxes: boxes are made here. Called by all threads of the block,
+  // while none reads the batch; ends with a barrier.
+  template <bool makes_boxes>
   __device__ void fill(
       const Params& params, const Tile& tile, const Box<coord_t>* all, const int32_t* listed,
       int32_t count) {
+    if (makes_boxes && all == nullptr) {
 #pragma unroll 1
-    for (int32_t i = threadIdx.x; i < count; i += blockDim.x) {
-      const Box<coord_t> box = all[listed[i]];
-      boxes[i] = box;
+      for (int32_t first = warp_index() * kWarp; first < 2 * count; first += blockDim.x) {
+        const int32_t i = (first + lane_index()) / 2;
+        const bool exists = i < count;
+        make_box_by_lanes(params, exists ? listed[i] : 0, exists, boxes[exists ? i : 0]);
+      }
+    } else {
+#pragma unroll 1
+      for (int32_t i = threadIdx.x; i < count; i += blockDim.x) {
+        const Box<coord_t> box = all[listed[i]];
+        boxes[i] = box;
+      }
     }
     __syncthreads();
     const FeatureMap& feature_map = params.levels[tile.level];
@@ -112,8 +123,11 @@ struct BoxBatch {
       const BoxGeometry<coord_t>& geometry = boxes[b].geometry;
       const bool is_row = line < tile.height;
       const int32_t at = is_row ? tile.row + line : tile.column + line - tile.height;
-      bins[line][b] = is_row ? bins_reading(geometry.y, at, at + 1, feature_map.height)
-                             : bins_reading(geometry.x, at, at + 1, feature_map.width);
+      const Range<int32_t> reading = is_row
+                                         ? bins_reading(geometry.y, at, at + 1, feature_map.height)
+                                         : bins_reading(geometry.x, at, at + 1, feature_map.width);
+      const bool reads = !makes_boxes || boxes[b].reads;  // listed by bits, it does
+      bins[line][b] = reads ? reading : Range<int32_t>{0, 0};
     }
     __syncthreads();
     count_taps(tile, count);

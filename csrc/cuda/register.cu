@@ -46,10 +46,10 @@ std::vector<Tensor> feature_gradients(const BackwardCall& call, const Tensor& gr
     return tensors;
   }
   const FeatureGradients gradients = to_feature_gradients(call, tensors);
-  const cuda::FeatureGradientScratch scratch(call.params, gradients, cuda::LaunchOptions{});
+  const cuda::FeatureGradientPlan scratch(call.params, gradients, cuda::LaunchOptions{});
   // The boxes too: kernels write their members and copy them whole, and compute-sanitizer's
   // initcheck would report the padding.
-  const int64_t bytes = scratch.boxes + scratch.images + scratch.bits;
+  const int64_t bytes = scratch.bytes();
   const Tensor zeroed = empty({bytes}, Byte, grad);
   char* const boxes = static_cast<char*>(zeroed.data_ptr());
   const cudaStream_t stream = current_stream(grad);

@@ -14,15 +14,26 @@ struct Box {
   bool reads;  // false: its output and gradients are 0
 };
 
+// Element i of box k: (batch index, x1, y1, x2, y2).
+template <typename T>
+__device__ T load_roi(const Params& params, int64_t k, int32_t i) {
+  const int64_t at = 5 * k + i;
+  return params.roi_type == ScalarType::kDouble ? T(static_cast<const double*>(params.rois)[at])
+                                                : T(static_cast<const float*>(params.rois)[at]);
+}
+
+// Of box k; may be out of range.
+__device__ inline int64_t load_level(const Params& params, int64_t k) {
+  return params.roi_levels == nullptr ? 0 : params.roi_levels[k];
+}
+
 template <typename T>
 __device__ Box<T> make_box(const Params& params, int64_t k) {
   T roi[5];
   for (int32_t i = 0; i < 5; ++i) {
-    const int64_t at = 5 * k + i;
-    roi[i] = params.roi_type == ScalarType::kDouble ? T(static_cast<const double*>(params.rois)[at])
-                                                    : T(static_cast<const float*>(params.rois)[at]);
+    roi[i] = load_roi<T>(params, k, i);
   }
-  const int64_t level = params.roi_levels == nullptr ? 0 : params.roi_levels[k];
+  const int64_t level = load_level(params, k);
   const bool has_level = level >= 0 && level < params.num_levels;
   Box<T> box;
   box.index = k;
@@ -33,6 +44,35 @@ __device__ Box<T> make_box(const Params& params, int64_t k) {
   box.reads = has_level && box.geometry.valid && box.geometry.y.samples > 0 &&
               box.geometry.x.samples > 0 && feature_map.height > 0 && feature_map.width > 0;
   return box;
+}
+
+// Coordinates that reach from `start` over `extent`, with a margin: rows (or columns) outside
+// [low, high] are not read by a sample between. The margin is more than a pixel and twice the
+// rounding of sample_coordinate.
+template <typename T>
+struct Reach {
+  T low;
+  T high;
+
+  __device__ Reach(T start, T extent) {
+    constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
+    const T margin = T(1.01) + T(16) * kEpsilon * (std::fabs(start) + std::fabs(extent));
+    low = (extent < T(0) ? start + extent : start) - margin;
+    high = (extent < T(0) ? start : start + extent) + margin;
+  }
+};
+
+// Whether samples of a box may read the rows (or columns) [begin, end): a superset, from the box's
+// edges alone.
+template <typename T>
+__device__ bool may_read(
+    T edge1, T edge2, T scale, const SamplingOptions& options, int32_t begin, int32_t end) {
+  T extent = (edge2 - edge1) * scale;
+  if (!options.aligned && extent < T(1)) {
+    extent = T(1);
+  }
+  const Reach<T> reach(edge1 * scale - (options.aligned ? T(0.5) : T(0)), extent);
+  return reach.high >= T(begin) && reach.low <= T(end);
 }
 
 // The smallest i in [begin, end) for which `holds`, else end; `holds` must stay true once it is.

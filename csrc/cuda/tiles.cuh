@@ -75,6 +75,27 @@ struct Tile {
   __device__ bool has(const FeatureMap& gradient, int32_t pixel) const {
     return row + row_of(pixel) < gradient.height && column + column_of(pixel) < gradient.width;
   }
+  // Whether box k, of this image and level, may read a pixel of the tile.
+  template <typename T>
+  __device__ bool may_be_read_by(const Params& params, int64_t k, int64_t image) const {
+    const T index = load_roi<T>(params, k, 0);
+    if (load_level(params, k) != level || !is_batch_index(index, params.num_images) ||
+        static_cast<int64_t>(index) != image) {
+      return false;
+    }
+    const T scale = T(params.levels[level].spatial_scale);
+    bool may_be = true;
+    // Along x, along y. Unrolled, it takes more registers than the kernel has.
+#pragma unroll 1
+    for (int32_t i = 0; i < 2; ++i) {
+      const int32_t begin = i == 0 ? column : row;
+      const int32_t end = begin + (i == 0 ? width() : height);
+      const T edge1 = load_roi<T>(params, k, 1 + i);
+      const T edge2 = load_roi<T>(params, k, 3 + i);
+      may_be = may_be && may_read(edge1, edge2, scale, params.options, begin, end);
+    }
+    return may_be;
+  }
   __device__ int64_t offset(const FeatureMap& gradient, int32_t pixel) const {
     return (row + row_of(pixel)) * gradient.row_stride +
            (column + column_of(pixel)) * gradient.column_stride;
@@ -115,6 +136,19 @@ __device__ Range<int32_t> bins_reading(
   return bins_with_samples_within(axis, T(begin) - T(1), T(least(end, size)));
 }
 
+// The tiles, `size` rows (or columns) each, that the samples along an axis may read: a superset.
+template <typename T>
+__device__ Range<int32_t> tiles_within_reach(const Axis<T>& axis, int32_t size, int32_t tiles) {
+  const Reach<T> reach(axis.start, axis.extent);
+  const T most_pixels = T(size) * T(tiles);
+  if (reach.high < T(0) || reach.low >= most_pixels) {
+    return {0, 0};
+  }
+  return {
+      reach.low > T(0) ? static_cast<int32_t>(reach.low) / size : 0,
+      reach.high < most_pixels ? static_cast<int32_t>(reach.high) / size + 1 : tiles};
+}
+
 // boxes: [K]. bits: [tiles, words], zeroed. images: [num_images], zeroed. A warp serves a box. Only
 // integer atomics, whose result does not depend on order.
 template <typename coord_t>
@@ -139,20 +173,24 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
     }
     const FeatureMap& feature_map = params.levels[box.level];
     const int32_t across = tiles.across[box.level];
+    const Range<int32_t> down =
+        tiles_within_reach(box.geometry.y, tiles.height, tiles.down[box.level]);
+    const Range<int32_t> along = tiles_within_reach(box.geometry.x, 1 << tiles.width_shift, across);
     const auto reads_rows = [&](int32_t i) {
       const Range<int32_t> bins = bins_reading(
           box.geometry.y, i * tiles.height, (i + 1) * tiles.height, feature_map.height);
-      return i < tiles.down[box.level] && bins.begin < bins.end;
+      return i < down.end && bins.begin < bins.end;
     };
     const auto reads_columns = [&](int32_t i) {
       const Range<int32_t> bins = bins_reading(
           box.geometry.x, i << tiles.width_shift, (i + 1) << tiles.width_shift, feature_map.width);
-      return i < across && bins.begin < bins.end;
+      return bins.begin < bins.end;
     };
     const uint32_t bit = uint32_t(1) << (k % kBoxesPerWord);
-    for (int32_t row = 0; row < tiles.down[box.level]; row += kWarp) {
+    for (int32_t row = down.begin; row < down.end; row += kWarp) {
       const uint32_t rows = __ballot_sync(kAllLanes, reads_rows(row + lane_index()));
-      for (int32_t column = lane_index(); rows != 0 && column < across; column += kWarp) {
+      for (int32_t column = along.begin + lane_index(); rows != 0 && column < along.end;
+           column += kWarp) {
         if (reads_columns(column)) {
           for (int32_t i = 0; i < kWarp; ++i) {
             if ((rows >> i & 1) != 0) {
@@ -166,6 +204,15 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
   }
 }
 
+// What is known of the boxes before the tiles are served: touched_tiles_kernel's results. All null
+// where each tile looks at all boxes itself: boxes are few, or there is no room for the bits.
+template <typename T>
+struct TouchedTiles {
+  const Box<T>* boxes;
+  const uint32_t* bits;
+  const BoxesOfImage* images;
+};
+
 constexpr int32_t kListedWords = kWarp;  // a lane reads one
 constexpr int32_t kListedBoxes = kListedWords * kBoxesPerWord;
 
@@ -174,28 +221,47 @@ struct BoxList {
   int32_t boxes[kListedBoxes];
   uint32_t chosen[kListedWords];  // a bit per box
 
-  // bits: [words], the tile's. first: a multiple of kListedBoxes. Returns the number of boxes.
-  // Called by all threads of the block; where bits are set, ends with a barrier.
-  template <typename coord_t>
-  __device__ int32_t
-  fill(const Box<coord_t>* all, const uint32_t* bits, int64_t words, int64_t image, int64_t first) {
+  // bits: [words], the tile's. Or null, if looks_at_boxes; then a superset is listed: boxes that by
+  // their edges may read the tile. Returns the number of boxes. Called by all threads of the block;
+  // where some are listed, ends with a barrier.
+  template <bool looks_at_boxes, typename coord_t>
+  __device__ int32_t fill(
+      const Params& params, const Tile& tile, const Box<coord_t>* all, const uint32_t* bits,
+      int64_t words, int64_t image, int64_t first) {
     static_assert(kBoxesPerWord == kWarp);  // a lane per bit
-    const int64_t at = first / kBoxesPerWord + lane_index();
-    const uint32_t of_all_images = at < words ? bits[at] : 0;
-    if (__ballot_sync(kAllLanes, of_all_images != 0) == 0) {  // alike in each warp
-      return 0;
+    uint32_t of_all_images = ~uint32_t(0);
+    [[maybe_unused]] bool is_any_listed = false;
+    const bool has_bits = !looks_at_boxes || bits != nullptr;
+    if (has_bits) {
+      const int64_t at = first / kBoxesPerWord + lane_index();
+      of_all_images = at < words ? bits[at] : 0;
+      if (__ballot_sync(kAllLanes, of_all_images != 0) == 0) {  // alike in each warp
+        return 0;
+      }
     }
 #pragma unroll 1
     for (int32_t i = warp_index(); i < kListedWords; i += num_warps()) {
       const uint32_t word = __shfl_sync(kAllLanes, of_all_images, i);
       const int64_t k = first + i * kBoxesPerWord + lane_index();
-      const bool is_listed = (word >> lane_index() & 1) != 0 && all[k].geometry.batch == image;
+      bool is_listed = (word >> lane_index() & 1) != 0;
+      if (has_bits) {
+        is_listed = is_listed && all[k].geometry.batch == image;
+      } else {
+        is_listed = k < params.num_rois && tile.may_be_read_by<coord_t>(params, k, image);
+      }
       const uint32_t of_image = __ballot_sync(kAllLanes, is_listed);
+      is_any_listed = is_any_listed || of_image != 0;
       if (lane_index() == 0) {
         chosen[i] = of_image;
       }
     }
-    __syncthreads();
+    if constexpr (looks_at_boxes) {
+      if (__syncthreads_or(is_any_listed) == 0) {
+        return 0;
+      }
+    } else {
+      __syncthreads();
+    }
     const uint32_t of_lane = chosen[lane_index()];
     const int32_t end = sum_up_to_lane(__popc(of_lane), kWarp);
 #pragma unroll 1

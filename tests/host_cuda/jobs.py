@@ -49,6 +49,7 @@ class Variant:
     far_factor: int = 1  # multiplies every stride other than 1
     scratch: int = 16 << 20  # bytes, where the gradients asked for are not larger
     few_channels: int = 32  # are one to a lane in the gradient of the features
+    few_boxes: int = 32  # are looked at by every tile of that gradient, where tiles are few
 
     @property
     def coordinate_dtype(self) -> torch.dtype:
@@ -161,7 +162,7 @@ class Job:
         call, variant, to = self.call, self.variant, JobWriter()
         to.array(f"{self.case.name}: {variant}".encode())
         to.integers(variant.threads, variant.blocks, variant.wanted_blocks, variant.scratch)
-        to.integers(variant.few_channels)
+        to.integers(variant.few_channels, variant.few_boxes)
         to.integers(variant.far_factor)
         to.integers(ORDERS.index(variant.order), len(call.inputs))
         to.integers(*call.inputs[0].shape[:2], len(call.rois))

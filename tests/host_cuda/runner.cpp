@@ -116,6 +116,7 @@ class Job {
     options_.wanted_blocks = file.read_int();
     options_.scratch = file.read<int64_t>();
     options_.few_channels = file.read_int();
+    options_.few_boxes = file.read_int();
     far_factor_ = file.read<int64_t>();
     cuda_on_host::order = static_cast<cuda_on_host::Order>(file.read_int());
     params_.num_levels = file.read_int();
@@ -172,7 +173,7 @@ class Job {
 
     std::vector<Array> arrays = allocate_gradients(feature_size);
     const FeatureGradients gradients = feature_gradients(arrays);
-    const cuda::FeatureGradientScratch scratch(params_, gradients, options_);
+    const cuda::FeatureGradientPlan scratch(params_, gradients, options_);
     Array boxes(scratch.boxes);
     Array images = zeroed(scratch.images);
     Array bits = zeroed(scratch.bits);
