@@ -1,13 +1,14 @@
 """Plots benchmark rows.
 
 Named cases: a panel per case and mode, a bar per provider and layout, labelled with its share of
-the limit. Curves: a panel per curve, layout and mode, a line per provider. The limit is the time of
-the least traffic at copy bandwidth.
+the limit. Curves: a panel per curve, layout and mode, a line per provider. --overview: the forward
+pass of all cases on one axis, this library beside torchvision, the fastest other peer and the
+limit. The limit is the time of the least traffic at copy bandwidth.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from providers import OURS, YARDSTICK
 from report import Row, read_rows
 
 
@@ -89,11 +91,67 @@ def draw(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def main(rows_path: Path, picture: Path) -> None:
+def fastest(rows: Sequence[Row]) -> float | None:
+    """Milliseconds."""
+    times = [row.median_seconds * 1e3 for row in rows if row.median_seconds is not None]
+    return min(times, default=None)
+
+
+def draw_overview(rows: Sequence[Row]) -> Figure:
+    """`rows` are from one machine, of one type and number of threads. Peers read contiguous
+    features."""
+    forward = [row for row in rows if row.mode == "forward"]
+    cases = list(dict.fromkeys(row.case for row in forward))
+    figure, panel = plt.subplots(figsize=(9, 0.5 * len(cases) + 1.6))
+
+    def draw_points(name: str, style: str, chosen: Callable[[Row], bool], color: str) -> None:
+        points = []
+        for y, case in enumerate(cases):
+            best = fastest([row for row in forward if row.case == case and chosen(row)])
+            if best is not None:
+                points.append((best, y))
+        if points:
+            panel.plot(*zip(*points, strict=True), style, color=color, label=name, markersize=7)
+
+    def is_peer(row: Row) -> bool:
+        return not row.provider.startswith(OURS) and row.layout == "contiguous"
+
+    draw_points(YARDSTICK, "o", lambda row: is_peer(row) and row.provider == YARDSTICK, "C3")
+    draw_points(
+        "the fastest other peer, no maps",
+        "s",
+        lambda row: is_peer(row) and row.provider != YARDSTICK and "no maps" in row.provider,
+        "C1",
+    )
+
+    def draw_ours(provider: str, style: str, layout: str, color: str) -> None:
+        def is_meant(row: Row) -> bool:
+            return (row.provider, row.layout) == (provider, layout)
+
+        draw_points(f"{provider}: {layout}", style, is_meant, color)
+
+    for layout, color in (("contiguous", "C0"), ("channels_last", "C2")):
+        draw_ours(f"{OURS}, no maps", "<", layout, color)
+        draw_ours(OURS, "D", layout, color)
+    limits = [max(limit(row) for row in forward if row.case == case) for case in cases]
+    panel.plot(limits, range(len(cases)), "|", color="0.3", markersize=16, label="limit, with maps")
+    panel.set_yticks(range(len(cases)), cases)
+    panel.invert_yaxis()
+    panel.set_xscale("log")
+    panel.set_xlabel("milliseconds, forward")
+    panel.grid(axis="x", which="both", alpha=0.3)
+    panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.45, 1.13), ncols=3)
+    identity = rows[0].identity
+    figure.text(0.01, 0.01, f"{identity['cpu']}, {rows[0].threads} threads", fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def main(rows_path: Path, picture: Path, overview: bool = False) -> None:
     rows = read_rows(rows_path)
     if not rows:
         sys.exit(f"{rows_path} has no rows with the current fields")
-    draw(rows).savefig(picture, dpi=150)
+    (draw_overview if overview else draw)(rows).savefig(picture, dpi=150)
     print(picture)
 
 
@@ -109,5 +167,7 @@ if __name__ == "__main__":
         metavar="PICTURE.png",
         help="default: ROWS.png",
     )
+    parser.add_argument("--overview", action="store_true", help="the forward pass of all cases")
     arguments = parser.parse_args()
-    main(arguments.rows, arguments.picture or arguments.rows.with_suffix(".png"))
+    picture = arguments.picture or arguments.rows.with_suffix(".png")
+    main(arguments.rows, picture, arguments.overview)

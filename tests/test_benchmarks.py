@@ -447,6 +447,19 @@ def test_pictures_of_cases_and_of_curves(bench, tmp_path):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_overview_has_the_fastest_other_peer_and_the_limit(bench):
+    seconds = {OURS: 1e-3, PEER: 5e-3, "slow, no maps": 9e-3, "quick, no maps": 4e-3}
+    figure = bench.plot.draw_overview(made_up(bench, seconds))
+    found = {line.get_label(): list(line.get_xdata()) for line in figure.axes[0].get_lines()}
+    found.pop("limit, with maps")
+    expected = {
+        PEER: [5.0],
+        "the fastest other peer, no maps": [4.0],
+        f"{OURS}: contiguous": [1.0],
+    }
+    assert found == expected
+
+
 @pytest.mark.slow
 def test_memory_that_is_kept_is_faster_to_get():
     """In a process of its own: the setting is the allocator's, for good."""
