@@ -174,10 +174,14 @@ def is_batch_index(index: Tensor, num_images: int) -> Tensor:
 
 
 def batch_index_error(rois: Tensor, num_images: int) -> IndexError | None:
-    """The error for the first batch index out of range. Reads data, so only for CPU tensors."""
+    """The error for the first batch index out of range. Reads data, so only for CPU tensors, and
+    none under ``torch.func.vmap``, which does not let data be read."""
     index = rois[:, 0]
     bad = ~is_batch_index(index, num_images)
-    if not bool(bad.any()):
+    try:
+        if not bool(bad.any()):
+            return None
+    except RuntimeError:
         return None
     k = int(bad.nonzero()[0])
     return IndexError(
