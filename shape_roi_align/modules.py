@@ -284,4 +284,17 @@ def _infer_scales(
         raise ValueError(
             f"image_shapes must have heights that are positive and finite, got {list(image_shapes)}"
         )
-    return [2.0 ** round(math.log2(max(x.shape[-2], 1) / height)) for x in features]
+    return [2.0 ** _octaves(max(x.shape[-2], 1), height) for x in features]
+
+
+def _octaves(size: int, height: float) -> int:
+    """``round(log2(size / height))``. Integers are compared, because torch.export cannot trace the
+    logarithm of a symbolic size: the result is the e with 4^e / 2 <= (size / height)^2 < 4^e * 2."""
+    if isinstance(height, float):
+        return round(math.log2(size / height))
+    octaves = 0
+    while 2 * size * size * 4**-octaves < height * height:
+        octaves -= 1
+    while size * size >= 2 * height * height * 4**octaves:
+        octaves += 1
+    return octaves
