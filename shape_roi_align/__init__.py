@@ -6,6 +6,7 @@ from ._version import __version__
 _library.load()
 _registrations.register()
 
+from .detectors import replace_roi_align, restore_roi_align  # noqa: E402
 from .modules import MultiScaleRoIAlign, MultiScaleSaRoIAlign, RoIAlign, SaRoIAlign  # noqa: E402
 from .ops import roi_align, sa_roi_align  # noqa: E402
 from .reference import sa_roi_align_reference  # noqa: E402
@@ -16,6 +17,8 @@ __all__ = [
     "RoIAlign",
     "SaRoIAlign",
     "__version__",
+    "replace_roi_align",
+    "restore_roi_align",
     "roi_align",
     "sa_roi_align",
     "sa_roi_align_reference",

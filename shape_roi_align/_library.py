@@ -105,6 +105,11 @@ def has_cuda_operators() -> bool:
     )
 
 
+def load_obstacle() -> str | None:
+    """Why the CUDA operators are not loaded, and the fix; None if they are or torch has no CUDA."""
+    return _obstacle
+
+
 def cuda_obstacle(device: torch.device) -> str | None:
     """Why there are no CUDA kernels for ``device``, and the fix; None if no cause is known."""
     if _obstacle is not None:

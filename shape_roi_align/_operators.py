@@ -36,6 +36,30 @@ def forward_below_autograd(
         )
 
 
+def backward_below_autograd(
+    keyset: torch._C.DispatchKeySet,
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    prob_maps: Tensor | None,
+    options: Options,
+    output_mask: Sequence[bool],
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Continues a dispatch that has reached the autograd rule."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.shape_roi_align._sa_roi_align_backward.default.redispatch(
+            keyset & torch._C._after_autograd_keyset,
+            grad,
+            inputs,
+            rois,
+            levels,
+            prob_maps,
+            *options,
+            output_mask,
+        )
+
+
 def backward(
     grad: Tensor,
     inputs: Sequence[Tensor],

@@ -1,26 +1,23 @@
-"""Every torch.library rule of the operators: fake tensors, autograd, vmap. C++ has the schemas and
-the arithmetic only. PyTorch calls rules with the flat arguments of the schema; each rule packs the
-options first."""
+"""Every torch.library rule of the operators: fake tensors, vmap, and the autograd rules of
+``_autograd.py``. C++ has the schemas and the arithmetic only. PyTorch calls rules with the flat
+arguments of the schema; each rule packs the options first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._arguments import Options
-from ._operators import backward, forward, forward_below_autograd
+from ._autograd import autograd_backward, autograd_forward
+from ._operators import backward, forward
 from ._validation import is_batch_index
 from .reference import output_memory_format
 
 FORWARD = "shape_roi_align::sa_roi_align"
 BACKWARD = "shape_roi_align::_sa_roi_align_backward"
-
-
-def _as_list(flags: bool | list[bool] | tuple[bool, ...]) -> list[bool]:
-    return [flags] if isinstance(flags, bool) else list(flags)
 
 
 # ---- fake tensors --------------------------------------------------------------------------------
@@ -61,141 +58,6 @@ def _fake_backward(grad, inputs, rois, levels, prob_maps, *options):
     return grad_inputs, grad_maps, grad_rois
 
 
-# ---- autograd ------------------------------------------------------------------------------------
-
-
-def _wanted_gradients(
-    grad: Tensor,
-    inputs: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    prob_maps: Tensor | None,
-    options: Options,
-    output_mask: Sequence[bool],
-) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
-    """The backward operator, with None for gradients that are not wanted."""
-    grad_inputs, grad_maps, grad_rois = backward(
-        grad, inputs, rois, levels, prob_maps, options, output_mask
-    )
-    *of_inputs, of_maps, of_rois = output_mask
-    return (
-        [g if wanted else None for g, wanted in zip(grad_inputs, of_inputs, strict=True)],
-        grad_maps if of_maps else None,
-        grad_rois if of_rois else None,
-    )
-
-
-class _SaRoIAlign(torch.autograd.Function):
-    """Derivative of the forward operator. Not ``torch.library.register_autograd``, which flattens
-    and rebuilds every list of tensors; that costs more than a small call."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        keyset: torch._C.DispatchKeySet,
-        options: Options,
-        rois: Tensor,
-        levels: Tensor | None,
-        prob_maps: Tensor | None,
-        *inputs: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(rois, levels, prob_maps, *inputs)
-        ctx.options = options
-        ctx.set_materialize_grads(False)
-        return forward_below_autograd(keyset, inputs, rois, levels, prob_maps, options)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple:  # type: ignore[override]
-        rois, levels, prob_maps, *inputs = ctx.saved_tensors
-        _, _, of_rois, _, of_maps, *of_inputs = ctx.needs_input_grad
-        if grad is None:
-            return (None,) * (5 + len(inputs))
-        output_mask = [*of_inputs, of_maps, of_rois]
-        grad_inputs, grad_maps, grad_rois = _wanted_gradients(
-            grad, inputs, rois, levels, prob_maps, ctx.options, output_mask
-        )
-        return (None, None, grad_rois, None, grad_maps, *grad_inputs)
-
-
-def _autograd_forward(
-    keyset: torch._C.DispatchKeySet,
-    inputs: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    prob_maps: Tensor | None,
-    *flat_options: Any,
-) -> Tensor:
-    options = Options(*flat_options)
-    needs_grad = torch.is_grad_enabled() and (
-        rois.requires_grad
-        or (prob_maps is not None and prob_maps.requires_grad)
-        or any(x.requires_grad for x in inputs)
-    )
-    if not needs_grad:
-        return forward_below_autograd(keyset, inputs, rois, levels, prob_maps, options)
-    return _SaRoIAlign.apply(keyset, options, rois, levels, prob_maps, *inputs)
-
-
-def _setup_backward(ctx: Any, inputs: tuple, output: tuple) -> None:
-    grad, features, rois, levels, prob_maps, *options, output_mask = inputs
-    ctx.save_for_backward(grad, rois, levels, prob_maps, *features)
-    ctx.options = Options(*options)
-    ctx.output_mask = output_mask
-    ctx.set_materialize_grads(False)
-
-
-def _autograd_backward(
-    ctx: Any, gg_inputs: Sequence[Tensor | None], gg_maps: Tensor | None, gg_rois: Tensor | None
-) -> tuple:
-    """Double backward. The operator is bilinear in features F and maps P, so this calls the
-    operators again. V and Q are the incoming gradients of F and P; the scalar that is
-    differentiated is <grad, op(V, P) + op(F, Q)>."""
-    grad, rois, levels, prob_maps, *features = ctx.saved_tensors
-    options = ctx.options
-    if gg_rois is not None and ctx.output_mask[-1]:
-        raise RuntimeError(
-            "sa_roi_align: double backward through the gradient of the boxes is not supported; "
-            "it is for features and prob_maps. Detach boxes or do not use their gradient."
-        )
-    of_grad, of_inputs, of_rois, _, of_maps = ctx.needs_input_grad[:5]
-    of_inputs = _as_list(of_inputs)
-    num_features = len(features)
-    gg_inputs = [
-        g if wanted else None
-        for g, wanted in zip(gg_inputs or [None] * num_features, ctx.output_mask, strict=False)
-    ]
-
-    def accumulate(total: Tensor | None, term: Tensor | None) -> Tensor | None:
-        return term if total is None else total if term is None else total + term
-
-    grad_grad = grad_rois = grad_maps = None
-    grad_inputs: list[Tensor | None] = [None] * num_features
-
-    if any(g is not None for g in gg_inputs):
-        v = [
-            torch.zeros_like(x) if g is None else g
-            for g, x in zip(gg_inputs, features, strict=True)
-        ]
-        if of_grad:
-            grad_grad = forward(v, rois, levels, prob_maps, options)
-        if of_maps or of_rois:
-            mask = [False] * num_features + [of_maps, of_rois]
-            _, grad_maps, grad_rois = _wanted_gradients(
-                grad, v, rois, levels, prob_maps, options, mask
-            )
-    if gg_maps is not None and ctx.output_mask[num_features]:
-        if of_grad:
-            grad_grad = accumulate(grad_grad, forward(features, rois, levels, gg_maps, options))
-        if any(of_inputs) or of_rois:
-            mask = [*of_inputs, False, of_rois]
-            grad_inputs, _, term = _wanted_gradients(
-                grad, features, rois, levels, gg_maps, options, mask
-            )
-            grad_rois = accumulate(grad_rois, term)
-    unused = (None,) * (len(Options._fields) + 1)
-    return (grad_grad, grad_inputs, grad_rois, None, grad_maps, *unused)
-
-
 # ---- vmap ----------------------------------------------------------------------------------------
 
 
@@ -220,36 +82,61 @@ def _fold_tensors(
     rois: Tensor,
     levels: Tensor | None,
     prob_maps: Tensor | None,
+    *,
+    share_features: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
-    """Tensors of one call on ``B * N`` images and ``B * K`` boxes that replaces ``B`` calls."""
+    """Tensors of one call on ``B * K`` boxes that replaces ``B`` calls. It has ``B * N`` images, or
+    the N images of features that all calls share."""
     input_dims, rois_dim, levels_dim, maps_dim = in_dims
-    input_dims = [None] * len(inputs) if input_dims is None else input_dims
-    folded = [_fold(x, dim, batch_size) for x, dim in zip(inputs, input_dims, strict=True)]
-    num_images = folded[0].shape[0] // batch_size
+    levels = None if levels is None else _fold(levels, levels_dim, batch_size)
+    prob_maps = None if prob_maps is None else _fold(prob_maps, maps_dim, batch_size)
     num_rois = rois.shape[0] if rois_dim is None else rois.movedim(rois_dim, 0).shape[1]
     rois = _fold(rois, rois_dim, batch_size)
+    if share_features:
+        return list(inputs), rois, levels, prob_maps
+    folded = [_fold(x, dim, batch_size) for x, dim in zip(inputs, input_dims, strict=True)]
+    num_images = folded[0].shape[0] // batch_size
     first_image = (
         torch.arange(batch_size, device=rois.device).repeat_interleave(num_rois) * num_images
     )
     index = torch.where(
         is_batch_index(rois[:, 0], num_images), rois[:, 0].trunc() + first_image, -1
     )
-    return (
-        folded,
-        torch.cat([index[:, None].to(rois.dtype), rois[:, 1:]], dim=1),
-        None if levels is None else _fold(levels, levels_dim, batch_size),
-        None if prob_maps is None else _fold(prob_maps, maps_dim, batch_size),
-    )
+    rois = torch.cat([index[:, None].to(rois.dtype), rois[:, 1:]], dim=1)
+    return folded, rois, levels, prob_maps
+
+
+def _input_dims(in_dims: Sequence[int | None] | None, num_inputs: int) -> list[int | None]:
+    return [None] * num_inputs if in_dims is None else list(in_dims)
 
 
 def _vmap_forward(info, in_dims, inputs, rois, levels, prob_maps, *options):
-    tensors = _fold_tensors(info.batch_size, in_dims[:4], inputs, rois, levels, prob_maps)
+    input_dims = _input_dims(in_dims[0], len(inputs))
+    tensors = _fold_tensors(
+        info.batch_size,
+        (input_dims, *in_dims[1:4]),
+        inputs,
+        rois,
+        levels,
+        prob_maps,
+        share_features=all(dim is None for dim in input_dims),
+    )
     return _unfold(forward(*tensors, Options(*options)), info.batch_size), 0
 
 
 def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *options):
     *options, output_mask = options
-    tensors = _fold_tensors(info.batch_size, in_dims[1:5], inputs, rois, levels, prob_maps)
+    input_dims = _input_dims(in_dims[1], len(inputs))
+    tensors = _fold_tensors(
+        info.batch_size,
+        (input_dims, *in_dims[2:5]),
+        inputs,
+        rois,
+        levels,
+        prob_maps,
+        # The calls would add their gradients of features that they share.
+        share_features=all(dim is None for dim in input_dims) and not any(output_mask[:-2]),
+    )
     grad = _fold(grad, in_dims[0], info.batch_size)
     grad_inputs, grad_maps, grad_rois = backward(grad, *tensors, Options(*options), output_mask)
     outputs = [*grad_inputs, grad_maps, grad_rois]
@@ -259,6 +146,70 @@ def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *option
     return (values[:-2], values[-2], values[-1]), (dims[:-2], dims[-2], dims[-1])
 
 
+# ---- vmap inside autograd ------------------------------------------------------------------------
+# ``autograd.grad(is_grads_batched=True)``, ``autograd.functional.jacobian(vectorize=True)`` and the
+# batched checks of gradcheck use a vmap older than torch.func's. Its dispatch key is ``Batched``.
+
+
+class _BatchInfo(NamedTuple):
+    batch_size: int
+
+
+def _current_level() -> int:
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    return level
+
+
+def _expose_batch(tensor: Tensor | None, level: int) -> tuple[Tensor | None, int | None]:
+    """The tensor with the batch dimension of ``level`` in front, and 0; or the tensor itself, and
+    None."""
+    if tensor is None:
+        return None, None
+    exposed = torch._remove_batch_dim(tensor, level, 0, 0)
+    # A tensor without that level has gained a dimension of size 0.
+    return (tensor, None) if exposed.shape[0] == 0 else (exposed, 0)
+
+
+def _innermost_batch(tensors: Sequence[Tensor | None]) -> tuple[int, int, list, list]:
+    """``level, batch size, tensors, dims`` of the innermost level that batches one of them."""
+    for level in range(_current_level(), 0, -1):
+        pairs = [_expose_batch(tensor, level) for tensor in tensors]
+        sizes = [t.shape[0] for t, dim in pairs if t is not None and dim is not None]
+        if sizes:
+            return level, sizes[0], [t for t, _ in pairs], [dim for _, dim in pairs]
+    raise RuntimeError("sa_roi_align: a batched tensor has left the vmap that made it")
+
+
+def _batched_forward(inputs, rois, levels, prob_maps, *options):
+    level, size, tensors, dims = _innermost_batch([rois, levels, prob_maps, *inputs])
+    pooled, dim = _vmap_forward(
+        _BatchInfo(size), (dims[3:], *dims[:3]), tensors[3:], *tensors[:3], *options
+    )
+    return torch._add_batch_dim(pooled, dim, level)
+
+
+def _batched_backward(grad, inputs, rois, levels, prob_maps, *options):
+    level, size, tensors, dims = _innermost_batch([grad, rois, levels, prob_maps, *inputs])
+    (of_inputs, of_maps, of_rois), (input_dims, maps_dim, rois_dim) = _vmap_backward(
+        _BatchInfo(size),
+        (dims[0], dims[4:], *dims[1:4]),
+        tensors[0],
+        tensors[4:],
+        *tensors[1:4],
+        *options,
+    )
+
+    def batch(tensor: Tensor, dim: int | None) -> Tensor:
+        return tensor if dim is None else torch._add_batch_dim(tensor, dim, level)
+
+    return (
+        [batch(g, dim) for g, dim in zip(of_inputs, input_dims, strict=True)],
+        batch(of_maps, maps_dim),
+        batch(of_rois, rois_dim),
+    )
+
+
 _library = torch.library.Library("shape_roi_align", "FRAGMENT")  # its destructor deregisters
 
 
@@ -266,7 +217,9 @@ def register() -> None:
     """Call once, after loading the libraries."""
     torch.library.register_fake(FORWARD, _fake_forward)
     torch.library.register_fake(BACKWARD, _fake_backward)
-    _library.impl("sa_roi_align", _autograd_forward, "Autograd", with_keyset=True)
-    torch.library.register_autograd(BACKWARD, _autograd_backward, setup_context=_setup_backward)
+    _library.impl("sa_roi_align", autograd_forward, "Autograd", with_keyset=True)
+    _library.impl("_sa_roi_align_backward", autograd_backward, "Autograd", with_keyset=True)
     torch.library.register_vmap(FORWARD, _vmap_forward)
     torch.library.register_vmap(BACKWARD, _vmap_backward)
+    _library.impl("sa_roi_align", _batched_forward, "Batched")
+    _library.impl("_sa_roi_align_backward", _batched_backward, "Batched")

@@ -4,8 +4,12 @@ argument, the requirement and the value received."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import inf
+from operator import index as to_index
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,22 +19,42 @@ FEATURE_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 _INT = (int, torch.SymInt)
 _NUMBER = (int, float, torch.SymFloat)
-_SEQUENCE = (tuple, list, Sequence)  # isinstance is slow for the abstract class
 _MAX_INT32 = 2**31 - 1
 
 
+def _to_int(value: Any) -> Any:
+    """An int, or an integer of NumPy or a tensor of one integer, as int; None for anything else."""
+    if isinstance(value, _INT):
+        return value
+    try:
+        return to_index(value)
+    except TypeError:
+        return None
+
+
+def _to_float(value: Any) -> float | None:
+    """A number, or one number of NumPy or of a tensor, as float; None for anything else."""
+    if isinstance(value, _NUMBER):
+        return float(value)
+    if isinstance(value, np.number | np.ndarray | Tensor):
+        try:
+            return float(value.item())
+        except (RuntimeError, TypeError, ValueError):  # not one number, or complex
+            return None
+    return None
+
+
 def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
-    """``int`` or ``(height, width)`` -> ``(pooled_height, pooled_width)``, both >= 1."""
-    if isinstance(output_size, _INT):
-        height = width = output_size
-    elif (
-        isinstance(output_size, _SEQUENCE)
-        and len(output_size) == 2
-        and isinstance(output_size[0], _INT)
-        and isinstance(output_size[1], _INT)
-    ):
-        height, width = output_size
-    else:
+    """``int`` or ``(height, width)`` -> ``(pooled_height, pooled_width)``, both >= 1. Integers of
+    NumPy and integer tensors count as int, arrays and tensors of two as a pair."""
+    height = width = _to_int(output_size)
+    if height is None:
+        try:
+            sizes = [_to_int(size) for size in output_size]  # type: ignore[union-attr]
+        except TypeError:
+            sizes = []
+        height, width = sizes if len(sizes) == 2 else (None, None)
+    if height is None or width is None:
         raise ValueError(
             f"output_size must be an int or a pair (height, width), got {output_size!r}"
         )
@@ -43,19 +67,23 @@ def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_scale(scale: float, name: str = "spatial_scale") -> float:
-    if not isinstance(scale, _NUMBER):
+    """Numbers of NumPy and tensors of one number count as float."""
+    value = _to_float(scale)
+    if value is None:
         raise TypeError(f"{name} must be a number, got {scale!r}")
-    if not 0 < scale < inf:
+    if not 0 < value < inf:
         raise ValueError(f"{name} must be positive and finite, got {scale!r}")
-    return float(scale)
+    return value
 
 
 def check_sampling_ratio(sampling_ratio: int) -> int:
-    if isinstance(sampling_ratio, bool) or not isinstance(sampling_ratio, int):
+    """Integers of NumPy and tensors of one integer count as int."""
+    value = None if isinstance(sampling_ratio, bool) else _to_int(sampling_ratio)
+    if value is None:
         raise TypeError(f"sampling_ratio must be an int, got {type(sampling_ratio).__name__}")
-    if sampling_ratio > 2**15:
+    if value > 2**15:
         raise ValueError(f"sampling_ratio must be at most {2**15}, got {sampling_ratio}")
-    return max(sampling_ratio, -1)
+    return max(value, -1)
 
 
 def check_features(input: Tensor, name: str = "input") -> None:
@@ -85,6 +113,16 @@ def check_pyramid(features: Sequence[Tensor]) -> None:
             raise ValueError(
                 f"x[{level}] must be on the device of x[0], {first.device}, got {feature.device}"
             )
+
+
+def check_finest_first(scales: Sequence[float]) -> None:
+    """The scales of a pyramid do not grow from map to map."""
+    if any(coarse > fine for fine, coarse in pairwise(scales)):
+        strides = [1 / scale for scale in scales]
+        raise ValueError(
+            "x must hold its feature maps finest first, got strides of "
+            f"{', '.join(f'{stride:g}' for stride in strides)} image pixels"
+        )
 
 
 def check_rois(rois: Tensor, device: torch.device) -> None:
@@ -174,10 +212,14 @@ def is_batch_index(index: Tensor, num_images: int) -> Tensor:
 
 
 def batch_index_error(rois: Tensor, num_images: int) -> IndexError | None:
-    """The error for the first batch index out of range. Reads data, so only for CPU tensors."""
+    """The error for the first batch index out of range. Reads data, so only for CPU tensors, and
+    none under ``torch.func.vmap``, which does not let data be read."""
     index = rois[:, 0]
     bad = ~is_batch_index(index, num_images)
-    if not bool(bad.any()):
+    try:
+        if not bool(bad.any()):
+            return None
+    except RuntimeError:
         return None
     k = int(bad.nonzero()[0])
     return IndexError(

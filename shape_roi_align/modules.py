@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from ._arguments import check_options
 from ._boxes import assign_levels, concatenate_boxes
 from ._validation import (
     check_box_list,
+    check_finest_first,
     check_output_size,
     check_prob_maps,
     check_pyramid,
@@ -100,7 +102,7 @@ class _MultiScaleBase(nn.Module):
         canonical_level: int = 4,
         aligned: bool = False,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # not torchvision's, the next class of _torchvision.py
         self.featmap_names = list(featmap_names)
         self.output_size = check_output_size(output_size)
         self.sampling_ratio = check_sampling_ratio(sampling_ratio)
@@ -169,6 +171,7 @@ def _pool_pyramid(
     if prob_maps is not None:
         prob_maps = check_prob_maps(prob_maps, rois.shape[0], device)
     scales = _infer_scales(features, image_shapes)
+    check_finest_first(scales)
     levels = None
     if len(features) > 1:
         finest, coarsest = -math.log2(scales[0]), -math.log2(scales[-1])
@@ -198,7 +201,17 @@ class MultiScaleRoIAlign(_MultiScaleBase):
         canonical_level (int): its level, log2 of its stride (Feature Pyramid Networks,
             arXiv:1612.03144, eq. 1). Default: 4
         aligned (bool): as in :func:`roi_align`. Default: False
+
+    Made after torchvision is imported, it is also an instance of torchvision's class, which the
+    models of ``torchvision.models.detection`` ask for.
     """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> MultiScaleRoIAlign:
+        if cls is MultiScaleRoIAlign and "torchvision.ops.poolers" in sys.modules:
+            from . import _torchvision
+
+            cls = _torchvision.MultiScaleRoIAlign
+        return super().__new__(cls)
 
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: Sequence[tuple[int, int]]
@@ -284,4 +297,17 @@ def _infer_scales(
         raise ValueError(
             f"image_shapes must have heights that are positive and finite, got {list(image_shapes)}"
         )
-    return [2.0 ** round(math.log2(max(x.shape[-2], 1) / height)) for x in features]
+    return [2.0 ** _octaves(max(x.shape[-2], 1), height) for x in features]
+
+
+def _octaves(size: int, height: float) -> int:
+    """``round(log2(size / height))``. Integers are compared, because torch.export cannot trace the
+    logarithm of a symbolic size: e is such that 4^e / 2 <= (size / height)^2 < 4^e * 2."""
+    if isinstance(height, float):
+        return round(math.log2(size / height))
+    octaves = 0
+    while 2 * size * size * 4**-octaves < height * height:
+        octaves -= 1
+    while size * size >= 2 * height * height * 4**octaves:
+        octaves += 1
+    return octaves

@@ -3,7 +3,9 @@
 With a fixed ``sampling_ratio`` r, ONNX RoiAlign at ``output_size * r`` with one sample per bin
 returns the samples. Times the interpolated probability map, averaged over r x r, they equal the
 operator up to rounding; RoiAlign-16 has the same border rule. The samples take r * r times the
-memory of the output. Runs in any ONNX runtime; needs onnxscript, as ``torch.onnx.export`` does::
+memory of the output. Uses operators of opset 18 and no custom ones. Computes in float32, or in
+float64 where features or boxes are float64, and casts to and from that type. Adaptive sampling is
+a ValueError. Needs onnxscript, as ``torch.onnx.export`` does::
 
     torch.onnx.export(model, args, "model.onnx", dynamo=True,
     custom_translation_table=shape_roi_align.onnx.translation_table())
@@ -24,12 +26,10 @@ def translation_table() -> dict[Callable, Callable]:
 
 
 def interpolation_matrix(samples: int, cells: int, map_aligned: bool) -> np.ndarray:
-    """``float32[samples, cells]``: weight of each map cell at each of ``samples`` equally spaced
+    """``float64[samples, cells]``: weight of each map cell at each of ``samples`` equally spaced
     points, clamped to the border (Mask Refining R-CNN, arXiv:1911.11263, eq. 5)."""
     coordinate = (np.arange(samples) + 0.5) / samples * cells - (0.5 if map_aligned else 0.0)
-    return np.maximum(
-        0, 1 - np.abs(coordinate.clip(0, cells - 1)[:, None] - np.arange(cells))
-    ).astype(np.float32)
+    return np.maximum(0, 1 - np.abs(coordinate.clip(0, cells - 1)[:, None] - np.arange(cells)))
 
 
 def _translate(
@@ -45,6 +45,8 @@ def _translate(
     map_aligned: bool,
 ) -> Any:
     import onnxscript
+    from onnx import numpy_helper
+    from onnx_ir import DataType
 
     op: Any = onnxscript.opset18  # Any: its stubs reject literals, which become constants
 
@@ -53,14 +55,20 @@ def _translate(
             "ONNX export needs a fixed sampling_ratio >= 1 (adaptive sampling differs from box to "
             f"box), got sampling_ratio={sampling_ratio}"
         )
+    compute = _compute_type(inputs[0], rois)
+
+    def cast(value: Any) -> Any:
+        return value if value.dtype == compute else op.Cast(value, to=compute)
+
     height, width = pooled_height * sampling_ratio, pooled_width * sampling_ratio
-    boxes = op.Slice(rois, [1], [5], [1])
-    batch_index = op.Cast(op.Squeeze(op.Slice(rois, [0], [1], [1]), [1]), to=7)  # int64
+    boxes = cast(rois)
+    corners = op.Slice(boxes, [1], [5], [1])
+    batch_index = op.Cast(op.Squeeze(op.Slice(boxes, [0], [1], [1]), [1]), to=DataType.INT64)
 
     def sample(feature: Any, scale: float) -> Any:
         return op.RoiAlign(
-            feature,
-            boxes,
+            cast(feature),
+            corners,
             batch_index,
             coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
             mode="avg",
@@ -78,18 +86,31 @@ def _translate(
         map_height, map_width = prob_maps.shape[1:]
         if not (isinstance(map_height, int) and isinstance(map_width, int)):
             raise ValueError(f"ONNX export needs prob_maps of a fixed size, got {prob_maps.shape}")
-        rows = interpolation_matrix(height, map_height, map_aligned)
-        columns = interpolation_matrix(width, map_width, map_aligned).T.copy()
-        weights = op.MatMul(op.MatMul(_constant(op, rows), prob_maps), _constant(op, columns))
+
+        def constant(values: np.ndarray) -> Any:
+            return op.Constant(value=numpy_helper.from_array(values.astype(compute.numpy())))
+
+        rows = constant(interpolation_matrix(height, map_height, map_aligned))
+        columns = constant(interpolation_matrix(width, map_width, map_aligned).T)
+        weights = op.MatMul(op.MatMul(rows, cast(prob_maps)), columns)
         samples = op.Mul(samples, op.Unsqueeze(weights, [1]))
-    return op.AveragePool(
-        samples,
-        kernel_shape=[sampling_ratio, sampling_ratio],
-        strides=[sampling_ratio, sampling_ratio],
-    )
+    if compute == DataType.DOUBLE:  # no AveragePool of doubles in ONNX Runtime
+        bins = [0, 0, pooled_height, sampling_ratio, pooled_width, sampling_ratio]
+        pooled = op.ReduceMean(op.Reshape(samples, bins), [3, 5], keepdims=0)
+    else:
+        pooled = op.AveragePool(
+            samples,
+            kernel_shape=[sampling_ratio, sampling_ratio],
+            strides=[sampling_ratio, sampling_ratio],
+        )
+    dtype = inputs[0].dtype
+    return pooled if dtype == compute else op.Cast(pooled, to=dtype)
 
 
-def _constant(op: Any, values: np.ndarray) -> Any:
-    import onnx
+def _compute_type(feature: Any, rois: Any) -> Any:
+    """The type of all intermediate values: float64 where features or boxes have it, else float32.
+    RoiAlign wants one type, and coordinates in half precision would move samples."""
+    from onnx_ir import DataType
 
-    return op.Constant(value=onnx.numpy_helper.from_array(values))
+    double = DataType.DOUBLE in (feature.dtype, rois.dtype)
+    return DataType.DOUBLE if double else DataType.FLOAT

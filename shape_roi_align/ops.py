@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import reference
 from ._arguments import Options, check_arguments
+from ._autograd import forward_tangent, is_forward_mode, make_dual, record_forward
 from ._library import cuda_obstacle
 from ._operators import forward
 from ._validation import batch_index_error
@@ -57,9 +59,12 @@ def sa_roi_align(
         ``input`` is.
 
     Differentiable with respect to ``input``, ``prob_maps`` and ``boxes`` (adaptive sampling counts
-    are constants), and twice with respect to ``input`` and ``prob_maps``. float16 and bfloat16
-    accumulate in float32. On the CPU, results are the same bit for bit for any number of threads. A
-    box with a NaN or infinite coordinate yields zeros.
+    are constants), in reverse and forward mode and in every nesting of ``torch.func``'s transforms.
+    Second derivatives by ``boxes`` need forward mode outside (``torch.func.hessian``); double
+    backward through their gradient raises RuntimeError. Tangents along ``boxes`` come from
+    :func:`sa_roi_align_reference` and take its memory. float16 and bfloat16 accumulate in float32.
+    On the CPU, results are the same bit for bit for any number of threads. A box with a NaN or
+    infinite coordinate yields zeros.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -113,11 +118,16 @@ def pool(
     if device not in _KERNEL_DEVICES:
         return reference.pool(inputs, rois, levels, prob_maps, options)
     try:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return _pool_compiled(inputs, rois, levels, prob_maps, options)
+        if is_forward_mode():
             return forward(inputs, rois, levels, prob_maps, options)
         # Skips the autograd rule: it is Python and takes half as long as a small call.
         with torch._C._AutoDispatchBelowAutograd():
-            return forward(inputs, rois, levels, prob_maps, options)
+            pooled = forward(inputs, rois, levels, prob_maps, options)
+        if not torch.is_grad_enabled():
+            return pooled
+        return record_forward(pooled, inputs, rois, levels, prob_maps, options)
     except RuntimeError:
         # The stable ABI raises only RuntimeError, before torch 2.13 without the message.
         error = _explain_failure(device, rois, inputs[0].shape[0])
@@ -126,13 +136,24 @@ def pool(
         raise
 
 
+def _pool_compiled(
+    inputs: list[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    prob_maps: Tensor | None,
+    options: Options,
+) -> Tensor:
+    """What ``torch.compile`` traces."""
+    pooled = forward(inputs, rois, levels, prob_maps, options)
+    if forward_ad._current_level < 0:
+        return pooled
+    # Where no backend traces the graph again, the autograd rule does not see the graph's level.
+    tangent = forward_tangent(inputs, rois, levels, prob_maps, options)
+    return make_dual(forward_ad.unpack_dual(pooled).primal, tangent)
+
+
 def _explain_failure(device: str, rois: Tensor, num_images: int) -> Exception | None:
     if device == "cuda":
         obstacle = cuda_obstacle(rois.device)
         return None if obstacle is None else RuntimeError(obstacle)
-    if device != "cpu":
-        return None
-    try:
-        return batch_index_error(rois, num_images)
-    except RuntimeError:  # a transform such as vmap does not let data be read
-        return None
+    return batch_index_error(rois, num_images) if device == "cpu" else None

@@ -114,9 +114,10 @@ def _pool_one_map(
         torch.where(rows, t, torch.ones_like(t)) for t in (edges[:, :2], extents, counts)
     )
 
-    adaptive = sampling_ratio <= 0
-    x = _sample_axis(starts[:, 0], extents[:, 0], counts[:, 0], pooled_width, width, adaptive)
-    y = _sample_axis(starts[:, 1], extents[:, 1], counts[:, 1], pooled_height, height, adaptive)
+    x = _sample_axis(starts[:, 0], extents[:, 0], counts[:, 0], pooled_width, width, sampling_ratio)
+    y = _sample_axis(
+        starts[:, 1], extents[:, 1], counts[:, 1], pooled_height, height, sampling_ratio
+    )
     batch = torch.where(valid, rois[:, 0], torch.zeros_like(rois[:, 0])).long()
     channels_last = input.permute(0, 2, 3, 1)
     # [K, PH*Sy, PW*Sx, C]
@@ -139,9 +140,13 @@ def _pool_one_map(
 
 
 def output_memory_format(inputs: Sequence[Tensor]) -> torch.memory_format:
-    """channels_last if every feature map is channels_last and not contiguous, else contiguous."""
+    """channels_last if every feature map is channels_last and not contiguous, else contiguous.
+    Contiguous for tensors batched by ``torch.func.vmap``, which does not tell the format."""
     for x in inputs:
-        if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        try:
+            if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+                return torch.contiguous_format
+        except RuntimeError:
             return torch.contiguous_format
     return torch.channels_last
 
@@ -151,26 +156,26 @@ def _reads(y: _Samples, x: _Samples) -> Tensor:
 
 
 def _sample_axis(
-    start: Tensor, extent: Tensor, count: Tensor, bins: int, size: int, adaptive: bool
+    start: Tensor, extent: Tensor, count: Tensor, bins: int, size: int, sampling_ratio: int
 ) -> _Samples:
     """Samples along one axis. ``start[K]`` and ``extent[K]`` are in feature pixels, ``count[K]`` is
     samples per bin."""
     bin_size = (extent / bins)[:, None, None]
     p = torch.arange(bins, device=start.device, dtype=start.dtype)[None, :, None]
     count = count[:, None, None]
-    samples = int(count.max())  # S
+    samples = sampling_ratio if sampling_ratio > 0 else _largest(count)  # S
     first = torch.zeros_like(bin_size)
     # Two or more adaptive samples per bin are over half a pixel apart, so at most 2 * size + 16
     # consecutive samples include all that read the feature map.
     visible = 2 * size + 16
-    if adaptive and samples > visible:
+    if sampling_ratio <= 0 and samples > visible:
         bin_start = start.detach()[:, None, None] + p * bin_size.detach()
         spacing = bin_size.detach() / count
         first = torch.where(
             count > visible, torch.floor((-1 - bin_start) / spacing - 6).clamp(min=0), first
         )
         samples = visible
-    index = first + torch.arange(max(samples, 0), device=start.device, dtype=start.dtype)
+    index = first + torch.arange(samples, device=start.device, dtype=start.dtype)
     divisor = count.clamp(min=1)
     coordinate = (start[:, None, None] + p * bin_size + (index + 0.5) * bin_size / divisor).flatten(
         1
@@ -180,10 +185,18 @@ def _sample_axis(
     reads = exists & (coordinate >= -1) & (coordinate <= size)
     weight = torch.where(
         reads,
-        (1 / divisor).expand(-1, bins, max(samples, 0)).flatten(1),
+        (1 / divisor).expand(-1, bins, samples).flatten(1),
         torch.zeros_like(coordinate),
     )
     return _Samples(coordinate, in_box, weight.detach())
+
+
+def _largest(count: Tensor) -> int:
+    """The largest sample count, at least 0, of all calls that ``torch.func.vmap`` batches. It does
+    not let batched tensors be read."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(count):
+        count = torch._C._functorch.get_unwrapped(count)
+    return max(int(count.max()), 0)
 
 
 def _bilinear(image: Tensor, index: Tensor, y: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
