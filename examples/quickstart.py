@@ -4,13 +4,12 @@ Writes quickstart.png: the sampling points coloured by the map, the weight with 
 reads each pixel, and the pooled features of both bars.
 """
 
-from typing import Any
-
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
 
-from shape_roi_align import _C, roi_align, sa_roi_align
+from shape_roi_align import roi_align, sa_roi_align
+from shape_roi_align.visualize import BoxView, draw_sampling_points, pixel_weights
 
 matplotlib.use("Agg")
 SIZE, BINS, SAMPLES = 64, 7, 2
@@ -30,19 +29,12 @@ print("mean of the pooled features of the bars")
 print("  RoIAlign  ", plain.mean(dim=(1, 2, 3)).tolist())
 print("  SaRoIAlign", shaped.mean(dim=(1, 2, 3)).tolist())
 
-grid: dict[str, Any] = {"height": SIZE, "width": SIZE, "sampling_ratio": SAMPLES}
-grid["output_size"] = (BINS, BINS)
-points = _C.sampling_points(box, **grid)
-taps = _C.box_taps(box, **grid, prob_map=maps[0].numpy())
-weights = torch.zeros(SIZE, SIZE, dtype=torch.float64)
-at = (torch.from_numpy(taps["row"]).long(), torch.from_numpy(taps["column"]).long())
-weights.index_put_(at, torch.from_numpy(taps["weight"]), accumulate=True)
-y, x = torch.meshgrid(*(torch.from_numpy(points[k]["coordinate"]) for k in "yx"), indexing="ij")
-v, u = (torch.from_numpy(points[k]["place"] * 28).long() for k in "yx")
+view = BoxView(box, SIZE, SIZE, BINS, sampling_ratio=SAMPLES, prob_map=maps[0])
+weights = torch.from_numpy(pixel_weights(view))
 
 figure, axes = plt.subplots(1, 4, figsize=(16, 4.5), layout="constrained")
 axes[0].imshow(image[0, 0], cmap="gray")
-axes[0].scatter(x, y, c=maps[0][v][:, u], s=8, cmap="viridis")
+draw_sampling_points(axes[0], view)
 axes[1].imshow(weights, cmap="magma")
 axes[2].imshow(plain[0, 0], vmin=0, vmax=1)
 axes[3].imshow(shaped[0, 0], vmin=0, vmax=1)
