@@ -31,7 +31,14 @@ _LEVEL = 0  # PyTorch has one level of dual tensors; torch.func nests it by wrap
 # ---- reverse mode --------------------------------------------------------------------------------
 
 
-class _Forward(_SingleLevelFunction):
+class _Derivative(_SingleLevelFunction):
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple[int]:
+        """As in ``torch.autograd.Function``; compiled autograd asks for it."""
+        return (ctx._autograd_function_id,)
+
+
+class _Forward(_Derivative):
     """Records the derivative of ``output``, the result of the forward operator."""
 
     @staticmethod
@@ -61,7 +68,7 @@ class _Forward(_SingleLevelFunction):
         return (None, None, grad_rois, None, grad_maps, *grad_inputs)
 
 
-class _Backward(_SingleLevelFunction):
+class _Backward(_Derivative):
     """Records the derivative of ``outputs``, the results of the backward operator. The operator is
     bilinear in features F and maps P, so the derivative calls the operators again."""
 

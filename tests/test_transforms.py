@@ -412,3 +412,15 @@ def test_inductor_compiles_a_nesting(device: torch.device) -> None:
     actual = torch.compile(per_sample, fullgraph=True)(*args)
     for got, want in zip(actual, per_sample(*args), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_autograd_computes_the_same_gradients(device: torch.device) -> None:
+    inputs = [t.requires_grad_() for t in arguments(device, torch.float32)]
+    expected = torch.autograd.grad(squared(pooled(sa_roi_align))(*inputs), inputs)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        squared(pooled(sa_roi_align))(*inputs).backward()
+    for leaf, want in zip(inputs, expected, strict=True):
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad, want, rtol=1e-5, atol=1e-5)
