@@ -15,6 +15,7 @@ import torchvision
 
 import shape_roi_align
 from shape_roi_align import _C
+from shape_roi_align.__main__ import processor_name
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -53,7 +54,7 @@ def describe_run(device: torch.device, bandwidth: float) -> dict[str, object]:
     return {
         "device_kind": device.type,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": cpu_model(),
+        "cpu": processor_name(),
         "capability": _C.cpu_capability(),
         "threads": torch.get_num_threads(),
         "copy_bytes_per_second": bandwidth,
@@ -66,15 +67,6 @@ def describe_run(device: torch.device, bandwidth: float) -> dict[str, object]:
         "platform": platform.platform(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def commit() -> tuple[str, bool]:

@@ -8,7 +8,6 @@ Results must have the same bits for every number.
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,12 +15,13 @@ from torch import Tensor
 from cases import FEW_CHANNELS, SINGLE_LEVEL, Case, make_inputs
 from providers import ours
 from report import align
+from runner import LAYOUTS
+from timing import Call, make_call
 
 DEFAULT_CASES = ("p3_7x7", "c4", "crop_224", "mask_targets")
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
-def processor_seconds(call: Callable[[], object], rounds: int) -> float:
+def processor_seconds(call: Call, rounds: int) -> float:
     call()
     seconds = []
     for _ in range(rounds):
@@ -31,7 +31,7 @@ def processor_seconds(call: Callable[[], object], rounds: int) -> float:
     return statistics.median(seconds)
 
 
-def passes(case: Case, layout: str) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+def passes(case: Case, layout: str) -> dict[str, Call]:
     inputs = make_inputs(
         case,
         dtype=torch.float32,
@@ -39,17 +39,15 @@ def passes(case: Case, layout: str) -> dict[str, Callable[[], tuple[Tensor, ...]
         memory_format=LAYOUTS[layout],
     )
     pool = ours(case)
-    output = pool(inputs)
-    gradient = torch.linspace(-1, 1, output.numel()).view_as(output)
+    return {mode: make_call(pool, inputs, mode) for mode in ("forward", "backward")}
 
-    def forward() -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return (pool(inputs),)
 
-    def backward() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(output, inputs.leaves(), gradient, retain_graph=True)
-
-    return {"forward": forward, "backward": backward}
+def are_equal(results: object, expected: object) -> bool:
+    """Tensors, or tuples of them."""
+    if isinstance(results, Tensor) and isinstance(expected, Tensor):
+        return torch.equal(results, expected)
+    assert isinstance(results, tuple) and isinstance(expected, tuple)
+    return all(map(torch.equal, results, expected))
 
 
 def main() -> None:
@@ -73,7 +71,7 @@ def main() -> None:
                 line = [name, layout, mode, f"{alone * 1e3:.1f}"]
                 for threads in arguments.threads:
                     torch.set_num_threads(threads)
-                    if not all(map(torch.equal, call(), expected)):
+                    if not are_equal(call(), expected):
                         raise SystemExit(f"{name}: other bits with {threads} threads")
                     line.append(f"{processor_seconds(call, arguments.rounds) / alone:.2f}")
                 table.append(line)

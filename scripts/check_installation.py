@@ -1,4 +1,5 @@
-"""Checks an installed shape-roi-align: the kernels load, agree with the reference and compile.
+"""Checks an installed shape-roi-align: the kernels agree with the reference, pass torch's checks of
+operators, compile, and have derivatives under transforms.
 
 Needs only torch and the package. Run it outside the source tree, so that Python imports the
 installed package. Also checks CUDA if there is a GPU and the CUDA kernels were built.
@@ -6,65 +7,58 @@ installed package. Also checks CUDA if there is a GPU and the CUDA kernels were 
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import shape_roi_align
-from shape_roi_align import SaRoIAlign, sa_roi_align, sa_roi_align_reference
-
-POOLING: dict[str, Any] = {
-    "output_size": (3, 5),
-    "spatial_scale": 0.5,
-    "sampling_ratio": 2,
-    "aligned": True,
-}
+from shape_roi_align import SaRoIAlign
+from shape_roi_align.__main__ import devices, run_checks
 
 
-def make_inputs(device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Features [2, 3, 9, 11], boxes [3, 5] inside and across the border, and maps [3, 4, 6]."""
+def check(device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(2, 3, 9, 11, dtype=torch.float64, generator=generator)
-    boxes = torch.tensor([[0, 1, 2, 15, 12], [1, -4, 3, 9, 30], [1, 5.5, 0.5, 6, 17]])
-    maps = torch.rand(3, 4, 6, dtype=torch.float64, generator=generator)
-    return features.to(device), boxes.double().to(device), maps.to(device)
-
-
-def pool_with_gradients(pool, device: str) -> list[Tensor]:
-    """The pooled features [3, 3, 3, 5], and the gradients of features, boxes and maps."""
-    inputs = [tensor.requires_grad_() for tensor in make_inputs(device)]
-    output = pool(*inputs, **POOLING)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=device)
-    return [output.detach(), *torch.autograd.grad((output.flatten() * weights).sum(), inputs)]
-
-
-def check(device: str) -> None:
-    expected = pool_with_gradients(sa_roi_align_reference, device)
-    torch.testing.assert_close(pool_with_gradients(sa_roi_align, device), expected)
-
-    features, boxes, maps = make_inputs(device)
+    features = torch.randn(2, 3, 9, 11, generator=generator).to(device).requires_grad_()
+    # Inside, and across the border.
+    boxes = torch.tensor(
+        [[0, 1, 2, 15, 12], [1, -4, 3, 9, 30], [1, 5.5, 0.5, 6, 17]], device=device
+    )
+    maps = torch.rand(3, 4, 6, generator=generator).to(device)
     levels = torch.zeros(len(boxes), dtype=torch.int64, device=device)
-    arguments = ([features.requires_grad_()], boxes, levels, maps, [0.5], 3, 5, 2, True, True)
+    arguments = ([features], boxes, levels, maps, [0.5], 3, 5, 2, True, True)
     torch.library.opcheck(torch.ops.shape_roi_align.sa_roi_align.default, arguments)
 
-    module = SaRoIAlign(**POOLING)
+    module = SaRoIAlign((3, 5), 0.5, 2, aligned=True)
     compiled = torch.compile(module, fullgraph=True)
-    torch.testing.assert_close(compiled(features, boxes, maps), module(features, boxes, maps))
+    expected = module(features, boxes, maps)
+    torch.testing.assert_close(compiled(features, boxes, maps), expected)
+
+    # The rules of derivatives use private names of torch. The operator is linear in features.
+    def pool(x: Tensor) -> Tensor:
+        return module(x, boxes, maps)
+
+    pushed = torch.func.jvp(pool, (features.detach(),), (features.detach(),))
+    torch.testing.assert_close(pushed[1], pushed[0])
+    weights = torch.ones_like(expected)
+    (batched,) = torch.autograd.grad(
+        expected, features, torch.stack([weights, 2 * weights]), is_grads_batched=True
+    )
+    gradient = torch.func.grad(lambda x: pool(x).sum())(features.detach())
+    torch.testing.assert_close(batched, torch.stack([gradient, 2 * gradient]))
 
 
-def main() -> None:
-    folder = Path(shape_roi_align.__file__).parent
-    devices = ["cpu"]
-    if torch.cuda.is_available() and (folder / "libshape_roi_align_cuda.so").exists():
-        devices.append("cuda")
-    for device in devices:
+def main() -> int:
+    if not run_checks():
+        return 1
+    for device in devices():
         check(device)
     print(
-        f"shape-roi-align {shape_roi_align.__version__} in {folder} works under "
-        f"torch {torch.__version__}, Python {sys.version.split()[0]}, on {' and '.join(devices)}"
+        f"shape-roi-align {shape_roi_align.__version__} in {Path(shape_roi_align.__file__).parent} "
+        f"works under torch {torch.__version__}, Python {sys.version.split()[0]}, on "
+        f"{' and '.join(map(str, devices()))}"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

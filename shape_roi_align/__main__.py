@@ -36,7 +36,7 @@ def _version_of(package: str) -> str:
         return "not installed"
 
 
-def _processor() -> str:
+def processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -86,7 +86,7 @@ def facts() -> list[tuple[str, str]]:
         ("CUDA operators", _cuda_operators()),
         ("driver", "none" if driver is None else f"supports CUDA {driver[0]}.{driver[1]}"),
         *(("GPU", row) for row in _gpus()),
-        ("processor", _processor()),
+        ("processor", processor_name()),
         ("instruction set", _C.cpu_capability()),
         ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors"),
         *knobs.items(),
@@ -122,13 +122,18 @@ def check(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float
         yield name, ((got - want).abs().max() / want.abs().max()).item()
 
 
+def devices() -> list[torch.device]:
+    """Those with kernels."""
+    found = [torch.device("cpu")]
+    if torch.cuda.is_available() and _library.has_cuda_operators():
+        found += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return found
+
+
 def run_checks() -> bool:
     """Prints a line per device and dtype. Whether all agree with the reference."""
-    devices = [torch.device("cpu")]
-    if torch.cuda.is_available() and _library.has_cuda_operators():
-        devices += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     good = True
-    for device in devices:
+    for device in devices():
         for dtype, tolerance in TOLERANCES.items():
             label = f"check {device} {str(dtype).removeprefix('torch.')}"
             try:

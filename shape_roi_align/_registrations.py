@@ -83,16 +83,18 @@ def _fold_tensors(
     levels: Tensor | None,
     prob_maps: Tensor | None,
     *,
-    share_features: bool,
+    may_share_features: bool = True,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
     """Tensors of one call on ``B * K`` boxes that replaces ``B`` calls. It has ``B * N`` images, or
-    the N images of features that all calls share."""
+    the N images of features that are not batched, if calls may share them."""
     input_dims, rois_dim, levels_dim, maps_dim = in_dims
+    if input_dims is None:
+        input_dims = [None] * len(inputs)
     levels = None if levels is None else _fold(levels, levels_dim, batch_size)
     prob_maps = None if prob_maps is None else _fold(prob_maps, maps_dim, batch_size)
     num_rois = rois.shape[0] if rois_dim is None else rois.movedim(rois_dim, 0).shape[1]
     rois = _fold(rois, rois_dim, batch_size)
-    if share_features:
+    if may_share_features and all(dim is None for dim in input_dims):
         return list(inputs), rois, levels, prob_maps
     folded = [_fold(x, dim, batch_size) for x, dim in zip(inputs, input_dims, strict=True)]
     num_images = folded[0].shape[0] // batch_size
@@ -106,36 +108,22 @@ def _fold_tensors(
     return folded, rois, levels, prob_maps
 
 
-def _input_dims(in_dims: Sequence[int | None] | None, num_inputs: int) -> list[int | None]:
-    return [None] * num_inputs if in_dims is None else list(in_dims)
-
-
 def _vmap_forward(info, in_dims, inputs, rois, levels, prob_maps, *options):
-    input_dims = _input_dims(in_dims[0], len(inputs))
-    tensors = _fold_tensors(
-        info.batch_size,
-        (input_dims, *in_dims[1:4]),
-        inputs,
-        rois,
-        levels,
-        prob_maps,
-        share_features=all(dim is None for dim in input_dims),
-    )
+    tensors = _fold_tensors(info.batch_size, in_dims[:4], inputs, rois, levels, prob_maps)
     return _unfold(forward(*tensors, Options(*options)), info.batch_size), 0
 
 
 def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *options):
     *options, output_mask = options
-    input_dims = _input_dims(in_dims[1], len(inputs))
     tensors = _fold_tensors(
         info.batch_size,
-        (input_dims, *in_dims[2:5]),
+        in_dims[1:5],
         inputs,
         rois,
         levels,
         prob_maps,
         # The calls would add their gradients of features that they share.
-        share_features=all(dim is None for dim in input_dims) and not any(output_mask[:-2]),
+        may_share_features=not any(output_mask[:-2]),
     )
     grad = _fold(grad, in_dims[0], info.batch_size)
     grad_inputs, grad_maps, grad_rois = backward(grad, *tensors, Options(*options), output_mask)

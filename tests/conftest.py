@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import settings
 
+from benchmark_modules import import_benchmarks
 from shape_roi_align._library import has_cuda_operators
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=150)
@@ -52,3 +55,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
             pytest.fail(f"SHAPE_ROI_ALIGN_REQUIRE_CUDA=1, but {missing} is missing")
         pytest.skip(f"needs {missing}")
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[SimpleNamespace]:
+    """The modules of benchmarks/."""
+    names = ("cases", "timing", "providers", "report", "runner", "check_ratios", "plot")
+    with import_benchmarks(*names) as modules:
+        yield modules

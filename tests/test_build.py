@@ -62,7 +62,7 @@ def test_no_symbol_of_cudart_is_exported(library):
     assert [symbol for symbol in exported if re.search(r" _*cuda[A-Z]", symbol)] == []
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86-64")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="needs an x86-64 processor")
 def test_the_vector_kernels_fuse_multiplications_and_additions():
     code = run("objdump", "--disassemble", PACKAGE / "libshape_roi_align.so")
     for register in ("ymm", "zmm"):  # of the AVX2 and the AVX-512 kernels

@@ -199,7 +199,7 @@ def test_the_compiled_library_has_these_kernels_and_no_others(runner: Path) -> N
     try:
         tool = runpy.run_path(str(SCRIPTS / "check_fat_binary.py"))["find_cuobjdump"]()
     except SystemExit as missing:
-        pytest.skip(str(missing))
+        pytest.skip(f"needs cuobjdump, of a CUDA toolkit: {missing}")
     command = [tool, "--dump-resource-usage", _library.CUDA_OPERATORS]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     mangled = set(re.findall(r"^ *Function (\w+):", listing, re.MULTILINE))

@@ -54,7 +54,7 @@ def fusing_flags() -> tuple[str, ...]:
         return ("-O3", "-ffp-contract=fast")
     cpu = Path("/proc/cpuinfo")
     if not (cpu.exists() and re.search(r"\bfma\b", cpu.read_text())):
-        pytest.skip("this processor has no fused multiply-add")
+        pytest.skip("needs a processor with fused multiply-add")
     return ("-O3", "-ffp-contract=fast", "-mfma")
 
 
@@ -87,7 +87,7 @@ def test_nvcc_fuses_nothing_in_the_geometry(architecture: str, tmp_path: Path) -
     """The same instructions with and without -fmad."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
-        pytest.skip("no nvcc")
+        pytest.skip("needs nvcc, of a CUDA toolkit")
     code = []
     for fuses in ("true", "false"):
         cubin = tmp_path / f"{fuses}.cubin"

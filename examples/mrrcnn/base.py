@@ -15,9 +15,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, paste_masks_in_image
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import MultiScaleRoIAlign as TorchvisionRoIAlign
 
-from shape_roi_align import MultiScaleRoIAlign
+from shape_roi_align import replace_roi_align
 
 from .boxes import ImageShapes, precise
 from .mask_logits import class_logits
@@ -243,7 +242,7 @@ def prepare(
     Args:
         mask_alignment: ``"exact"`` or ``"torchvision"``; None keeps what the model has, else is
             ``"exact"``.
-        replace_poolers: use this package's ``MultiScaleRoIAlign``.
+        replace_poolers: torchvision's become this package's ``MultiScaleRoIAlign``.
 
     Raises:
         ValueError: an unknown alignment.
@@ -255,8 +254,7 @@ def prepare(
     model.transform = AlignedTransform.from_transform(model.transform)
     set_mask_alignment(model, mask_alignment or model.roi_heads.mask_alignment)
     if replace_poolers:
-        for name in ("box_roi_pool", "mask_roi_pool"):
-            setattr(model.roi_heads, name, use_own_kernel(getattr(model.roi_heads, name)))
+        replace_roi_align(model.roi_heads)
     keep_boxes_precise(model.rpn)
     return model
 
@@ -309,17 +307,6 @@ def card_of(model: MaskRCNN) -> ModelCard:
         num_classes=model.roi_heads.box_predictor.cls_score.out_features,
         architecture=None,
         image_size=model.transform.min_size[-1],
-    )
-
-
-def use_own_kernel(pool: TorchvisionRoIAlign | MultiScaleRoIAlign) -> MultiScaleRoIAlign:
-    """The same pooling on this package's kernels."""
-    return MultiScaleRoIAlign(
-        pool.featmap_names,
-        pool.output_size,
-        pool.sampling_ratio,
-        canonical_scale=pool.canonical_scale,
-        canonical_level=pool.canonical_level,
     )
 
 

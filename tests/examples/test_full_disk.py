@@ -53,7 +53,7 @@ def disk(tmp_path):
     try:
         disk = Disk(path)
     except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"mounting a file system takes root's rights: {error}")
+        pytest.skip(f"needs root's rights, to mount a file system: {error}")
     yield disk
     disk.unmount()
 
