@@ -49,8 +49,19 @@ demo: $(VENV)/built
 study: $(VENV)/built
 	$(BIN)/python examples/study_mrrcnn.py $(ARGS)
 
+# The CUDA kernels on the host take half of the time and one thread: they run beside the other tests.
+HOST_TESTS = $(shell grep -l host_cuda tests/test_*.py)
 test: $(VENV)/built
+ifneq ($(ARGS),)
 	$(BIN)/python -m pytest $(ARGS)
+else
+	@mkdir -p build
+	@echo "$(words $(HOST_TESTS)) files that run the CUDA kernels on the host: build/host-tests.log"
+	@$(BIN)/python -m pytest $(HOST_TESTS) > build/host-tests.log 2>&1 & host=$$!; \
+	  $(BIN)/python -m pytest $(addprefix --ignore=,$(HOST_TESTS)); others=$$?; \
+	  wait $$host; on_host=$$?; cat build/host-tests.log; \
+	  exit $$((others | on_host))
+endif
 
 test-fast: $(VENV)/built
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
