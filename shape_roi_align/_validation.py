@@ -86,6 +86,15 @@ def check_sampling_ratio(sampling_ratio: int) -> int:
     return max(value, -1)
 
 
+REDUCTIONS = ("mean", "sum", "weighted_mean")
+
+
+def check_reduction(reduction: str) -> str:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    return reduction
+
+
 def check_features(input: Tensor, name: str = "input") -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"{name} must be a Tensor[N, C, H, W], got {type(input).__name__}")
