@@ -193,6 +193,28 @@ def limits(rows: Recorded) -> str:
     return markdown(titles, lines)
 
 
+def composition(rows: Recorded) -> str:
+    """Of p3_7x7."""
+
+    def megabytes(provider: str, layout: str) -> str:
+        peak = rows.row("p3_7x7", provider, "forward+backward", layout).peak_extra_bytes
+        assert peak is not None
+        return f"{peak / 1e6:.0f} MB"
+
+    return markdown(
+        ["p3_7x7", "forward / forward + backward", "ours", "composition"],
+        (
+            [
+                layout,
+                detector_ratio(rows, "p3_7x7", layout, "composition"),
+                megabytes(OURS, layout),
+                megabytes("composition", layout),
+            ]
+            for layout in LAYOUTS
+        ),
+    )
+
+
 def few_channels(rows: Recorded) -> str:
     def milliseconds(*args: str) -> str:
         return f"{rows.seconds(*args) * 1e3:.2g}"
@@ -254,6 +276,7 @@ TABLES = {
     "speed": speed,
     "detectors": detectors,
     "limits": limits,
+    "composition": composition,
     "few_channels": few_channels,
     "few_channels_ratios": few_channels_ratios,
 }
