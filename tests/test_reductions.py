@@ -168,20 +168,24 @@ def test_halves_are_rounded_once_however_small_or_large_the_weights(dtype, devic
 @pytest.mark.parametrize("reduction", ["sum", "weighted_mean"])
 @pytest.mark.parametrize("name", ["crossing_adaptive", "no_map", "pyramid"])
 def test_gradients(name: str, reduction: str) -> None:
-    call = to_call(BY_NAME[name]).requires_grad()
+    case = BY_NAME[name]
+    assert oracle.distance_to_kink(case.features, case.rois, case.levels, case.options) > 1e-3
+    call = to_call(case)
+    images, corners = call.rois.split([1, 4], 1)
     maps = [] if call.prob_maps is None else [call.prob_maps]
 
-    def pooled(*leaves: Tensor) -> tuple[Tensor, Tensor]:
-        *others, rois = leaves
-        inputs = list(others[: len(call.inputs)])
-        prob_maps = others[-1] if maps else None
-        arguments = (inputs, rois, call.levels, prob_maps, call.options)
+    def pooled(corners: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        inputs, maps = others[: len(call.inputs)], others[len(call.inputs) :]
+        rois = torch.cat([images, corners], 1)
+        prob_maps = maps[0] if maps else None
+        arguments = (list(inputs), rois, call.levels, prob_maps, call.options)
         return pool_and_reduce(ops.pool, *arguments, reduction, True)
 
-    leaves = call.leaves()
-    assert gradcheck(pooled, leaves, check_forward_ad=True, fast_mode=True)
-    constant_boxes = [*leaves[:-1], leaves[-1].detach()]
-    assert gradgradcheck(pooled, constant_boxes, fast_mode=True)
+    variables = [x.requires_grad_() for x in [*call.inputs, *maps]]
+    assert gradcheck(
+        pooled, (corners.requires_grad_(), *variables), check_forward_ad=True, fast_mode=True
+    )
+    assert gradgradcheck(pooled, (corners.detach(), *variables), fast_mode=True)
 
 
 def test_transforms_agree_with_the_plain_call() -> None:
