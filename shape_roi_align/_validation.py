@@ -26,6 +26,8 @@ def _to_int(value: Any) -> Any:
     """An int, or an integer of NumPy or a tensor of one integer, as int; None for anything else."""
     if isinstance(value, _INT):
         return value
+    if isinstance(value, (tuple, list)):  # torch.compile of torch 2.10 does not catch their error
+        return None
     try:
         return to_index(value)
     except TypeError:
