@@ -101,10 +101,10 @@ def decide_cuda() -> tuple[CudaToolkit | None, str]:
     if toolkit is None:
         obstacle = "no compiler in CUDA_HOME, CUDA_PATH, PATH (nvcc) or /usr/local/cuda"
     elif torch_cuda is None:
-        obstacle = f"CUDA {toolkit.version} is in {toolkit.home}, but torch is built without CUDA"
+        obstacle = f"CUDA {toolkit.version} is in {toolkit.home}, and torch is built without CUDA"
     elif toolkit.version.split(".")[0] != torch_cuda.split(".")[0]:
         obstacle = (
-            f"CUDA {toolkit.version} is in {toolkit.home}, but torch is built for {torch_cuda}: "
+            f"CUDA {toolkit.version} is in {toolkit.home}, and torch is built for {torch_cuda}: "
             "other major versions"
         )
     else:
