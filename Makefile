@@ -21,7 +21,7 @@ HERE := import torch; print(*torch.cuda.get_device_capability() if torch.cuda.is
 ONE_ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c '$(HERE)')}"
 
 .PHONY: help demo study test test-fast lint format bench bench-check gpu-check wheel wheel-check clean
-.PHONY: release-sdist release-wheel release-publish
+.PHONY: build-time release-sdist release-wheel release-publish
 
 help:
 	@echo "make demo       train Mask R-CNN and MR R-CNN on generated data: a table and pictures"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench-check  are ratios to peers still those recorded?"
 	@echo "make gpu-check  build, test, sanitize and measure on a GPU; the report goes to gpu-check/"
 	@echo "make wheel      a wheel for every Python and all CUDA architectures, and the sources, in dist/"
+	@echo "make build-time seconds of a clean build, without CUDA and for one GPU"
 	@echo "make wheel-check  a wheel, tested under the torch releases of TORCH='2.10.0 2.11.0'"
 	@echo "make clean      remove what these made"
 	@echo "PYTHON=python3.12 and VENV=folder choose the interpreter and the virtual environment."
@@ -113,6 +114,17 @@ wheel: $(VENV)/dependencies
 
 wheel-check: wheel
 	$(BIN)/python scripts/test_wheel.py "$$(ls -t dist/*.whl | head -1)" --torch $(TORCH)
+
+# Of the sources as they are, in folders of their own.
+build-time: $(VENV)/dependencies
+	@for cuda in 0 1; do \
+	  rm -rf build/timed && mkdir -p build/timed && \
+	  cp -r setup.py pyproject.toml README.md LICENSE licenses csrc shape_roi_align build/timed && \
+	  rm -f build/timed/shape_roi_align/*.so && start=$$(date +%s) && \
+	  (cd build/timed && SHAPE_ROI_ALIGN_CUDA=$$cuda TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-9.0} \
+	    $(abspath $(BIN))/python setup.py --quiet build_ext > build.log 2>&1) || exit 1; \
+	  echo "SHAPE_ROI_ALIGN_CUDA=$$cuda: $$(($$(date +%s) - start)) s with MAX_JOBS=$(MAX_JOBS)"; \
+	done; rm -rf build/timed
 
 # What .github/workflows/release.yml runs. The wheel comes out of torch's own build image: needs Docker.
 # A tag, if there is one, must be the version.
