@@ -3,9 +3,11 @@ binaries for an older Linux, and workflows of make targets."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -167,3 +169,24 @@ def test_every_step_of_a_workflow_is_a_make_target_or_an_action_pinned_by_hash()
                 assert target and f"\n{target[1]}:" in makefile, value
             else:
                 assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v[\d.]+", value), value
+
+
+def test_the_table_of_a_wheel_has_a_row_per_trial_and_replaces_the_former_one(
+    tmp_path: Path,
+) -> None:
+    names = runpy.run_path(str(SCRIPTS / "test_wheel.py"))
+    wheel = tmp_path / "x-1-py3-none-manylinux_2_28_x86_64.whl"
+    write_wheel(wheel, ["x/libx.so"], (2024, 1, 1, 0, 0, 0), 0o644)
+    versions = {"python": "3.12.1", "torch": "2.10.0", "torchvision": "", "numpy": "1.23.5"}
+    trials = [names["Trial"](versions, "passed", 61.4)]
+    trials.append(names["Trial"](versions, "FAILED to check: /some/log", 2.0))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{names['BEGIN']}an old table\n{names['END']}after\n")
+    names["replace_section"](page, names["describe"](wheel, trials))
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n")
+    assert "old" not in text and "/some/log" not in text
+    assert hashlib.sha256(wheel.read_bytes()).hexdigest() in text
+    assert "| 3.12.1 | 2.10.0 | none | 1.23.5 | 61 | passed |" in text
+    assert "| 3.12.1 | 2.10.0 | none | 1.23.5 | 2 | FAILED to check |" in text
+    assert "| `x/libx.so` |" in text
