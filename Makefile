@@ -104,10 +104,13 @@ gpu-check:
 wheel: $(VENV)/dependencies
 	rm -rf build/release
 	$(BIN)/python scripts/link_stubs.py build/link-stubs
+	SHAPE_ROI_ALIGN_CUDA=0 $(BIN)/python -m build --sdist --no-isolation --outdir build/release
+	$(BIN)/python scripts/reproducible.py build/release/*.tar.gz
+	mkdir build/release/source
+	tar -xzf build/release/*.tar.gz -C build/release/source --strip-components=1
 	SHAPE_ROI_ALIGN_CUDA=$${SHAPE_ROI_ALIGN_CUDA-1} SHAPE_ROI_ALIGN_PYTHON=0 \
 	  LDFLAGS="$(LDFLAGS) -L$(abspath build/link-stubs)" \
-	  $(BIN)/python -m build --no-isolation --outdir build/release
-	$(BIN)/python scripts/reproducible.py build/release/*.tar.gz
+	  $(BIN)/python -m build --wheel --no-isolation --outdir build/release build/release/source
 	$(BIN)/python scripts/repair_wheel.py build/release/*.whl dist
 	mv build/release/*.tar.gz dist
 	$(BIN)/python scripts/check_fat_binary.py "$$(ls -t dist/*.whl | head -1)"

@@ -57,7 +57,8 @@ HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE
 # Names of source files in error messages start at the root of the sources and of site-packages.
 FILE_NAMES = [f"-ffile-prefix-map={root}/=" for root in (os.getcwd(), TORCH_ROOT.parent)]
 CXX_FLAGS += [*HARDENING, *FILE_NAMES]
-LINK_FLAGS = ["-Wl,-z,relro", "-Wl,-z,now"]
+# No build id: it would cover the names of nvcc's temporary files.
+LINK_FLAGS = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,--build-id=none"]
 
 
 class CudaToolkit(NamedTuple):
@@ -224,6 +225,8 @@ def operator_library(name: str, sources: list[str], **link: list[str]) -> Extens
     if TOOLKIT and int(TOOLKIT.version.split(".")[0]) >= 13:
         # A third of the size. Drivers of CUDA 13 read it, but not all of CUDA 12.
         nvcc_flags.append("--compress-mode=size")
+        # In place of the process id in names. The path of the source file stays part of them.
+        nvcc_flags.append("--frandom-seed=shape_roi_align")
     return Extension(
         f"shape_roi_align.{name}",
         sources,

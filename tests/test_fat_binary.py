@@ -124,4 +124,4 @@ def test_the_bytes_of_each_architecture_are_reported(wheel: Wheel) -> None:
 def test_make_wheel_checks_the_wheel() -> None:
     makefile = (ROOT / "Makefile").read_text()
     recipe = makefile.split("\nwheel:")[1].split("\n\n")[0]
-    assert "-m build" in recipe and "scripts/check_fat_binary.py" in recipe
+    assert "-m build --wheel" in recipe and "scripts/check_fat_binary.py" in recipe
