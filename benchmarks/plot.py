@@ -98,11 +98,16 @@ def fastest(rows: Sequence[Row]) -> float | None:
 
 
 def draw_overview(rows: Sequence[Row]) -> Figure:
-    """`rows` are from one machine, of one type and number of threads. Peers read contiguous
-    features."""
-    forward = [row for row in rows if row.mode == "forward"]
+    """`rows` are from one machine. Draws those of the first row's capability, type, threads and
+    kind of memory. Peers read contiguous features."""
+
+    def kind(row: Row) -> tuple[object, ...]:
+        identity = row.identity
+        return identity["capability"], identity["keeps_memory"], row.dtype, row.threads
+
+    forward = [row for row in rows if row.mode == "forward" and kind(row) == kind(rows[0])]
     cases = list(dict.fromkeys(row.case for row in forward))
-    figure, panel = plt.subplots(figsize=(9, 0.5 * len(cases) + 1.6))
+    figure, panel = plt.subplots(figsize=(9, 0.4 * len(cases) + 1.6), layout="constrained")
 
     def draw_points(name: str, style: str, chosen: Callable[[Row], bool], color: str) -> None:
         points = []
@@ -140,17 +145,16 @@ def draw_overview(rows: Sequence[Row]) -> Figure:
     panel.set_xscale("log")
     panel.set_xlabel("milliseconds, forward")
     panel.grid(axis="x", which="both", alpha=0.3)
-    panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.45, 1.13), ncols=3)
+    figure.legend(fontsize=7, loc="outside upper center", ncols=3)
     identity = rows[0].identity
-    figure.text(0.01, 0.01, f"{identity['cpu']}, {rows[0].threads} threads", fontsize=7)
-    figure.tight_layout()
+    panel.set_title(f"{identity['cpu']}, {rows[0].threads} threads, {rows[0].dtype}", fontsize=8)
     return figure
 
 
-def main(rows_path: Path, picture: Path, overview: bool = False) -> None:
-    rows = read_rows(rows_path)
+def main(files: Sequence[Path], picture: Path, overview: bool = False) -> None:
+    rows = [row for file in files for row in read_rows(file)]
     if not rows:
-        sys.exit(f"{rows_path} has no rows with the current fields")
+        sys.exit(f"no rows with the current fields in {', '.join(map(str, files))}")
     (draw_overview if overview else draw)(rows).savefig(picture, dpi=150)
     print(picture)
 
@@ -159,15 +163,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
     )
-    parser.add_argument("rows", type=Path, metavar="ROWS.jsonl")
+    parser.add_argument("rows", type=Path, nargs="+", metavar="ROWS.jsonl")
     parser.add_argument(
-        "picture",
-        type=Path,
-        nargs="?",
-        metavar="PICTURE.png",
-        help="default: ROWS.png",
+        "--output", type=Path, metavar="PICTURE.png", help="default: the first ROWS, with .png"
     )
     parser.add_argument("--overview", action="store_true", help="the forward pass of all cases")
     arguments = parser.parse_args()
-    picture = arguments.picture or arguments.rows.with_suffix(".png")
+    picture = arguments.output or arguments.rows[0].with_suffix(".png")
     main(arguments.rows, picture, arguments.overview)

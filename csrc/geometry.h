@@ -26,6 +26,7 @@ struct SamplingOptions {
   int32_t sampling_ratio;  // <= 0: adaptive, ceil(extent / bins)
   bool aligned;            // shift boxes by -0.5 and do not enforce a minimum size
   bool map_aligned;        // map cells are pixels with centres at j + 0.5
+  bool average;            // divide sums over samples by the number of samples
 };
 
 // More adaptive samples per bin make a box invalid; each would weigh less than 1e-9.
@@ -48,7 +49,7 @@ template <typename T>
 struct BoxGeometry {
   Axis<T> y;
   Axis<T> x;
-  T inverse_count;  // 1 / (Sy * Sx)
+  T share;  // what a sample counts for in its bin: 1 / (Sy * Sx), or 1 in sums
   int64_t batch;
   bool valid;  // false: output and gradients of this box are 0
 };
@@ -131,11 +132,11 @@ SHAPE_ROI_ALIGN_HD bool is_batch_index(box_t index, int64_t num_images) {
   return index > box_t(-1) && index < static_cast<box_t>(num_images);
 }
 
-// 1 / (Sy * Sx); 0 for a box without samples.
+// BoxGeometry::share; 0 for a box without samples.
 template <typename T>
-SHAPE_ROI_ALIGN_HD T inverse_sample_count(int32_t y_samples, int32_t x_samples) {
+SHAPE_ROI_ALIGN_HD T sample_share(int32_t y_samples, int32_t x_samples, bool average) {
   const T count = T(y_samples) * T(x_samples);
-  return count > T(0) ? T(1) / count : T(0);
+  return count > T(0) ? (average ? T(1) / count : T(1)) : T(0);
 }
 
 // box: [5] = (batch index, x1, y1, x2, y2) in image pixels. num_images bounds the batch index.
@@ -148,7 +149,8 @@ SHAPE_ROI_ALIGN_HD BoxGeometry<T> make_box_geometry(
   const bool in_batch = is_batch_index(box[0], num_images);
   geometry.batch = in_batch ? static_cast<int64_t>(box[0]) : 0;
   geometry.valid = in_batch && geometry.y.samples >= 0 && geometry.x.samples >= 0;
-  geometry.inverse_count = inverse_sample_count<T>(geometry.y.samples, geometry.x.samples);
+  geometry.share =
+      sample_share<T>(geometry.y.samples, geometry.x.samples, options.average);
   return geometry;
 }
 

@@ -51,7 +51,7 @@ SamplingOptions check_options(
   if (output_size.first < 1 || output_size.second < 1 || height < 1 || width < 1) {
     throw py::value_error("output_size, height and width must be at least 1");
   }
-  return {output_size.first, output_size.second, sampling_ratio, aligned, map_aligned};
+  return {output_size.first, output_size.second, sampling_ratio, aligned, map_aligned, true};
 }
 
 py::dict axis_samples(const Axis<double>& axis, int32_t size) {

@@ -19,10 +19,10 @@ Tensor sa_roi_align(
     const std::vector<Tensor>& inputs, const Tensor& rois, const std::optional<Tensor>& levels,
     const std::optional<Tensor>& prob_maps, const std::vector<double>& spatial_scales,
     int64_t pooled_height, int64_t pooled_width, int64_t sampling_ratio, bool aligned,
-    bool map_aligned) {
+    bool map_aligned, bool average) {
   return forward(Call(
       {inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
-       aligned, map_aligned}));
+       aligned, map_aligned, average}));
 }
 
 template <Gradients (*backward)(const BackwardCall&)>
@@ -30,11 +30,12 @@ Gradients sa_roi_align_backward(
     const Tensor& grad, const std::vector<Tensor>& inputs, const Tensor& rois,
     const std::optional<Tensor>& levels, const std::optional<Tensor>& prob_maps,
     const std::vector<double>& spatial_scales, int64_t pooled_height, int64_t pooled_width,
-    int64_t sampling_ratio, bool aligned, bool map_aligned, const std::vector<bool>& output_mask) {
+    int64_t sampling_ratio, bool aligned, bool map_aligned, bool average,
+    const std::vector<bool>& output_mask) {
   return backward(BackwardCall(
       grad,
       {inputs, rois, levels, prob_maps, spatial_scales, pooled_height, pooled_width, sampling_ratio,
-       aligned, map_aligned},
+       aligned, map_aligned, average},
       output_mask));
 }
 

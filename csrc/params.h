@@ -3,7 +3,7 @@
 // clang-format off
 // For box k on level l, s = spatial_scales[l], o = aligned ? 0.5 : 0, q = map_aligned ? 0.5 : 0:
 //
-//   out[k, c, ph, pw] = 1 / (Sy * Sx) * sum_{iy, ix} f_c(a, b) * p_k(u * Mw - q, v * Mh - q)   (paper eq. 4)
+//   out[k, c, ph, pw] = share * sum_{iy, ix} f_c(a, b) * p_k(u * Mw - q, v * Mh - q),   share = average ? 1 / (Sy * Sx) : 1   (paper eq. 4)
 //   u = (pw + (ix + 0.5) / Sx) / PW,   a = x1 * s - o + u * (x2 - x1) * s   (v and b likewise)
 //
 // f is bilinear, 0 outside [-1, H] x [-1, W] and clamped to the border inside it; p is bilinear,

@@ -64,6 +64,7 @@ struct Operands {
   int64_t sampling_ratio;
   bool aligned;
   bool map_aligned;
+  bool average;
 };
 
 // Checked operands.
@@ -115,7 +116,7 @@ class Call {
     params.options = {
         static_cast<int32_t>(operands.pooled_height), static_cast<int32_t>(operands.pooled_width),
         static_cast<int32_t>(operands.sampling_ratio > 0 ? operands.sampling_ratio : -1),
-        operands.aligned, operands.map_aligned};
+        operands.aligned, operands.map_aligned, operands.average};
   }
 
   void set_inputs(const std::vector<double>& spatial_scales) {

@@ -9,6 +9,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def _case(device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
     return [x.to(device, dtype), boxes.to(device, exact), maps.to(device, exact)]
 
 
-def _outputs(operator: Callable[..., torch.Tensor], inputs: list[torch.Tensor]) -> list:
+def _outputs(operator: Callable[..., Any], inputs: list[torch.Tensor]) -> list:
     """The output and its gradients by ``inputs``."""
     leaves = [t.detach().requires_grad_() for t in inputs]
     out = operator(*leaves, (3, 2), 0.9, 2, True)

@@ -26,6 +26,7 @@ class Options(NamedTuple):
     sampling_ratio: int  # samples per bin and axis; <= 0: adaptive
     aligned: bool
     map_aligned: bool
+    average: bool = True  # divide the sum over samples by the number of samples
 
 
 def check_options(

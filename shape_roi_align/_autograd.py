@@ -21,6 +21,7 @@ from torch.autograd.function import _SingleLevelFunction
 
 from . import reference
 from ._arguments import Options
+from ._modes import is_forward_mode
 from ._operators import backward, backward_below_autograd, forward, forward_below_autograd
 
 Gradients = tuple[list[Tensor], Tensor, Tensor]  # of inputs, prob_maps, rois
@@ -173,17 +174,6 @@ def _or_zeros(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[
 
 
 # ---- forward mode --------------------------------------------------------------------------------
-
-
-def is_forward_mode() -> bool:
-    """Whether tensors may have tangents: in ``forward_ad.dual_level``, in a transform of
-    ``torch.func``, or where a graph is traced that enters one of them. Asking each tensor costs
-    more than a small call."""
-    return (
-        forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-    )
 
 
 def _unpack(tensor: Tensor | None) -> tuple[Any, Tensor | None]:

@@ -26,6 +26,8 @@ def _to_int(value: Any) -> Any:
     """An int, or an integer of NumPy or a tensor of one integer, as int; None for anything else."""
     if isinstance(value, _INT):
         return value
+    if isinstance(value, (tuple, list)):  # torch.compile of torch 2.10 does not catch their error
+        return None
     try:
         return to_index(value)
     except TypeError:
@@ -84,6 +86,15 @@ def check_sampling_ratio(sampling_ratio: int) -> int:
     if value > 2**15:
         raise ValueError(f"sampling_ratio must be at most {2**15}, got {sampling_ratio}")
     return max(value, -1)
+
+
+REDUCTIONS = ("mean", "sum", "weighted_mean")
+
+
+def check_reduction(reduction: str) -> str:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}")
+    return reduction
 
 
 def check_features(input: Tensor, name: str = "input") -> None:

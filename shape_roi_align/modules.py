@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ._arguments import check_options
 from ._boxes import assign_levels, concatenate_boxes
+from ._reduction import pool_and_reduce
 from ._validation import (
     check_box_list,
     check_finest_first,
     check_output_size,
     check_prob_maps,
     check_pyramid,
+    check_reduction,
     check_rois,
     check_sampling_ratio,
     check_scale,
@@ -58,6 +60,13 @@ class RoIAlign(_RoIAlignBase):
         )
 
 
+def _shaped_repr(module: SaRoIAlign | MultiScaleSaRoIAlign) -> str:
+    return (
+        f"map_aligned={module.map_aligned}, reduction={module.reduction!r}, "
+        f"return_weight_sum={module.return_weight_sum}"
+    )
+
+
 class SaRoIAlign(_RoIAlignBase):
     """See :func:`sa_roi_align`."""
 
@@ -69,14 +78,18 @@ class SaRoIAlign(_RoIAlignBase):
         aligned: bool = False,
         *,
         map_aligned: bool | None = None,
+        reduction: str = "mean",
+        return_weight_sum: bool = False,
     ) -> None:
         super().__init__(output_size, spatial_scale, sampling_ratio, aligned)
         self.map_aligned = map_aligned
+        self.reduction = check_reduction(reduction)
+        self.return_weight_sum = return_weight_sum
 
     def forward(
         self, input: Tensor, rois: Tensor | Sequence[Tensor], prob_maps: Tensor | None
-    ) -> Tensor:
-        return sa_roi_align(
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        return sa_roi_align(  # type: ignore[call-overload]
             input,
             rois,
             prob_maps,
@@ -85,10 +98,12 @@ class SaRoIAlign(_RoIAlignBase):
             self.sampling_ratio,
             self.aligned,
             map_aligned=self.map_aligned,
+            reduction=self.reduction,
+            return_weight_sum=self.return_weight_sum,
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, map_aligned={self.map_aligned}"
+        return f"{super().extra_repr()}, {_shaped_repr(self)}"
 
 
 class _MultiScaleBase(nn.Module):
@@ -125,7 +140,9 @@ class _MultiScaleBase(nn.Module):
         prob_maps: Tensor | Sequence[Tensor] | None,
         image_shapes: Sequence[tuple[int, int]],
         map_aligned: bool,
-    ) -> Tensor:
+        reduction: str = "mean",
+        return_weight_sum: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         pyramid = _PyramidOptions(
             self.featmap_names,
             self.canonical_scale,
@@ -134,6 +151,8 @@ class _MultiScaleBase(nn.Module):
             self.sampling_ratio,
             self.aligned,
             map_aligned,
+            reduction,
+            return_weight_sum,
         )
         return _pool_pyramid(x, boxes, prob_maps, image_shapes, pyramid)
 
@@ -148,6 +167,8 @@ class _PyramidOptions(NamedTuple):
     sampling_ratio: int
     aligned: bool
     map_aligned: bool
+    reduction: str
+    return_weight_sum: bool
 
 
 def _pool_pyramid(
@@ -156,7 +177,7 @@ def _pool_pyramid(
     prob_maps: Tensor | Sequence[Tensor] | None,
     image_shapes: Sequence[tuple[int, int]],
     pyramid: _PyramidOptions,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor]:
     names = pyramid.featmap_names
     features = [v for k, v in x.items() if k in names]
     if not features:
@@ -184,7 +205,16 @@ def _pool_pyramid(
     options = check_options(
         pyramid.output_size, scales, pyramid.sampling_ratio, pyramid.aligned, pyramid.map_aligned
     )
-    return pool(features, rois, levels, prob_maps, options)
+    return pool_and_reduce(
+        pool,
+        features,
+        rois,
+        levels,
+        prob_maps,
+        options,
+        pyramid.reduction,
+        pyramid.return_weight_sum,
+    )
 
 
 class MultiScaleRoIAlign(_MultiScaleBase):
@@ -226,7 +256,7 @@ class MultiScaleRoIAlign(_MultiScaleBase):
         Returns:
             Tensor[K, C, output_size[0], output_size[1]]
         """
-        return self._pool(x, boxes, None, image_shapes, self.aligned)
+        return cast(Tensor, self._pool(x, boxes, None, image_shapes, self.aligned))
 
 
 class MultiScaleSaRoIAlign(_MultiScaleBase):
@@ -234,7 +264,8 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
     probability map per box, see :func:`sa_roi_align`.
 
     Args:
-        map_aligned (bool, optional): as in :func:`sa_roi_align`; None: same as ``aligned``.
+        map_aligned (bool, optional), reduction (str), return_weight_sum (bool): as in
+            :func:`sa_roi_align`.
         The others: as in :class:`MultiScaleRoIAlign`.
     """
 
@@ -248,6 +279,8 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
         canonical_level: int = 4,
         aligned: bool = False,
         map_aligned: bool | None = None,
+        reduction: str = "mean",
+        return_weight_sum: bool = False,
     ) -> None:
         super().__init__(
             featmap_names,
@@ -258,6 +291,8 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
             aligned=aligned,
         )
         self.map_aligned = map_aligned
+        self.reduction = check_reduction(reduction)
+        self.return_weight_sum = return_weight_sum
 
     def forward(
         self,
@@ -265,7 +300,7 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
         boxes: list[Tensor],
         prob_maps: Tensor | Sequence[Tensor] | None,
         image_shapes: Sequence[tuple[int, int]],
-    ) -> Tensor:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """
         Args:
             x (dict[str, Tensor[N, C, H_l, W_l]]): feature maps.
@@ -276,13 +311,16 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
                 the largest.
 
         Returns:
-            Tensor[K, C, output_size[0], output_size[1]]
+            Tensor[K, C, output_size[0], output_size[1]]; with ``return_weight_sum``, a pair, as
+            :func:`sa_roi_align`.
         """
         map_aligned = self.aligned if self.map_aligned is None else self.map_aligned
-        return self._pool(x, boxes, prob_maps, image_shapes, map_aligned)
+        return self._pool(
+            x, boxes, prob_maps, image_shapes, map_aligned, self.reduction, self.return_weight_sum
+        )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, map_aligned={self.map_aligned}"
+        return f"{super().extra_repr()}, {_shaped_repr(self)}"
 
 
 def _infer_scales(

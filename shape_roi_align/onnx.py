@@ -43,6 +43,7 @@ def _translate(
     sampling_ratio: int,
     aligned: bool,
     map_aligned: bool,
+    average: bool = True,
 ) -> Any:
     import onnxscript
     from onnx import numpy_helper
@@ -59,6 +60,9 @@ def _translate(
 
     def cast(value: Any) -> Any:
         return value if value.dtype == compute else op.Cast(value, to=compute)
+
+    def constant(values: np.ndarray) -> Any:
+        return op.Constant(value=numpy_helper.from_array(values.astype(compute.numpy())))
 
     height, width = pooled_height * sampling_ratio, pooled_width * sampling_ratio
     boxes = cast(rois)
@@ -87,9 +91,6 @@ def _translate(
         if not (isinstance(map_height, int) and isinstance(map_width, int)):
             raise ValueError(f"ONNX export needs prob_maps of a fixed size, got {prob_maps.shape}")
 
-        def constant(values: np.ndarray) -> Any:
-            return op.Constant(value=numpy_helper.from_array(values.astype(compute.numpy())))
-
         rows = constant(interpolation_matrix(height, map_height, map_aligned))
         columns = constant(interpolation_matrix(width, map_width, map_aligned).T)
         weights = op.MatMul(op.MatMul(rows, cast(prob_maps)), columns)
@@ -103,6 +104,8 @@ def _translate(
             kernel_shape=[sampling_ratio, sampling_ratio],
             strides=[sampling_ratio, sampling_ratio],
         )
+    if not average:
+        pooled = op.Mul(pooled, constant(np.array(float(sampling_ratio**2))))
     dtype = inputs[0].dtype
     return pooled if dtype == compute else op.Cast(pooled, to=dtype)
 

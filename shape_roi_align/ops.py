@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -10,12 +11,46 @@ from torch.autograd import forward_ad
 
 from . import reference
 from ._arguments import Options, check_arguments
-from ._autograd import forward_tangent, is_forward_mode, make_dual, record_forward
+from ._autograd import forward_tangent, make_dual, record_forward
 from ._library import cuda_obstacle
+from ._modes import is_forward_mode
 from ._operators import forward
-from ._validation import batch_index_error
+from ._reduction import pool_and_reduce
+from ._validation import batch_index_error, check_reduction
 
 _KERNEL_DEVICES = ("cpu", "cuda", "meta")
+
+
+@overload
+def sa_roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    prob_maps: Tensor | None,
+    output_size: int | Sequence[int],
+    spatial_scale: float = ...,
+    sampling_ratio: int = ...,
+    aligned: bool = ...,
+    *,
+    map_aligned: bool | None = ...,
+    reduction: str = ...,
+    return_weight_sum: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def sa_roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    prob_maps: Tensor | None,
+    output_size: int | Sequence[int],
+    spatial_scale: float = ...,
+    sampling_ratio: int = ...,
+    aligned: bool = ...,
+    *,
+    map_aligned: bool | None = ...,
+    reduction: str = ...,
+    return_weight_sum: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def sa_roi_align(
@@ -28,14 +63,17 @@ def sa_roi_align(
     aligned: bool = False,
     *,
     map_aligned: bool | None = None,
-) -> Tensor:
+    reduction: str = "mean",
+    return_weight_sum: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Shape-aware RoIAlign: RoIAlign whose bilinear samples are weighted by a probability map per
     box.
 
     Each bin of each box averages ``f(a, b) * p(c, d)`` over its sampling points, where ``f``
     interpolates the features at the point and ``p`` the box's probability map at the same place in
     the box (Mask Refining R-CNN, arXiv:1911.11263, eq. 4). The average divides by the number of
-    points, never by the sum of ``p``; a map of ones gives RoIAlign.
+    points, not by the sum of ``p``; a map of ones gives RoIAlign. ``reduction="weighted_mean"``
+    divides by the sum of ``p``: masked average pooling.
 
     Args:
         input (Tensor[N, C, H, W]): features, float64, float32, float16 or bfloat16, any memory
@@ -53,10 +91,17 @@ def sa_roi_align(
         map_aligned (bool, optional): map cells are pixels with centres at j + 0.5, which is how
             Mask R-CNN's masks are trained; False is the paper's eq. 5 to the letter. None: same as
             ``aligned``.
+        reduction (str): of the terms ``f * p`` of a bin. "mean": divide their sum by the number of
+            points (eq. 4). "sum": do not divide. "weighted_mean": divide by the sum of ``p`` over
+            the points that read the features; where that sum is zero, the bin and its gradients
+            are zero. Default: "mean"
+        return_weight_sum (bool): also return the sum of ``p`` of each bin, over the points that
+            read the features. Default: False
 
     Returns:
         Tensor[K, C, output_size[0], output_size[1]]: dtype of ``input``; channels_last when
-        ``input`` is.
+        ``input`` is. With ``return_weight_sum``, a pair of it and a Tensor[K, output_size[0],
+        output_size[1]], float64 where ``input`` is, else float32.
 
     Differentiable with respect to ``input``, ``prob_maps`` and ``boxes`` (adaptive sampling counts
     are constants), in reverse and forward mode and in every nesting of ``torch.func``'s transforms.
@@ -69,21 +114,22 @@ def sa_roi_align(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape, size or device; a ``spatial_scale`` that is not
-            positive and finite.
+            positive and finite; an unknown ``reduction``.
         IndexError: on the CPU, a batch index outside ``[0, N)``. On CUDA such a box yields zeros.
     """
-    return pool(
-        *check_arguments(
-            input,
-            boxes,
-            prob_maps,
-            output_size,
-            spatial_scale,
-            sampling_ratio,
-            aligned,
-            map_aligned,
-        )
+    arguments = check_arguments(
+        input,
+        boxes,
+        prob_maps,
+        output_size,
+        spatial_scale,
+        sampling_ratio,
+        aligned,
+        map_aligned,
     )
+    if reduction == "mean" and not return_weight_sum:
+        return pool(*arguments)
+    return pool_and_reduce(pool, *arguments, check_reduction(reduction), return_weight_sum)
 
 
 def roi_align(
@@ -102,7 +148,11 @@ def roi_align(
     Returns:
         Tensor[K, C, output_size[0], output_size[1]]
     """
-    return sa_roi_align(input, boxes, None, output_size, spatial_scale, sampling_ratio, aligned)
+    return pool(
+        *check_arguments(
+            input, boxes, None, output_size, spatial_scale, sampling_ratio, aligned, None
+        )
+    )
 
 
 def pool(

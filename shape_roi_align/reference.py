@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ._arguments import Options, check_arguments
-from ._validation import batch_index_error, is_batch_index
+from ._reduction import pool_and_reduce
+from ._validation import batch_index_error, check_reduction, is_batch_index
 
 MAX_ADAPTIVE_SAMPLES = 2**30
 
@@ -20,7 +21,7 @@ class Samples(NamedTuple):
 
     coordinate: Tensor  # [K, bins * S], feature pixels
     in_box: Tensor  # [K, bins * S], u or v: the position inside the box, in (0, 1)
-    weight: Tensor  # [K, bins * S], 1 / count for a sample that reads the feature map, else 0
+    weight: Tensor  # [K, bins * S], 1 / count (1 in sums) for a sample that reads the map, else 0
 
 
 def sa_roi_align_reference(
@@ -33,12 +34,15 @@ def sa_roi_align_reference(
     aligned: bool = False,
     *,
     map_aligned: bool | None = None,
-) -> Tensor:
+    reduction: str = "mean",
+    return_weight_sum: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Shape-aware RoIAlign, vectorised over boxes in plain PyTorch.
 
     Arguments, result and errors are those of :func:`shape_roi_align.sa_roi_align`. Differentiable
     any number of times by autograd. Holds all samples of all boxes at once, ``O(K * C * PH * Sy *
     PW * Sx)`` elements."""
+    check_reduction(reduction)
     inputs, rois, levels, prob_maps, options = check_arguments(
         input,
         boxes,
@@ -52,7 +56,9 @@ def sa_roi_align_reference(
     error = batch_index_error(rois, input.shape[0]) if input.device.type == "cpu" else None
     if error is not None:
         raise error
-    return pool(inputs, rois, levels, prob_maps, options)
+    return pool_and_reduce(
+        pool, inputs, rois, levels, prob_maps, options, reduction, return_weight_sum
+    )
 
 
 def pool(
@@ -120,17 +126,16 @@ def samples_of_boxes(
 ) -> tuple[Tensor, Samples, Samples]:
     """Whether each box can be pooled, ``bool[K]``, and its samples along y and x, on a feature map
     of ``height`` x ``width``. ``rois[K, 5]``: any number, x1, y1, x2, y2."""
-    _, pooled_height, pooled_width, sampling_ratio, aligned, _ = options
-    offset = 0.5 if aligned else 0.0
+    offset = 0.5 if options.aligned else 0.0
     edges = rois[:, 1:] * spatial_scale - offset
     extents = edges[:, 2:] - edges[:, :2]
-    if not aligned:
+    if not options.aligned:
         extents = torch.where(extents >= 1, extents, torch.ones_like(extents))
-    bins = extents.new_tensor([pooled_width, pooled_height])
+    output_size = extents.new_tensor([options.pooled_width, options.pooled_height])
     counts = (
-        torch.ceil(extents.detach() / bins)
-        if sampling_ratio <= 0
-        else torch.full_like(extents, sampling_ratio)
+        torch.ceil(extents.detach() / output_size)
+        if options.sampling_ratio <= 0
+        else torch.full_like(extents, options.sampling_ratio)
     )
     valid = (
         torch.isfinite(rois).all(1)
@@ -142,9 +147,12 @@ def samples_of_boxes(
         torch.where(rows, t, torch.ones_like(t)) for t in (edges[:, :2], extents, counts)
     )
 
-    x = _sample_axis(starts[:, 0], extents[:, 0], counts[:, 0], pooled_width, width, sampling_ratio)
-    y = _sample_axis(
-        starts[:, 1], extents[:, 1], counts[:, 1], pooled_height, height, sampling_ratio
+    x, y = (
+        _sample_axis(starts[:, axis], extents[:, axis], counts[:, axis], bins, size, options)
+        for axis, bins, size in (
+            (0, options.pooled_width, width),
+            (1, options.pooled_height, height),
+        )
     )
     return valid, y, x
 
@@ -166,10 +174,11 @@ def _reads(y: Samples, x: Samples) -> Tensor:
 
 
 def _sample_axis(
-    start: Tensor, extent: Tensor, count: Tensor, bins: int, size: int, sampling_ratio: int
+    start: Tensor, extent: Tensor, count: Tensor, bins: int, size: int, options: Options
 ) -> Samples:
     """Samples along one axis. ``start[K]`` and ``extent[K]`` are in feature pixels, ``count[K]`` is
     samples per bin."""
+    sampling_ratio = options.sampling_ratio
     bin_size = (extent / bins)[:, None, None]
     p = torch.arange(bins, device=start.device, dtype=start.dtype)[None, :, None]
     count = count[:, None, None]
@@ -195,7 +204,9 @@ def _sample_axis(
     reads = exists & (coordinate >= -1) & (coordinate <= size)
     weight = torch.where(
         reads,
-        (1 / divisor).expand(-1, bins, samples).flatten(1),
+        (1 / divisor if options.average else torch.ones_like(divisor))
+        .expand(-1, bins, samples)
+        .flatten(1),
         torch.zeros_like(coordinate),
     )
     return Samples(coordinate, in_box, weight.detach())

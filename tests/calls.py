@@ -93,6 +93,7 @@ def to_call(
             options.sampling_ratio,
             options.aligned,
             options.map_aligned,
+            options.average,
         ),
     )
 

@@ -103,6 +103,7 @@ def make(
     sampling_ratio: int = 2,
     aligned: bool = False,
     map_aligned: bool = False,
+    average: bool = True,
     on_kinks: bool = False,
     map_channel_axis: bool = False,
 ) -> Case:
@@ -116,7 +117,7 @@ def make(
         prob_maps=None if map_size is None else dyadic(rng, (num_rois, *map_size), 0, 64),
         levels=None if levels is None else np.array(levels, dtype=np.int64),
         grad=dyadic(rng, (num_rois, channels, *output_size), -64, 64),
-        options=Options(output_size, spatial_scales, sampling_ratio, aligned, map_aligned),
+        options=Options(output_size, spatial_scales, sampling_ratio, aligned, map_aligned, average),
         on_kinks=on_kinks,
         map_channel_axis=map_channel_axis,
     )
@@ -194,6 +195,11 @@ CASES = (
         output_size=(2, 2),
         on_kinks=True,
     ),
+    make("sums", average=False),
+    make("sums_adaptive_aligned", average=False, sampling_ratio=-1, aligned=True),
+    make("sums_no_map", average=False, map_size=None, sampling_ratio=3),
+    make("sums_many_channels", INSIDE, average=False, channels=40, sampling_ratio=-1),
+    make("sums_pyramid", **PYRAMID, levels=[i % 3 for i in range(len(MIXED))], average=False),
     make("one_pixel_features", INSIDE, sizes=((1, 1),), spatial_scales=(0.0625,)),
     make("one_row_features", MIXED, sizes=((1, 11),), sampling_ratio=-1),
     make("one_image", [(0, *box[1:]) for box in MIXED], images=1),

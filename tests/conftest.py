@@ -60,6 +60,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(scope="module")
 def bench() -> Iterator[SimpleNamespace]:
     """The modules of benchmarks/."""
-    names = ("cases", "timing", "providers", "report", "runner", "check_ratios", "plot")
+    names = ("cases", "timing", "providers", "report", "runner", "check_ratios", "plot", "tables")
     with import_benchmarks(*names) as modules:
         yield modules

@@ -34,6 +34,7 @@ class Options:
     sampling_ratio: int = -1
     aligned: bool = False
     map_aligned: bool = False
+    average: bool = True
 
 
 class Box(NamedTuple):
@@ -55,7 +56,7 @@ class Sample(NamedTuple):
     u: float
     b: float  # feature coordinates, y and x
     a: float
-    share: float  # 1 / (Sy * Sx)
+    share: float  # 1 / (Sy * Sx), or 1 in sums
 
 
 class Tap(NamedTuple):
@@ -108,7 +109,8 @@ def samples_of(box: Box, options: Options) -> Iterator[Sample]:
                     u = (pw + (ix + 0.5) / samples_x) / pooled_width
                     b = box.start[0] + v * box.extent[0]
                     a = box.start[1] + u * box.extent[1]
-                    yield Sample(ph, pw, v, u, b, a, 1 / (samples_y * samples_x))
+                    share = 1 / (samples_y * samples_x) if options.average else 1.0
+                    yield Sample(ph, pw, v, u, b, a, share)
 
 
 def hat(coordinate: float, size: int) -> list[tuple[int, float, float]]:

@@ -175,7 +175,7 @@ def test_pictures_of_cases_and_of_curves(bench, tmp_path):
     assert [title.split(",")[0] for title in titles] == ["over boxes", "over channels"]
     path = tmp_path / "rows.jsonl"
     bench.report.write_rows(rows, path)
-    bench.plot.main(path, tmp_path / "picture.png")
+    bench.plot.main([path], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -190,3 +190,23 @@ def test_an_overview_has_the_fastest_other_peer_and_the_limit(bench):
         f"{OURS}: contiguous": [1.0],
     }
     assert found == expected
+
+
+def test_the_tables_of_the_pages_are_those_of_the_recorded_rows(bench):
+    rows = bench.tables.recorded_rows()
+    for page in bench.tables.PAGES:
+        assert bench.tables.with_tables(page.read_text(), rows) == page.read_text(), page
+
+
+def test_a_table_quotes_ratios_of_medians_of_the_same_layout(bench):
+    times = {OURS: 1e-3, PEER: 25e-3}
+    modes = ("forward", "forward+backward")
+    rows = [
+        row
+        for mode in modes
+        for row in made_up(bench, times, mode=mode, capability="avx512", layout="contiguous")
+    ]
+    recorded = bench.tables.Recorded(rows)
+    assert bench.tables.detector_ratio(recorded, "p3_7x7", "contiguous") == "25x / 25x"
+    with pytest.raises(KeyError, match="no recorded row"):
+        bench.tables.detector_ratio(recorded, "p3_7x7", "channels_last")

@@ -35,6 +35,7 @@ MODULES = {
         (PYRAMID, BOXES, MAPS, [(32, 32)] * 2),
     ),
 }
+SHAPED = {"map_aligned", "reduction", "return_weight_sum"}
 each_module = pytest.mark.parametrize(("module", "inputs"), MODULES.values(), ids=MODULES)
 
 
@@ -46,22 +47,28 @@ def test_functions_share_torchvisions_signature() -> None:
     ours, theirs = parameters(roi_align), parameters(torchvision.ops.roi_align)
     assert ours == theirs
     shaped = parameters(sa_roi_align)
-    assert [p for p in shaped if p[0] not in ("prob_maps", "map_aligned")] == theirs
+    added = {"prob_maps", "map_aligned", "reduction", "return_weight_sum"}
+    assert [p for p in shaped if p[0] not in added] == theirs
     assert shaped[2] == (
         "prob_maps",
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.empty,
     )
-    assert shaped[-1] == ("map_aligned", inspect.Parameter.KEYWORD_ONLY, None)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    assert shaped[-3:] == [
+        ("map_aligned", keyword, None),
+        ("reduction", keyword, "mean"),
+        ("return_weight_sum", keyword, False),
+    ]
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "ours_only"),
     [
         (RoIAlign, torchvision.ops.RoIAlign, set()),
-        (SaRoIAlign, torchvision.ops.RoIAlign, {"map_aligned"}),
+        (SaRoIAlign, torchvision.ops.RoIAlign, SHAPED),
         (MultiScaleRoIAlign, torchvision.ops.MultiScaleRoIAlign, {"aligned"}),
-        (MultiScaleSaRoIAlign, torchvision.ops.MultiScaleRoIAlign, {"aligned", "map_aligned"}),
+        (MultiScaleSaRoIAlign, torchvision.ops.MultiScaleRoIAlign, {"aligned", *SHAPED}),
     ],
 )
 def test_modules_share_torchvisions_signatures(ours, theirs, ours_only: set[str]) -> None:
@@ -87,7 +94,10 @@ def test_public_names() -> None:
             "RoIAlign",
             ["output_size=(3, 2)", "spatial_scale=0.5", "sampling_ratio=2", "aligned=False"],
         ),
-        ("SaRoIAlign", ["output_size=(3, 2)", "aligned=True", "map_aligned=False"]),
+        (
+            "SaRoIAlign",
+            ["output_size=(3, 2)", "aligned=True", "map_aligned=False", "reduction='mean'"],
+        ),
         (
             "MultiScaleRoIAlign",
             ["featmap_names=['a', 'b']", "output_size=(3, 3)", "sampling_ratio=2"],

@@ -147,7 +147,7 @@ class MapAndBoxGradient {
   // y: of the sample row, in the probability map.
   void add_to_prob_map(const BoxAxes<coord_t>& axes, const Interpolation<coord_t>& y) {
     for (const AxisSample<coord_t>& x : axes.x.samples) {
-      const coord_t gradient = axes.inverse_count * interpolate(x, of_sample_row_);
+      const coord_t gradient = axes.share * interpolate(x, of_sample_row_);
       prob_map_row_gradient_[x.prob_map.low] += gradient * x.prob_map.low_weight;
       prob_map_row_gradient_[x.prob_map.high] += gradient * x.prob_map.high_weight;
     }
@@ -164,7 +164,7 @@ class MapAndBoxGradient {
   template <typename P>
   void add_to_box(const BoxAxes<coord_t>& axes, const AxisSample<coord_t>& y, P p) {
     for (const AxisSample<coord_t>& x : axes.x.samples) {
-      const coord_t weight = p(x) * axes.inverse_count;
+      const coord_t weight = p(x) * axes.share;
       const coord_t slope = of_sample_row_[x.high_entry] - of_sample_row_[x.low_entry];
       along_y_.add(weight * interpolate(x, slope_of_sample_row_), y.uv);
       along_x_.add(weight * x.pixels.slope * slope, x.uv);

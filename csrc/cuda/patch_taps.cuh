@@ -46,7 +46,7 @@ __device__ int32_t taps_of_bin(const Patch& patch, const PatchTables<T>& tables,
 // taps: [kMaxTaps] in shared memory. Called by all threads; ends with a barrier.
 template <typename T, typename acc_t>
 __device__ void fill_taps(
-    const FeatureMap& feature_map, T inverse_count, const Patch& patch, int32_t taps_per_bin,
+    const FeatureMap& feature_map, T share, const Patch& patch, int32_t taps_per_bin,
     const PatchTables<T>& tables, Tap<acc_t>* taps) {
   const auto fill = [&](int32_t tap, int32_t bin_y, int32_t tap_y, int32_t bin_x, int32_t tap_x) {
     const int32_t row = tables.y.line(patch.y, bin_y, tap_y);
@@ -66,7 +66,7 @@ __device__ void fill_taps(
       weight += weight_at(tables.y.pixels[y], row) * along_row;
     }
     taps[tap].offset = row * feature_map.row_stride + column * feature_map.column_stride;
-    taps[tap].weight = static_cast<acc_t>(weight * inverse_count);
+    taps[tap].weight = static_cast<acc_t>(weight * share);
   };
   for_each_tap(patch, taps_per_bin, tables, fill);
   __syncthreads();

@@ -71,7 +71,7 @@ __device__ T pixel_weight(
     }
     sum += of_row * along_row;
   }
-  return sum * box.geometry.inverse_count;
+  return sum * box.geometry.share;
 }
 
 // Some boxes, and their bins that read each row and each column of a tile.

@@ -10,7 +10,7 @@ int main() {
   const at::Tensor prob_map = at::full({1, 28, 28}, 0.5);
   const c10::IValue one_feature_map;  // None: no levels
   torch::jit::Stack stack{c10::List<at::Tensor>({features}), box, one_feature_map, prob_map};
-  torch::jit::push(stack, c10::List<double>({1.0}), 1, 1, 2, false, false);
+  torch::jit::push(stack, c10::List<double>({1.0}), 1, 1, 2, false, false, true);
   c10::Dispatcher::singleton()
       .findSchemaOrThrow("shape_roi_align::sa_roi_align", "")
       .callBoxed(stack);

@@ -68,12 +68,13 @@ Edges edges_inside(const Setting& setting, int32_t size) {
 Setting random_setting() {
   constexpr int32_t kRatios[] = {-1, 1, 2, 3, 5};
   constexpr double kScales[] = {1, 0.25, 0.3};
-  SamplingOptions options{integer(1, 7), integer(1, 7), kRatios[integer(0, 4)], false, false};
+  SamplingOptions options{integer(1, 7), integer(1, 7), kRatios[integer(0, 4)], false, false, true};
   if (integer(0, 9) == 0) {  // a bin in several patches
-    options = {2, 1, cuda::kMaxBinSamples + 3, false, false};
+    options = {2, 1, cuda::kMaxBinSamples + 3, false, false, true};
   }
   options.aligned = integer(0, 1) != 0;
   options.map_aligned = integer(0, 1) != 0;
+  options.average = integer(0, 1) != 0;
   return {options, integer(2, 20), integer(2, 20), kScales[integer(0, 2)]};
 }
 

@@ -65,7 +65,7 @@ void print(bool samples) {
   for (int32_t k = 0; k < 2000; ++k) {
     const T first = coordinate();
     const T box[] = {0, 0, first, 1, first + std::fabs(coordinate())};
-    const SamplingOptions options{7, 7, 3, k % 2 == 0, k % 4 < 2};
+    const SamplingOptions options{7, 7, 3, k % 2 == 0, k % 4 < 2, true};
     const Sample<T> s = make_sample(box, T(0.3), options, 1 + k % 6, k % 3, 12);
     if (samples) {
       std::printf(

@@ -134,6 +134,7 @@ class Job {
     sampling.sampling_ratio = file.read_int();
     sampling.aligned = file.read_int() != 0;
     sampling.map_aligned = file.read_int() != 0;
+    sampling.average = file.read_int() != 0;
     params_.rois = read_pointer(file);
     params_.roi_levels = static_cast<const int64_t*>(read_pointer(file));
     params_.prob_maps = read_pointer(file);

@@ -164,7 +164,7 @@ class BoxRowTaps {
     for (int32_t pw = 0; pw < x.num_bins(); ++pw) {
       for (int32_t s = x.sample_begin[pw]; s < x.sample_begin[pw + 1]; ++s) {
         other_taps_.push_back(
-            {pw * interleaved_, s * interleaved_, static_cast<acc_t>(axes_.inverse_count)});
+            {pw * interleaved_, s * interleaved_, static_cast<acc_t>(axes_.share)});
       }
     }
   }
@@ -222,7 +222,7 @@ class SourceRows {
   template <typename coord_t>
   void assign_bins(const BoxAxes<coord_t>& axes, int64_t row_stride) {
     const AxisTaps<coord_t>& y = axes.y;
-    add_entry_weights(y, axes.inverse_count, entry_weights_);
+    add_entry_weights(y, axes.share, entry_weights_);
     begin_.assign(y.entry_begin.begin(), y.entry_begin.end());
     weight_.assign(entry_weights_.begin(), entry_weights_.end());
     offset_.clear();
@@ -240,7 +240,7 @@ class SourceRows {
       const BoxAxes<coord_t>& axes, Range<int32_t> pixel_rows, Range<int32_t> bin_rows,
       int64_t row_stride) {
     const AxisTaps<coord_t>& y = axes.y;
-    add_entry_weights(y, axes.inverse_count, entry_weights_);
+    add_entry_weights(y, axes.share, entry_weights_);
     const int32_t rows = pixel_rows.end - pixel_rows.begin;
     const auto for_each = [&](auto f) {
       for (int32_t ph = bin_rows.begin; ph < bin_rows.end; ++ph) {

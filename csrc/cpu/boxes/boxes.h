@@ -64,7 +64,7 @@ Boxes<T> sort_boxes(const Params& params, const roi_t* rois) {
     const FeatureMap& feature_map = params.levels[level];
     const BoxGeometry<T> geometry =
         make_box_geometry<T>(roi, T(feature_map.spatial_scale), params.num_images, params.options);
-    if (!geometry.valid || !(geometry.inverse_count > T(0)) || feature_map.height == 0 ||
+    if (!geometry.valid || !(geometry.share > T(0)) || feature_map.height == 0 ||
         feature_map.width == 0) {
       boxes.unsampled.push_back(k);
       continue;

@@ -153,13 +153,13 @@ template <typename T>
 struct BoxAxes {
   AxisTaps<T> y;
   AxisTaps<T> x;
-  T inverse_count = 0;  // 1 / (Sy * Sx)
+  T share = 0;  // BoxGeometry::share
 
   // height, width: of the feature map. prob_map_height, prob_map_width: 0 without probability map.
   void assign(
       const BoxGeometry<T>& geometry, int32_t height, int32_t width, int32_t prob_map_height,
       int32_t prob_map_width, bool map_aligned) {
-    inverse_count = geometry.inverse_count;
+    share = geometry.share;
     y.assign(geometry.y, height, prob_map_height, map_aligned);
     x.assign(geometry.x, width, prob_map_width, map_aligned);
   }

@@ -33,7 +33,7 @@ class BinWeights {
     if (prob_map_rows_.exist()) {
       memory_.of_sample_row.assign(axes_.x.num_entries(), T(0));
     } else {  // the weights of all sample rows are the same
-      add_entry_weights(axes_.x, axes_.inverse_count, memory_.of_sample_row);
+      add_entry_weights(axes_.x, axes_.share, memory_.of_sample_row);
     }
   }
 
@@ -75,7 +75,7 @@ class BinWeights {
     std::vector<T>& weights = memory_.of_sample_row;
     std::fill(weights.begin(), weights.end(), T(0));
     for (const AxisSample<T>& sample : axes_.x.samples) {
-      const T w = axes_.inverse_count * prob_map_row.at(sample.prob_map);
+      const T w = axes_.share * prob_map_row.at(sample.prob_map);
       weights[sample.low_entry] += w * sample.pixels.low_weight;
       weights[sample.high_entry] += w * sample.pixels.high_weight;
     }

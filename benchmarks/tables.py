@@ -1,0 +1,319 @@
+"""Writes the tables of README.md and benchmarks/README.md from the recorded rows.
+
+A table stands between the lines ``<!-- table NAME -->`` and ``<!-- end -->``. Rows are those of
+benchmarks/results/recorded-*.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from providers import OURS, YARDSTICK
+from report import RESULTS, Row, read_rows
+
+ROOT = RESULTS.parent.parent
+PAGES = (ROOT / "README.md", RESULTS.parent / "README.md")
+OURS_PLAIN = f"{OURS}, no maps"
+LAYOUTS = ("channels_last", "contiguous")
+PEERS = ("onnxruntime, no maps", "openvino, no maps")
+FEW_CHANNELS = (
+    "crop_224",
+    "crop_224_one_sample",
+    "crop_256x128_adaptive",
+    "crop_32x128",
+    "mask_targets",
+    "tiny_maps",
+    "four_channels_64x64",
+    *(f"channels_{c}_{bins}" for c in (8, 16, 32) for bins in ("7x7", "14x14")),
+)
+DETECTORS = ("p3_7x7", "p2_7x7", "p2_14x14", "c4", "refine_training", "refine_inference")
+ONE_THREAD = ("channels_96", "channels_130", "ten_boxes", "one_box")
+HALVES = ("float16", "bfloat16")
+FLOAT32_FEATURES = f"{YARDSTICK}, float32 features"
+
+
+class Recorded:
+    """The rows, found by what they measured."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = {
+            (
+                row.case,
+                row.provider,
+                row.mode,
+                row.layout,
+                row.dtype,
+                row.threads,
+                str(row.identity["capability"]),
+                bool(row.identity["keeps_memory"]),
+            ): row
+            for row in rows
+        }
+
+    def row(
+        self,
+        case: str,
+        provider: str,
+        mode: str = "forward",
+        layout: str = "contiguous",
+        *,
+        dtype: str = "float32",
+        threads: int = 2,
+        capability: str = "avx512",
+        kept: bool = False,
+    ) -> Row:
+        key = (case, provider, mode, layout, dtype, threads, capability, kept)
+        if key not in self.rows:
+            raise KeyError(f"no recorded row of {key}")
+        return self.rows[key]
+
+    def seconds(self, *args: str, **options: object) -> float:
+        seconds = self.row(*args, **options).median_seconds  # type: ignore[arg-type]
+        assert seconds is not None, (args, options)
+        return seconds
+
+    def share(self, *args: str, **options: object) -> str:
+        """Of the physical limit."""
+        return f"{self.row(*args, **options).fraction_of_limit:.0%}"  # type: ignore[arg-type]
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio < 3 else f"{ratio:.0f}x"
+
+
+def both_modes(ratio: Callable[[str], float]) -> str:
+    return " / ".join(times(ratio(mode)) for mode in ("forward", "forward+backward"))
+
+
+def detector_ratio(
+    rows: Recorded, case: str, layout: str, peer: str = YARDSTICK, **options: object
+) -> str:
+    """Of two runs on the same layout."""
+
+    def ratio(mode: str) -> float:
+        theirs = rows.seconds(case, peer, mode, layout, **options)
+        return theirs / rows.seconds(case, OURS, mode, layout, **options)
+
+    return both_modes(ratio)
+
+
+def crop_ratio(rows: Recorded, case: str, layout: str, provider: str = OURS, **options: object):
+    """Against torchvision on contiguous tensors: it converts others."""
+
+    def ratio(mode: str) -> float:
+        theirs = rows.seconds(case, YARDSTICK, mode, "contiguous", **options)
+        return theirs / rows.seconds(case, provider, mode, layout, **options)
+
+    return ratio
+
+
+def markdown(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    table = [titles, ["---"] * len(titles), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in table)
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def speed(rows: Recorded) -> str:
+    """A few rows for the front page."""
+    detectors = {
+        "512 boxes on P3, 256 channels, 7 x 7 bins": "p3_7x7",
+        "128 boxes on C4, 1024 channels, adaptive sampling": "c4",
+        "1024 boxes on a four-level pyramid, two images": "refine_training",
+    }
+    few = {
+        "24 crops of a photograph to 224 x 224": "crop_224",
+        "240 mask targets of 28 x 28": "mask_targets",
+        "200 boxes on 8 channels, 7 x 7 bins": "channels_8_7x7",
+    }
+    lines = [
+        [label, *(detector_ratio(rows, case, layout) for layout in LAYOUTS)]
+        for label, case in detectors.items()
+    ]
+    lines += [
+        [label, *(both_modes(crop_ratio(rows, case, layout)) for layout in LAYOUTS)]
+        for label, case in few.items()
+    ]
+    return markdown(["with maps: forward / forward + backward", *LAYOUTS], lines)
+
+
+def detectors(rows: Recorded) -> str:
+    titles = ["", *LAYOUTS, *(f"memory kept: {layout}" for layout in LAYOUTS)]
+    lines = [
+        [
+            case,
+            *(
+                detector_ratio(rows, case, at, kept=kept)
+                for kept in (False, True)
+                for at in LAYOUTS
+            ),
+        ]
+        for case in DETECTORS
+    ]
+    lines += [
+        [
+            f"{dtype} p3_7x7 against float32",
+            *(detector_ratio(rows, "p3_7x7", at, FLOAT32_FEATURES, dtype=dtype) for at in LAYOUTS),
+            "",
+            "",
+        ]
+        for dtype in HALVES
+    ]
+    lines += [
+        [
+            f"one thread: {case}",
+            *(detector_ratio(rows, case, layout, threads=1) for layout in LAYOUTS),
+            "",
+            "",
+        ]
+        for case in ONE_THREAD
+    ]
+    return markdown(titles, lines)
+
+
+def limits(rows: Recorded) -> str:
+    titles = ["share of the limit, memory kept", *(f"{layout}" for layout in LAYOUTS)]
+    lines = [
+        [
+            case,
+            *(
+                " / ".join(
+                    rows.share(case, OURS, mode, layout, kept=True)
+                    for mode in ("forward", "backward")
+                )
+                for layout in LAYOUTS
+            ),
+        ]
+        for case in DETECTORS
+    ]
+    return markdown(titles, lines)
+
+
+def composition(rows: Recorded) -> str:
+    """Of p3_7x7."""
+
+    def megabytes(provider: str, layout: str) -> str:
+        peak = rows.row("p3_7x7", provider, "forward+backward", layout).peak_extra_bytes
+        assert peak is not None
+        return f"{peak / 1e6:.0f} MB"
+
+    return markdown(
+        ["p3_7x7", "forward / forward + backward", "ours", "composition"],
+        (
+            [
+                layout,
+                detector_ratio(rows, "p3_7x7", layout, "composition"),
+                megabytes(OURS, layout),
+                megabytes("composition", layout),
+            ]
+            for layout in LAYOUTS
+        ),
+    )
+
+
+def few_channels(rows: Recorded) -> str:
+    def milliseconds(*args: str) -> str:
+        return f"{rows.seconds(*args) * 1e3:.2g}"
+
+    def best_peer(case: str) -> str:
+        found = [
+            rows.rows.get((case, p, "forward", "contiguous", "float32", 2, "avx512", False))
+            for p in PEERS
+        ]
+        known = [row.median_seconds for row in found if row is not None and row.median_seconds]
+        return f"{min(known) * 1e3:.2g}" if known else "-"
+
+    def ours(case: str, provider: str) -> str:
+        return " / ".join(
+            f"{milliseconds(case, provider, 'forward', layout)} "
+            f"({rows.share(case, provider, 'forward', layout)})"
+            for layout in reversed(LAYOUTS)
+        )
+
+    return markdown(
+        ["case", "torchvision", "best peer", "plain", "with maps"],
+        (
+            [
+                case,
+                milliseconds(case, YARDSTICK),
+                best_peer(case),
+                ours(case, OURS_PLAIN),
+                ours(case, OURS),
+            ]
+            for case in FEW_CHANNELS
+        ),
+    )
+
+
+def few_channels_ratios(rows: Recorded) -> str:
+    """By instruction set: forward plain, forward with maps, both directions with maps."""
+    capabilities = ("avx512", "avx2", "portable")
+
+    def cell(case: str, capability: str) -> str:
+        return ", ".join(
+            " / ".join(
+                times(crop_ratio(rows, case, layout, provider, capability=capability)(mode))
+                for layout in reversed(LAYOUTS)
+            )
+            for provider, mode in (
+                (OURS_PLAIN, "forward"),
+                (OURS, "forward"),
+                (OURS, "forward+backward"),
+            )
+        )
+
+    return markdown(
+        ["case", *capabilities],
+        ([case, *(cell(case, c) for c in capabilities)] for case in FEW_CHANNELS),
+    )
+
+
+TABLES = {
+    "speed": speed,
+    "detectors": detectors,
+    "limits": limits,
+    "composition": composition,
+    "few_channels": few_channels,
+    "few_channels_ratios": few_channels_ratios,
+}
+_BLOCK = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def with_tables(text: str, rows: Recorded) -> str:
+    """A page, its tables written again."""
+    return _BLOCK.sub(lambda m: f"{m[1]}\n{TABLES[m[2]](rows)}\n\n{m[4]}", text)
+
+
+def recorded_rows() -> Recorded:
+    files = sorted(RESULTS.glob("recorded-*.jsonl"))
+    return Recorded(row for file in files for row in read_rows(file) if not row.curve)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 where a table differs"
+    )
+    args = parser.parse_args(argv)
+    rows = recorded_rows()
+    stale = []
+    for page in PAGES:
+        text = page.read_text()
+        fresh = with_tables(text, rows)
+        if fresh != text:
+            stale.append(page.relative_to(ROOT))
+            if not args.check:
+                page.write_text(fresh)
+    for page in stale:
+        print(f"{page}: {'differs from the recorded rows' if args.check else 'written'}")
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+"""Modes of PyTorch that a call may be in."""
+
+import torch
+from torch.autograd import forward_ad
+
+
+def is_forward_mode() -> bool:
+    """Whether tensors may have tangents: in ``forward_ad.dual_level``, in a transform of
+    ``torch.func``, or where a graph is traced that enters one of them. Asking each tensor costs
+    more than a small call."""
+    return (
+        forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
