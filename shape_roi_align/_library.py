@@ -83,6 +83,7 @@ def load() -> None:
             "Build it in the source folder: pip install --no-build-isolation ."
         )
     _load(OPERATORS)
+    build_info()  # refuses a library of another version
     if torch.version.cuda is None:
         return
     _obstacle = _find_obstacle(torch.version.cuda)
