@@ -5,19 +5,23 @@ ARGS ?=
 FOLDER ?= gpu-check
 TORCH ?= 2.10.0
 export MAX_JOBS ?= 2
+# The date of all files in wheels and source distributions.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
 
 BIN := $(VENV)/bin
 BASE_PYTHON := $(shell command -v $(PYTHON))
 # For the ninja and cmake installed there.
 export PATH := $(abspath $(BIN)):$(PATH)
+VERSION := $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' shape_roi_align/_version.py)
 SOURCES := setup.py shape_roi_align/_version.py $(shell find csrc -type f)
-CPP_SOURCES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
+CPP_SOURCES := $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 
 # One architecture, that of the GPU here if there is one, is quick to compile.
 HERE := import torch; print(*torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0), sep=".")
 ONE_ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c '$(HERE)')}"
 
 .PHONY: help demo study test test-fast lint format bench bench-check gpu-check wheel wheel-check clean
+.PHONY: build-time release-sdist release-wheel release-publish
 
 help:
 	@echo "make demo       train Mask R-CNN and MR R-CNN on generated data: a table and pictures"
@@ -28,7 +32,8 @@ help:
 	@echo "make bench      a short benchmark; its rows go to benchmarks/results/"
 	@echo "make bench-check  are ratios to peers still those recorded?"
 	@echo "make gpu-check  build, test, sanitize and measure on a GPU; the report goes to gpu-check/"
-	@echo "make wheel      a wheel for all CUDA architectures, in dist/"
+	@echo "make wheel      a wheel for every Python and all CUDA architectures, and the sources, in dist/"
+	@echo "make build-time seconds of a clean build, without CUDA and for one GPU"
 	@echo "make wheel-check  a wheel, tested under the torch releases of TORCH='2.10.0 2.11.0'"
 	@echo "make clean      remove what these made"
 	@echo "PYTHON=python3.12 and VENV=folder choose the interpreter and the virtual environment."
@@ -71,6 +76,8 @@ lint: $(VENV)/dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
 
 format: $(VENV)/dependencies
 	$(BIN)/ruff check --fix .
@@ -92,12 +99,56 @@ gpu-check:
 	  $(MAKE) $(VENV)/dependencies && scripts/gpu_check.sh $(BIN)/python $(FOLDER); \
 	fi
 
+# The wheel is built from the source distribution, in a folder of its own, for every Python and for
+# the oldest Linux that torch serves.
 wheel: $(VENV)/dependencies
-	SHAPE_ROI_ALIGN_CUDA=$${SHAPE_ROI_ALIGN_CUDA-1} $(BIN)/python -m build --wheel --no-isolation
+	rm -rf build/release
+	$(BIN)/python scripts/link_stubs.py build/link-stubs
+	SHAPE_ROI_ALIGN_CUDA=0 $(BIN)/python -m build --sdist --no-isolation --outdir build/release
+	$(BIN)/python scripts/reproducible.py build/release/*.tar.gz
+	mkdir build/release/source
+	tar -xzf build/release/*.tar.gz -C build/release/source --strip-components=1
+	SHAPE_ROI_ALIGN_CUDA=$${SHAPE_ROI_ALIGN_CUDA-1} SHAPE_ROI_ALIGN_PYTHON=0 \
+	  LDFLAGS="$(LDFLAGS) -L$(abspath build/link-stubs)" \
+	  $(BIN)/python -m build --wheel --no-isolation --outdir build/release build/release/source
+	$(BIN)/python scripts/repair_wheel.py build/release/*.whl dist
+	mv build/release/*.tar.gz dist
 	$(BIN)/python scripts/check_fat_binary.py "$$(ls -t dist/*.whl | head -1)"
 
 wheel-check: wheel
 	$(BIN)/python scripts/test_wheel.py "$$(ls -t dist/*.whl | head -1)" --torch $(TORCH)
+
+# Of the sources as they are, in folders of their own.
+build-time: $(VENV)/dependencies
+	@for cuda in 0 1; do \
+	  rm -rf build/timed && mkdir -p build/timed && \
+	  cp -r setup.py pyproject.toml README.md LICENSE licenses csrc shape_roi_align build/timed && \
+	  rm -f build/timed/shape_roi_align/*.so && start=$$(date +%s) && \
+	  (cd build/timed && SHAPE_ROI_ALIGN_CUDA=$$cuda TORCH_CUDA_ARCH_LIST=$${TORCH_CUDA_ARCH_LIST:-9.0} \
+	    $(abspath $(BIN))/python setup.py --quiet build_ext > build.log 2>&1) || exit 1; \
+	  echo "SHAPE_ROI_ALIGN_CUDA=$$cuda: $$(($$(date +%s) - start)) s with MAX_JOBS=$(MAX_JOBS)"; \
+	done; rm -rf build/timed
+
+# What .github/workflows/release.yml runs. The wheel comes out of torch's own build image: needs Docker.
+# A tag, if there is one, must be the version.
+release-sdist: $(VENV)/release-tools
+	@[ "$${GITHUB_REF_NAME:-v$(VERSION)}" = "v$(VERSION)" ] || \
+	  { echo "tag $$GITHUB_REF_NAME is not v$(VERSION), of shape_roi_align/_version.py"; exit 1; }
+	$(BIN)/python -m build --sdist
+	$(BIN)/python scripts/reproducible.py dist/*.tar.gz
+
+release-wheel: $(VENV)/release-tools
+	$(BIN)/cibuildwheel --output-dir dist
+
+# Trusted publishing in the workflow, a token elsewhere.
+release-publish: $(VENV)/release-tools
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/twine upload --non-interactive dist/*
+
+$(VENV)/release-tools:
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(BIN)/pip install build "cibuildwheel>=3" "twine>=6.1"
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist gpu-check *.egg-info shape_roi_align/*.so

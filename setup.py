@@ -2,6 +2,8 @@
 
 Knobs, all environment variables:
     SHAPE_ROI_ALIGN_CUDA=0|1   0: no CUDA library; 1: fail where it cannot be built; default: try
+    SHAPE_ROI_ALIGN_PYTHON=0|1 0: no `_C`, the only part that is built for one Python: the wheel is
+                               for every Python; default: 1
     TORCH_CUDA_ARCH_LIST       CUDA architectures as torch reads them, e.g. "8.0;9.0+PTX"
     CUDA_HOME                  the CUDA toolkit, where it is not the one of the nvcc on PATH
     MAX_JOBS                   compilers to run at a time
@@ -16,14 +18,34 @@ import sys
 import sysconfig
 from glob import glob
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-import pybind11
-import torch
-from setuptools import Extension, setup
+OLDEST_TORCH = (2, 10)  # whose stable ABI the libraries use; pyproject.toml requires it at run time
+TOOLS = "pip install 'setuptools>=77' 'pybind11>=2.13' ninja numpy 'torch>=2.10'"
+
+
+def stop(cause: str, mend: str) -> NoReturn:
+    sys.exit(f"shape-roi-align cannot be built: {cause}\n{mend}")
+
+
+try:
+    import pybind11
+    import torch
+    from setuptools import Extension, setup
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError as error:  # without build isolation
+    stop(f"{error}.", f"Install what the build needs: {TOOLS}")
+if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+    stop(f"torch {torch.__version__} is older than 2.10.", "Upgrade it: pip install 'torch>=2.10'")
 
 CSRC = os.path.abspath("csrc")
-OLDEST_TORCH = (2, 10)  # whose stable ABI the libraries use; pyproject.toml requires it at run time
+TORCH_ROOT = Path(torch.__file__).parent
+# C++20, and what the vector kernels use of GCC 12.
+PROBE = """
+typedef float Vector __attribute__((vector_size(16)));
+template <typename T> concept Any = true;
+Vector swap(Vector v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2); }
+"""
 CUDA_LIBRARY = "libshape_roi_align_cuda"
 # Every GPU that torch's own wheels serve: 8.0 runs on 8.6 to 8.9, 10.0 on 10.3, 12.0 on 12.1. The
 # last one also as PTX, for what comes after it.
@@ -31,6 +53,12 @@ CUDA_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno"]
 # The vector kernels fuse multiplications and additions. geometry.h does not, under any flag.
 CXX_FLAGS.append("-ffp-contract=fast")
+HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
+# Names of source files in error messages start at the root of the sources and of site-packages.
+FILE_NAMES = [f"-ffile-prefix-map={root}/=" for root in (os.getcwd(), TORCH_ROOT.parent)]
+CXX_FLAGS += [*HARDENING, *FILE_NAMES]
+# No build id: it would cover the names of nvcc's temporary files.
+LINK_FLAGS = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,--build-id=none"]
 
 
 class CudaToolkit(NamedTuple):
@@ -57,28 +85,59 @@ def find_cuda_toolkit() -> CudaToolkit | None:
     return None
 
 
+def read_switch(name: str) -> str:
+    """``"0"``, ``"1"`` or, where it is not set, ``""``."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        sys.exit(f"{name} must be 0, 1 or unset, got {value!r}")
+    return value
+
+
 def decide_cuda() -> tuple[CudaToolkit | None, str]:
     """The toolkit to build the CUDA library with, if any, and the decision in words."""
-    knob = os.environ.get("SHAPE_ROI_ALIGN_CUDA", "")
-    if knob not in ("", "0", "1"):
-        sys.exit(f"SHAPE_ROI_ALIGN_CUDA must be 0, 1 or unset, got {knob!r}")
+    knob = read_switch("SHAPE_ROI_ALIGN_CUDA")
     if knob == "0":
         return None, "off: SHAPE_ROI_ALIGN_CUDA=0"
     toolkit, torch_cuda = find_cuda_toolkit(), torch.version.cuda
     if toolkit is None:
         obstacle = "no compiler in CUDA_HOME, CUDA_PATH, PATH (nvcc) or /usr/local/cuda"
     elif torch_cuda is None:
-        obstacle = f"CUDA {toolkit.version} is in {toolkit.home}, but torch is built without CUDA"
+        obstacle = f"CUDA {toolkit.version} is in {toolkit.home}, and torch is built without CUDA"
     elif toolkit.version.split(".")[0] != torch_cuda.split(".")[0]:
         obstacle = (
-            f"CUDA {toolkit.version} is in {toolkit.home}, but torch is built for {torch_cuda}: "
-            "other major versions (pip install --no-build-isolation builds for the torch you run)"
+            f"CUDA {toolkit.version} is in {toolkit.home}, and torch is built for {torch_cuda}: "
+            "other major versions"
         )
     else:
         return toolkit, f"CUDA {toolkit.version} in {toolkit.home}"
     if knob == "1":
-        sys.exit(f"SHAPE_ROI_ALIGN_CUDA=1, but the CUDA library cannot be built: {obstacle}")
+        stop(f"SHAPE_ROI_ALIGN_CUDA=1, but {obstacle}.", mend_cuda(torch_cuda))
     return None, f"skipped: {obstacle}"
+
+
+def mend_cuda(torch_cuda: str | None) -> str:
+    """What gives torch and the toolkit one major version."""
+    if torch_cuda is None:
+        return (
+            "Install a torch with CUDA and build for it: pip install --no-build-isolation .\n"
+            "Or build without CUDA: SHAPE_ROI_ALIGN_CUDA=0 pip install ."
+        )
+    major = torch_cuda.split(".")[0]
+    here = f"CUDA_HOME=/path/to/cuda-{major} SHAPE_ROI_ALIGN_CUDA=1 pip install"
+    return (
+        f"Build with the toolkit of CUDA {major}: {here} --no-build-isolation .\n"
+        "Or build without CUDA: SHAPE_ROI_ALIGN_CUDA=0 pip install ."
+    )
+
+
+def check_compiler(compiler: str) -> None:
+    if shutil.which(compiler) is None:
+        stop(f"there is no C++ compiler {compiler}.", "Install one: apt install g++")
+    command = [compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    run = subprocess.run(command, input=PROBE, capture_output=True, text=True)
+    if run.returncode:
+        cause = f"{compiler} does not compile what GCC 12 does: {run.stderr.strip()}"
+        stop(cause, "Build with a newer one: CXX=g++-12 pip install .")
 
 
 def choose_cuda_architectures(toolkit: CudaToolkit | None) -> str:
@@ -94,11 +153,14 @@ def choose_cuda_architectures(toolkit: CudaToolkit | None) -> str:
 VERSION = runpy.run_path("shape_roi_align/_version.py")["__version__"]
 TOOLKIT, CUDA_DECISION = decide_cuda()
 ARCHITECTURES = choose_cuda_architectures(TOOLKIT)
+FOR_ONE_PYTHON = read_switch("SHAPE_ROI_ALIGN_PYTHON") != "0"
+BUILD_FACTS = Path("build", "facts", "shape_roi_align_build_facts.h").absolute()
 if TOOLKIT:
     os.environ["CUDA_HOME"] = str(TOOLKIT.home)
     os.environ["TORCH_CUDA_ARCH_LIST"] = ARCHITECTURES
 
-from torch.utils.cpp_extension import BuildExtension  # noqa: E402  (reads CUDA_HOME when imported)
+# Reads CUDA_HOME when imported.
+from torch.utils.cpp_extension import BuildExtension, get_cxx_compiler  # noqa: E402
 
 
 class BuildLibraries(BuildExtension):
@@ -110,10 +172,17 @@ class BuildLibraries(BuildExtension):
     def run(self) -> None:
         print(f"shape-roi-align {VERSION} for torch {torch.__version__}", file=sys.stderr)
         print(f"  CUDA library: {CUDA_DECISION}", file=sys.stderr)
-        print(f"  CUDA architectures: {ARCHITECTURES or 'none'}", file=sys.stderr, flush=True)
-        if TOOLKIT is None:  # that of an earlier build would be packaged and loaded
-            for folder in [self.build_lib, "."] if self.inplace else [self.build_lib]:
-                Path(folder, "shape_roi_align", f"{CUDA_LIBRARY}.so").unlink(missing_ok=True)
+        print(f"  CUDA architectures: {ARCHITECTURES or 'none'}", file=sys.stderr)
+        print(f"  for one Python: {FOR_ONE_PYTHON}", file=sys.stderr, flush=True)
+        check_compiler(get_cxx_compiler())
+        for folder in [self.build_lib, "."] if self.inplace else [self.build_lib]:
+            package = Path(folder, "shape_roi_align")  # of an earlier build, would be packaged
+            if TOOLKIT is None:
+                package.joinpath(f"{CUDA_LIBRARY}.so").unlink(missing_ok=True)
+            if not FOR_ONE_PYTHON:
+                for module in package.glob("_C.*.so"):
+                    module.unlink()
+        write_build_facts()
         super().run()
 
     def get_ext_filename(self, ext_name: str) -> str:
@@ -123,23 +192,49 @@ class BuildLibraries(BuildExtension):
         return super().get_ext_filename(ext_name)
 
 
+class TagWheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if FOR_ONE_PYTHON else ("py3", "none", platform)
+
+
+def write_build_facts() -> None:
+    """The header for csrc/build_info.h. Unchanged facts leave it unchanged: nothing recompiles."""
+    facts = {
+        "VERSION": VERSION,
+        "TORCH_VERSION": torch.__version__,
+        "CUDA_COMPILER": TOOLKIT.version if TOOLKIT else "",
+        "CUDA_ARCHITECTURES": ARCHITECTURES,
+    }
+    lines = [f'#define SHAPE_ROI_ALIGN_{name} "{value}"\n' for name, value in facts.items()]
+    text = "#pragma once\n" + "".join(lines)
+    if not BUILD_FACTS.exists() or BUILD_FACTS.read_text() != text:
+        try:
+            BUILD_FACTS.parent.mkdir(parents=True, exist_ok=True)
+            BUILD_FACTS.write_text(text)
+        except PermissionError as error:
+            copy = "cp -r . ~/shape-roi-align && pip install ~/shape-roi-align"
+            stop(f"{error}.", f"Build in a folder of your own: {copy}")
+
+
 def operator_library(name: str, sources: list[str], **link: list[str]) -> Extension:
     """A library of stable-ABI operators, to be loaded after torch: hence no rpath."""
     major, minor = OLDEST_TORCH
-    torch_root = Path(torch.__file__).parent
-    link["library_dirs"] = [str(torch_root / "lib"), *link.get("library_dirs", [])]
+    link["library_dirs"] = [str(TORCH_ROOT / "lib"), *link.get("library_dirs", [])]
     nvcc_flags = ["-std=c++20", "-O3", "--threads=2", "-Xcompiler=" + ",".join(CXX_FLAGS[2:])]
     if TOOLKIT and int(TOOLKIT.version.split(".")[0]) >= 13:
         # A third of the size. Drivers of CUDA 13 read it, but not all of CUDA 12.
         nvcc_flags.append("--compress-mode=size")
+        # In place of the process id in names. The path of the source file stays part of them.
+        nvcc_flags.append("--frandom-seed=shape_roi_align")
     return Extension(
         f"shape_roi_align.{name}",
         sources,
         language="c++",
-        include_dirs=[CSRC, str(torch_root / "include")],
+        include_dirs=[CSRC, str(TORCH_ROOT / "include"), str(BUILD_FACTS.parent)],
         define_macros=[("TORCH_TARGET_VERSION", f"0x{major:02X}{minor:02X}{0:012X}")],
         extra_compile_args={"cxx": CXX_FLAGS, "nvcc": nvcc_flags},
-        extra_link_args=["-Wl,-z,defs", "-Wl,--exclude-libs,ALL"],
+        extra_link_args=[*LINK_FLAGS, "-Wl,-z,defs", "-Wl,--exclude-libs,ALL"],
         **link,
     )
 
@@ -147,23 +242,25 @@ def operator_library(name: str, sources: list[str], **link: list[str]) -> Extens
 extensions = [
     operator_library(
         "libshape_roi_align",
-        ["csrc/schema.cpp", *sorted(glob("csrc/cpu/**/*.cpp", recursive=True))],
-        libraries=["torch_cpu"],
-    ),
-    Extension(
-        "shape_roi_align._C",
-        ["csrc/introspection.cpp", "csrc/cpu/simd/instruction_set.cpp"],
-        language="c++",
-        include_dirs=[CSRC, pybind11.get_include()],
-        define_macros=[
-            ("SHAPE_ROI_ALIGN_VERSION", f'"{VERSION}"'),
-            ("SHAPE_ROI_ALIGN_TORCH_VERSION", f'"{torch.__version__}"'),
-            ("SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES", f'"{ARCHITECTURES}"'),
-            ("SHAPE_ROI_ALIGN_CUDA_COMPILER", f'"{TOOLKIT.version if TOOLKIT else ""}"'),
+        [
+            "csrc/build_info.cpp",
+            "csrc/schema.cpp",
+            *sorted(glob("csrc/cpu/**/*.cpp", recursive=True)),
         ],
-        extra_compile_args=CXX_FLAGS,
-    ),
+        libraries=["torch_cpu"],
+    )
 ]
+if FOR_ONE_PYTHON:
+    extensions.append(
+        Extension(
+            "shape_roi_align._C",
+            ["csrc/introspection.cpp", "csrc/cpu/simd/instruction_set.cpp"],
+            language="c++",
+            include_dirs=[CSRC, pybind11.get_include(), str(BUILD_FACTS.parent)],
+            extra_compile_args=CXX_FLAGS,
+            extra_link_args=LINK_FLAGS,
+        )
+    )
 if TOOLKIT:
     cuda_library = operator_library(
         CUDA_LIBRARY,
@@ -178,4 +275,4 @@ if TOOLKIT:
     extensions.append(cuda_library)
 
 if __name__ == "__main__":
-    setup(ext_modules=extensions, cmdclass={"build_ext": BuildLibraries})
+    setup(ext_modules=extensions, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": TagWheel})

@@ -14,8 +14,8 @@ import torch
 import torchvision
 
 import shape_roi_align
-from shape_roi_align import _C
 from shape_roi_align.__main__ import processor_name
+from shape_roi_align._build_info import cpu_capability
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -55,7 +55,7 @@ def describe_run(device: torch.device, bandwidth: float) -> dict[str, object]:
         "device_kind": device.type,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": processor_name(),
-        "capability": _C.cpu_capability(),
+        "capability": cpu_capability(),
         "threads": torch.get_num_threads(),
         "copy_bytes_per_second": bandwidth,
         "python": platform.python_version(),

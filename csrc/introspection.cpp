@@ -12,22 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "build_info.h"
 #include "cpu/simd/instruction_set.h"
 #include "cpu/taps/box_taps.h"
 #include "geometry.h"
-
-#ifndef SHAPE_ROI_ALIGN_VERSION
-#define SHAPE_ROI_ALIGN_VERSION ""
-#endif
-#ifndef SHAPE_ROI_ALIGN_TORCH_VERSION
-#define SHAPE_ROI_ALIGN_TORCH_VERSION ""
-#endif
-#ifndef SHAPE_ROI_ALIGN_CUDA_COMPILER
-#define SHAPE_ROI_ALIGN_CUDA_COMPILER ""
-#endif
-#ifndef SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES
-#define SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES ""
-#endif
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -44,10 +32,11 @@ py::array_t<T> to_array(const std::vector<T>& values) {
 }
 
 py::dict build_info() {
-  return py::dict(
-      "version"_a = SHAPE_ROI_ALIGN_VERSION, "torch"_a = SHAPE_ROI_ALIGN_TORCH_VERSION,
-      "cuda"_a = SHAPE_ROI_ALIGN_CUDA_COMPILER,
-      "cuda_architectures"_a = SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES, "compiler"_a = __VERSION__);
+  py::dict facts;
+  for (const BuildFact& fact : kBuildFacts) {
+    facts[fact.name] = fact.value;
+  }
+  return facts;
 }
 
 BoxGeometry<double> geometry_of(

@@ -5,7 +5,7 @@
 
 Wanted are those of --architectures, else of TORCH_CUDA_ARCH_LIST, else of setup.py. Needs
 cuobjdump: of a CUDA toolkit, or of triton, which comes with torch. Exit status 1: machine code or
-PTX is missing, in some modules or in all, or is there and not wanted.
+PTX is missing, in some modules or in all, or is there and not wanted. Prints what each costs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import importlib.util
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = "shape_roi_align/libshape_roi_align_cuda.so"
+FAT_BINARY = struct.pack("<I", 0xBA55ED50)  # begins the entries of a module
+PTX = 1  # kind of an entry; 2: machine code
 
 
 def default_architectures() -> str:
@@ -52,6 +55,23 @@ def parse_listing(listing: str) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = {"cubin": Counter(), "ptx": Counter()}
     for architecture, kind in re.findall(r"\.(sm_\w+)\.(cubin|ptx)\s*$", listing, re.MULTILINE):
         found[kind][architecture] += 1
+    return found
+
+
+def sizes(library: bytes) -> Counter[str]:
+    """Bytes in the library, compressed as they are, of each architecture: ``{"sm_90": 400000}``,
+    ``"sm_120 PTX"`` for intermediate code. The header of an entry: kind (16 bits), version (16),
+    size of the header (32), size of the content (64), and at byte 28 the architecture (32)."""
+    found: Counter[str] = Counter()
+    start = library.find(FAT_BINARY)
+    while start >= 0:
+        header, content = struct.unpack_from("<6xHQ", library, start)
+        at, end = start + header, start + header + content
+        while at < end:
+            kind, header, content, architecture = struct.unpack_from("<H2xIQ12xI", library, at)
+            found[f"sm_{architecture}{' PTX' if kind == PTX else ''}"] += header + content
+            at += header + content
+        start = library.find(FAT_BINARY, end)
     return found
 
 
@@ -87,14 +107,17 @@ def main() -> int:
             print(f"{options.wheel.name} has no CUDA library")
             return int(os.environ.get("SHAPE_ROI_ALIGN_CUDA") != "0")
         library = wheel.extract(LIBRARY, folder)
-        size = Path(library).stat().st_size
+        costs = sizes(Path(library).read_bytes())
+        costs["host code and CUDA runtime"] = Path(library).stat().st_size - costs.total()
         command = [find_cuobjdump(), "--list-elf", "--list-ptx", library]
         listing = subprocess.run(command, capture_output=True, text=True).stdout
     found = list(differences(wanted, parse_listing(listing)))
     for difference in found:
         print(f"{options.wheel.name}: {difference}", file=sys.stderr)
     if not found:
-        print(f"{options.wheel.name}: kernels for {wanted}, {size / 1e6:.1f} MB")
+        print(f"{options.wheel.name}: kernels for {wanted}, {costs.total() / 1e6:.2f} MB:")
+        for name, size in costs.items():
+            print(f"  {size / 1e6:5.2f} MB  {name}")
     return int(bool(found))
 
 

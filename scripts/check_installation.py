@@ -1,18 +1,20 @@
 """Checks an installed shape-roi-align: the kernels agree with the reference, pass torch's checks of
-operators, compile, and have derivatives under transforms.
+operators, compile, have derivatives under transforms, and replace torchvision's if it is there.
 
-Needs only torch and the package. Run it outside the source tree, so that Python imports the
+Needs only torch, NumPy and the package. Run it outside the source tree, so that Python imports the
 installed package. Also checks CUDA if there is a GPU and the CUDA kernels were built.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import shape_roi_align
-from shape_roi_align import SaRoIAlign
+from shape_roi_align import SaRoIAlign, replace_roi_align, visualize
 from shape_roi_align.__main__ import devices, run_checks
 
 
@@ -47,11 +49,31 @@ def check(device: torch.device) -> None:
     torch.testing.assert_close(batched, torch.stack([gradient, 2 * gradient]))
 
 
+def check_pictures() -> None:
+    """The weights of pixels that pictures show are those of the operator."""
+    view = visualize.BoxView((1, 2, 7, 9), 10, 11, (3, 2), prob_map=np.full((4, 5), 0.5))
+    np.testing.assert_allclose(visualize.pixel_weights(view).sum(), 6 * 0.5)
+
+
+def check_torchvision() -> None:
+    from torchvision.ops import RoIAlign
+
+    model = torch.nn.ModuleDict({"pool": RoIAlign((3, 5), 0.5, 2, aligned=True)})
+    inputs = torch.rand(1, 3, 9, 11), [torch.tensor([[1.0, 2, 15, 12]])]
+    expected = model["pool"](*inputs)
+    replace_roi_align(model)
+    assert isinstance(model["pool"], shape_roi_align.RoIAlign)
+    torch.testing.assert_close(model["pool"](*inputs), expected)
+
+
 def main() -> int:
     if not run_checks():
         return 1
     for device in devices():
         check(device)
+    check_pictures()
+    if importlib.util.find_spec("torchvision"):
+        check_torchvision()
     print(
         f"shape-roi-align {shape_roi_align.__version__} in {Path(shape_roi_align.__file__).parent} "
         f"works under torch {torch.__version__}, Python {sys.version.split()[0]}, on "

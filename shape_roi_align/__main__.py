@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _C, __version__, _library
+from . import __version__, _library
+from ._build_info import build_info, cpu_capability
 from ._cuda_support import driver_version
 from .ops import sa_roi_align
 from .reference import sa_roi_align_reference
@@ -70,7 +71,7 @@ def _gpus() -> list[str]:
 
 def facts() -> list[tuple[str, str]]:
     """Pairs of a name and what is so here: versions, build, what is loaded, machine."""
-    built = _C.build_info()
+    built = build_info()
     driver = driver_version()
     knobs = {k: v for k, v in sorted(os.environ.items()) if k.startswith("SHAPE_ROI_ALIGN_")}
     return [
@@ -88,7 +89,7 @@ def facts() -> list[tuple[str, str]]:
         ("driver", "none" if driver is None else f"supports CUDA {driver[0]}.{driver[1]}"),
         *(("GPU", row) for row in _gpus()),
         ("processor", processor_name()),
-        ("instruction set", _C.cpu_capability()),
+        ("instruction set", cpu_capability()),
         ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} processors"),
         *knobs.items(),
     ]

@@ -7,11 +7,10 @@ from typing import NoReturn
 
 import torch
 
+from ._build_info import OPERATORS, build_info
 from ._cuda_support import REBUILD, driver_obstacle, driver_version, gpu_obstacle, parse_version
 
-_FOLDER = Path(__file__).parent
-OPERATORS = _FOLDER / "libshape_roi_align.so"
-CUDA_OPERATORS = _FOLDER / "libshape_roi_align_cuda.so"
+CUDA_OPERATORS = OPERATORS.with_name("libshape_roi_align_cuda.so")
 
 _MINIMUM_TORCH = (2, 10)
 
@@ -26,10 +25,9 @@ def _torch_version() -> tuple[int, int]:
 
 def _built_for() -> str:
     try:
-        from . import _C
-    except ImportError:
-        return "another Python"
-    facts = _C.build_info()
+        facts = build_info()
+    except OSError:  # the library that does not load is this one
+        return f"torch {_MINIMUM_TORCH[0]}.{_MINIMUM_TORCH[1]} or newer"
     return f"torch {facts['torch']} with CUDA {facts['cuda'] or None}"
 
 
@@ -50,11 +48,7 @@ def _find_obstacle(torch_cuda: str) -> str | None:
             "shape_roi_align was built without CUDA kernels. Build them: "
             "SHAPE_ROI_ALIGN_CUDA=1 pip install --no-build-isolation ."
         )
-    try:
-        from . import _C
-    except ImportError:  # built for another Python
-        return None
-    if not (built := _C.build_info()["cuda"]):  # the library is of another build
+    if not (built := build_info()["cuda"]):  # the library is of another build
         return None
     return driver_obstacle(parse_version(built), driver_version(), parse_version(torch_cuda))
 
@@ -89,6 +83,7 @@ def load() -> None:
             "Build it in the source folder: pip install --no-build-isolation ."
         )
     _load(OPERATORS)
+    build_info()  # refuses a library of another version
     if torch.version.cuda is None:
         return
     _obstacle = _find_obstacle(torch.version.cuda)
@@ -114,7 +109,5 @@ def cuda_obstacle(device: torch.device) -> str | None:
     """Why there are no CUDA kernels for ``device``, and the fix; None if no cause is known."""
     if _obstacle is not None:
         return _obstacle
-    from . import _C
-
-    architectures = _C.build_info()["cuda_architectures"]
+    architectures = build_info()["cuda_architectures"]
     return gpu_obstacle(torch.cuda.get_device_capability(device), architectures)

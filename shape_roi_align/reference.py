@@ -16,7 +16,7 @@ from ._validation import batch_index_error, check_reduction, is_batch_index
 MAX_ADAPTIVE_SAMPLES = 2**30
 
 
-class _Samples(NamedTuple):
+class Samples(NamedTuple):
     """Samples of every box along one axis, padded to S samples per bin."""
 
     coordinate: Tensor  # [K, bins * S], feature pixels
@@ -98,32 +98,8 @@ def _pool_one_map(
 
     accumulate = torch.promote_types(input.dtype, torch.float32)
     rois = rois.to(torch.promote_types(rois.dtype, accumulate))
-    valid = torch.isfinite(rois).all(1) & is_batch_index(rois[:, 0], num_images)
-    offset = 0.5 if options.aligned else 0.0
-    edges = rois[:, 1:] * spatial_scale - offset
-    extents = edges[:, 2:] - edges[:, :2]
-    if not options.aligned:
-        extents = torch.where(extents >= 1, extents, torch.ones_like(extents))
-    output_size = extents.new_tensor([pooled_width, pooled_height])
-    counts = (
-        torch.ceil(extents.detach() / output_size)
-        if options.sampling_ratio <= 0
-        else torch.full_like(extents, options.sampling_ratio)
-    )
-    valid = (
-        valid
-        & torch.isfinite(torch.cat([edges, extents], 1)).all(1)
-        & (counts <= MAX_ADAPTIVE_SAMPLES).all(1)
-    )
-    rows = valid[:, None]
-    starts, extents, counts = (
-        torch.where(rows, t, torch.ones_like(t)) for t in (edges[:, :2], extents, counts)
-    )
-
-    x, y = (
-        _sample_axis(starts[:, axis], extents[:, axis], counts[:, axis], bins, size, options)
-        for axis, bins, size in ((0, pooled_width, width), (1, pooled_height, height))
-    )
+    valid, y, x = samples_of_boxes(rois, height, width, spatial_scale, options)
+    valid = valid & is_batch_index(rois[:, 0], num_images)
     batch = torch.where(valid, rois[:, 0], torch.zeros_like(rois[:, 0])).long()
     channels_last = input.permute(0, 2, 3, 1)
     # [K, PH*Sy, PW*Sx, C]
@@ -145,6 +121,42 @@ def _pool_one_map(
     return pooled.permute(0, 3, 1, 2).to(input.dtype).contiguous(memory_format=memory_format)
 
 
+def samples_of_boxes(
+    rois: Tensor, height: int, width: int, spatial_scale: float, options: Options
+) -> tuple[Tensor, Samples, Samples]:
+    """Whether each box can be pooled, ``bool[K]``, and its samples along y and x, on a feature map
+    of ``height`` x ``width``. ``rois[K, 5]``: any number, x1, y1, x2, y2."""
+    offset = 0.5 if options.aligned else 0.0
+    edges = rois[:, 1:] * spatial_scale - offset
+    extents = edges[:, 2:] - edges[:, :2]
+    if not options.aligned:
+        extents = torch.where(extents >= 1, extents, torch.ones_like(extents))
+    output_size = extents.new_tensor([options.pooled_width, options.pooled_height])
+    counts = (
+        torch.ceil(extents.detach() / output_size)
+        if options.sampling_ratio <= 0
+        else torch.full_like(extents, options.sampling_ratio)
+    )
+    valid = (
+        torch.isfinite(rois).all(1)
+        & torch.isfinite(torch.cat([edges, extents], 1)).all(1)
+        & (counts <= MAX_ADAPTIVE_SAMPLES).all(1)
+    )
+    rows = valid[:, None]
+    starts, extents, counts = (
+        torch.where(rows, t, torch.ones_like(t)) for t in (edges[:, :2], extents, counts)
+    )
+
+    x, y = (
+        _sample_axis(starts[:, axis], extents[:, axis], counts[:, axis], bins, size, options)
+        for axis, bins, size in (
+            (0, options.pooled_width, width),
+            (1, options.pooled_height, height),
+        )
+    )
+    return valid, y, x
+
+
 def output_memory_format(inputs: Sequence[Tensor]) -> torch.memory_format:
     """channels_last if every feature map is channels_last and not contiguous, else contiguous.
     Contiguous for tensors batched by ``torch.func.vmap``, which does not tell the format."""
@@ -157,13 +169,13 @@ def output_memory_format(inputs: Sequence[Tensor]) -> torch.memory_format:
     return torch.channels_last
 
 
-def _reads(y: _Samples, x: _Samples) -> Tensor:
+def _reads(y: Samples, x: Samples) -> Tensor:
     return ((y.weight != 0)[:, :, None] & (x.weight != 0)[:, None, :])[..., None]
 
 
 def _sample_axis(
     start: Tensor, extent: Tensor, count: Tensor, bins: int, size: int, options: Options
-) -> _Samples:
+) -> Samples:
     """Samples along one axis. ``start[K]`` and ``extent[K]`` are in feature pixels, ``count[K]`` is
     samples per bin."""
     sampling_ratio = options.sampling_ratio
@@ -197,7 +209,7 @@ def _sample_axis(
         .flatten(1),
         torch.zeros_like(coordinate),
     )
-    return _Samples(coordinate, in_box, weight.detach())
+    return Samples(coordinate, in_box, weight.detach())
 
 
 def _largest(count: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Pictures of what the operator reads of a box, from the kernels' own geometry.
+"""Pictures of what the operator reads of a box: the reference's samples, the kernels' weights.
 
 Needs matplotlib: ``pip install "shape-roi-align[plot]"``. Coordinates are feature pixels: pixel i
 has its centre at i, and the image is stretched over the feature map.
@@ -14,9 +14,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from . import _C
-from ._validation import check_output_size, check_sampling_ratio, check_scale
+from ._arguments import Options, check_options
+from ._validation import check_output_size, check_scale
 from .ops import sa_roi_align
+from .reference import Samples, samples_of_boxes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,16 +38,18 @@ class BoxView(NamedTuple):
     prob_map: ArrayLike | None = None  # [Mh, Mw]
     map_aligned: bool | None = None
 
-    def geometry(self) -> dict[str, Any]:
-        """Arguments of ``_C.sampling_points``."""
-        return {
-            "height": self.height,
-            "width": self.width,
-            "output_size": check_output_size(self.output_size),
-            "spatial_scale": check_scale(self.spatial_scale),
-            "sampling_ratio": check_sampling_ratio(self.sampling_ratio),
-            "aligned": self.aligned,
-        }
+    def options(self) -> Options:
+        return check_options(
+            self.output_size,
+            [check_scale(self.spatial_scale)],
+            self.sampling_ratio,
+            self.aligned,
+            self.map_aligned,
+        )
+
+    def rois(self) -> Tensor:
+        """``float64[1, 5]``"""
+        return torch.tensor([[0.0, *self.box]], dtype=torch.float64)
 
 
 def sampling_points(view: BoxView) -> tuple[NDArray, NDArray, NDArray]:
@@ -56,15 +59,21 @@ def sampling_points(view: BoxView) -> tuple[NDArray, NDArray, NDArray]:
     Raises:
         ValueError: a box that is not finite, or a ``prob_map`` that is not [Mh, Mw].
     """
-    points = _C.sampling_points(view.box, **view.geometry())
-    y, x = points["y"]["coordinate"], points["x"]["coordinate"]
+    options = view.options()
+    valid, *axes = samples_of_boxes(
+        view.rois(), view.height, view.width, options.spatial_scales[0], options
+    )
+    if not valid:
+        raise ValueError(f"box must be finite and not too large, got {tuple(view.box)}")
+    bins = (options.pooled_height, options.pooled_width)
+    shown = [_existing(samples, count) for samples, count in zip(axes, bins, strict=True)]
+    (y, _), (x, _) = shown
     if view.prob_map is None:
         return y, x, np.ones((len(y), len(x)))
     prob_map = _check_map(view.prob_map)
-    map_aligned = view.aligned if view.map_aligned is None else view.map_aligned
     rows, columns = (
-        _interpolation(points[axis]["place"], cells, map_aligned)
-        for axis, cells in zip("yx", prob_map.shape, strict=True)
+        _interpolation(places, cells, options.map_aligned)
+        for (_, places), cells in zip(shown, prob_map.shape, strict=True)
     )
     return y, x, rows @ prob_map @ columns.T
 
@@ -76,19 +85,24 @@ def pixel_weights(view: BoxView, bin: tuple[int, int] | None = None) -> NDArray[
     Raises:
         ValueError: a ``prob_map`` that is not [Mh, Mw], or a ``bin`` outside the output.
     """
-    prob_map = None if view.prob_map is None else _check_map(view.prob_map)
-    taps = _C.box_taps(view.box, **view.geometry(), prob_map=prob_map, map_aligned=view.map_aligned)
-    first, last = 0, len(taps["row"])
-    if bin is not None:
-        rows, columns = check_output_size(view.output_size)
-        if not (0 <= bin[0] < rows and 0 <= bin[1] < columns):
-            raise ValueError(f"bin must be inside the output of {rows} x {columns}, got {bin}")
-        index = bin[0] * columns + bin[1]
-        first, last = taps["bin_begin"][index], taps["bin_begin"][index + 1]
-    weights = np.zeros((view.height, view.width))
-    pixels = taps["row"][first:last], taps["column"][first:last]
-    np.add.at(weights, pixels, taps["weight"][first:last])
-    return weights
+    options = view.options()
+    rows, columns = options.pooled_height, options.pooled_width
+    if bin is not None and not (0 <= bin[0] < rows and 0 <= bin[1] < columns):
+        raise ValueError(f"bin must be inside the output of {rows} x {columns}, got {bin}")
+    prob_map = None if view.prob_map is None else torch.from_numpy(_check_map(view.prob_map))[None]
+    features = torch.zeros(1, 1, view.height, view.width, dtype=torch.float64, requires_grad=True)
+    pooled = sa_roi_align(
+        features,
+        view.rois(),
+        prob_map,
+        (rows, columns),
+        options.spatial_scales[0],
+        options.sampling_ratio,
+        options.aligned,
+        map_aligned=options.map_aligned,
+    )[0, 0]
+    (weights,) = torch.autograd.grad(pooled.sum() if bin is None else pooled[bin], features)
+    return weights[0, 0].numpy()
 
 
 def draw_sampling_points(axis: Axes, view: BoxView, **style: Any) -> None:
@@ -219,6 +233,16 @@ def _check_image(image: Any) -> NDArray[np.float32]:
         )
     divisor = 255 if np.issubdtype(pixels.dtype, np.integer) else 1
     return np.ascontiguousarray(pixels / divisor, dtype=np.float32)
+
+
+def _existing(samples: Samples, bins: int) -> tuple[NDArray, NDArray]:
+    """Coordinates of the samples of one box, and their places in the box, in (0, 1), without the
+    padding beyond the end of a bin."""
+    coordinates, places = (
+        t[0].reshape(bins, -1).numpy() for t in (samples.coordinate, samples.in_box)
+    )
+    exists = places * bins < np.arange(1, bins + 1)[:, None]
+    return coordinates[exists], places[exists]
 
 
 def _interpolation(place: NDArray, cells: int, map_aligned: bool) -> NDArray:

@@ -11,19 +11,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from setuptools import Distribution
 
 import shape_roi_align
 from shape_roi_align import _C, _cuda_support, _library
+from shape_roi_align._build_info import build_info, cpu_capability
 
 ROOT = Path(__file__).resolve().parents[1]
 CPP_PROGRAMS = Path(__file__).with_name("cpp")
 PACKAGE = Path(shape_roi_align.__file__).parent
 OPERATOR_LIBRARIES = sorted(PACKAGE.glob("libshape_roi_align*.so"))
+BINARIES = sorted(PACKAGE.glob("*.so"))
+CPU_SOURCES = sorted((ROOT / "csrc" / "cpu").rglob("*.cpp"))
 MANGLED_TORCH_NAMESPACES = re.compile(r" _Z\w*?(2at|3c10|5torch|6caffe2)\d")
 
 each_operator_library = pytest.mark.parametrize(
     "library", OPERATOR_LIBRARIES, ids=lambda path: path.name
 )
+each_binary = pytest.mark.parametrize("binary", BINARIES, ids=lambda path: path.name)
 
 
 def run(*command: str | Path, **options) -> str:
@@ -70,12 +75,59 @@ def test_the_vector_kernels_fuse_multiplications_and_additions():
 
 
 @each_operator_library
-def test_no_path_of_the_building_machine_stays_in_the_library(library):
+def test_a_library_needs_torch_but_no_python_and_no_cudart(library):
     dynamic_section = run("readelf", "--dynamic", library)
     assert "libtorch_cpu.so" in dynamic_section
-    assert not re.search(r"\(R(UN)?PATH\)", dynamic_section)
     assert "libcudart" not in dynamic_section
     assert "libpython" not in dynamic_section
+
+
+@each_binary
+def test_no_path_of_the_building_machine_stays_in_a_binary(binary):
+    assert not re.search(r"\(R(UN)?PATH\)", run("readelf", "--dynamic", binary))
+    content = binary.read_bytes()
+    assert re.findall(rb"(?<![\w.+/-])(?:/[\w.+-]+)+\.(?:cpp|cu|cuh|h|inl|hpp)\b", content) == []
+    for folder in (ROOT, Path(sys.prefix), Path(torch.__file__).parents[1], Path.home()):
+        assert bytes(folder) + b"/" not in content
+
+
+def test_messages_name_source_files_from_the_root_of_the_sources():
+    assert b"csrc/cpu/register.cpp" in (PACKAGE / "libshape_roi_align.so").read_bytes()
+
+
+@each_binary
+def test_binaries_are_hardened(binary):
+    segments = run("readelf", "--segments", "--wide", binary)
+    assert "GNU_RELRO" in segments
+    assert re.search(r"GNU_STACK .* RW +0x", segments)  # no E: not executable
+    assert re.search(r"FLAGS.*\bNOW\b", run("readelf", "--dynamic", binary))
+    assert any("__stack_chk_fail" in name for name in dynamic_symbols(binary, "--undefined-only"))
+
+
+def test_the_flags_of_the_build_check_the_bounds_of_copies(monkeypatch, fake_compiler, tmp_path):
+    names = read_decisions(monkeypatch, cuda="0", compiler=fake_compiler())
+    source = tmp_path / "copy.cpp"
+    source.write_text(
+        "#include <cstring>\nchar buffer[8];\n"
+        "void copy(const char* from, size_t size) { std::memcpy(buffer, from, size); }\n"
+    )
+    compiler = [os.environ.get("CXX", "c++"), *names["CXX_FLAGS"], "-c", source]
+    run(*compiler, "-o", tmp_path / "copy.o")
+    assert "__memcpy_chk" in run("nm", tmp_path / "copy.o")
+
+
+CROSS_COMPILER = "aarch64-linux-gnu-g++"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(CROSS_COMPILER) is None, reason=f"needs {CROSS_COMPILER}")
+@pytest.mark.parametrize("source", CPU_SOURCES, ids=lambda path: path.name)
+def test_the_cpu_sources_compile_for_aarch64(monkeypatch, fake_compiler, source):
+    names = read_decisions(monkeypatch, cuda="0", compiler=fake_compiler())
+    (library,) = (e for e in names["extensions"] if e.name.endswith(".libshape_roi_align"))
+    macros = [f"-D{name}={value}" for name, value in library.define_macros]
+    includes = [f"-I{folder}" for folder in library.include_dirs]
+    run(CROSS_COMPILER, *names["CXX_FLAGS"], "-O0", *macros, *includes, "-fsyntax-only", source)
 
 
 def read_decisions(
@@ -125,8 +177,30 @@ def test_the_oldest_torch_is_the_same_for_the_build_the_package_and_its_import(
     assert names["OLDEST_TORCH"] == _library._MINIMUM_TORCH
 
 
-def test_the_python_module_knows_the_version_of_the_package():
-    assert _C.build_info()["version"] == shape_roi_align.__version__
+def test_the_library_knows_the_version_of_the_package_and_the_python_module_agrees():
+    assert build_info()["version"] == shape_roi_align.__version__
+    assert _C.build_info() == build_info()
+    assert _C.cpu_capability() == cpu_capability()
+
+
+@pytest.mark.parametrize(
+    ("knob", "tag"),
+    [("0", ("py3", "none")), ("", (f"cp{sys.version_info[0]}{sys.version_info[1]}",) * 2)],
+)
+def test_a_wheel_without_the_python_module_is_for_every_python(
+    monkeypatch, fake_compiler, knob, tag
+):
+    monkeypatch.setenv("SHAPE_ROI_ALIGN_PYTHON", knob)
+    names = read_decisions(monkeypatch, cuda="0", compiler=fake_compiler())
+    extensions = names["extensions"]
+    built = {extension.name for extension in extensions}
+    assert ("shape_roi_align._C" in built) == (knob != "0")
+    distribution = Distribution({"name": "shape-roi-align", "ext_modules": extensions})
+    command = names["TagWheel"](distribution)
+    command.ensure_finalized()
+    python, abi, platform_tag = command.get_tag()
+    assert (python, abi) == tag
+    assert platform_tag.startswith("linux_")
 
 
 def test_the_toolkit_behind_a_wrapper_script_is_found(monkeypatch, fake_compiler, tmp_path):
@@ -181,6 +255,53 @@ def test_cuda_that_torch_cannot_use_is_skipped_unless_demanded(
         read_decisions(monkeypatch, cuda="1", compiler=compiler, torch_cuda=torch_cuda)
 
 
+@pytest.mark.parametrize("torch_cuda", ["99.1", None])
+def test_a_build_that_cannot_have_cuda_ends_with_the_commands_that_mend_it(
+    monkeypatch, fake_compiler, torch_cuda
+):
+    with pytest.raises(SystemExit) as stop:
+        read_decisions(monkeypatch, cuda="1", compiler=fake_compiler(), torch_cuda=torch_cuda)
+    *_, first, second = str(stop.value).splitlines()
+    assert "pip install --no-build-isolation ." in first
+    assert second == "Or build without CUDA: SHAPE_ROI_ALIGN_CUDA=0 pip install ."
+
+
+def last_line_of_build(**environment: str) -> str:
+    """Of the error of a build that must fail before it writes anything."""
+    variables = {**os.environ, "SHAPE_ROI_ALIGN_CUDA": "0", **environment}
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", os.devnull]
+    build = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert build.returncode != 0
+    return build.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_build_without_a_compiler_ends_with_the_command_that_installs_one():
+    assert last_line_of_build(CXX="no-such-compiler") == "Install one: apt install g++"
+
+
+@pytest.mark.slow
+def test_a_build_with_an_old_compiler_ends_with_a_command_that_names_another(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho unrecognized option >&2; exit 1\n")
+    compiler.chmod(0o755)
+    assert last_line_of_build(CXX=str(compiler)).endswith("CXX=g++-12 pip install .")
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "end"),
+    [
+        ("torch", "__version__ = '2.9.1+cpu'", "Upgrade it: pip install 'torch>=2.10'"),
+        ("pybind11", "raise ImportError('no pybind11')", "ninja numpy 'torch>=2.10'"),
+    ],
+)
+def test_a_build_beside_a_wrong_package_ends_with_the_command_that_installs_it(
+    tmp_path, module, text, end
+):
+    (tmp_path / f"{module}.py").write_text(text)
+    assert last_line_of_build(PYTHONPATH=str(tmp_path)).endswith(end)
+
+
 def test_cuda_can_be_switched_off(monkeypatch, fake_compiler):
     names = read_decisions(monkeypatch, cuda="0", compiler=fake_compiler(), torch_cuda="13.2")
     assert names["TOOLKIT"] is None
@@ -203,17 +324,23 @@ def cpp_programs(tmp_path_factory) -> Path:
     run("cmake", "-S", ROOT, "-B", folder / "library", *common, *library)
     run("cmake", "--build", folder / "library", "--target", "install")
     installed = f"-DCMAKE_PREFIX_PATH={folder / 'installed'}"
-    run("cmake", "-S", CPP_PROGRAMS, "-B", folder / "programs", *common, installed)
-    run("cmake", "--build", folder / "programs")
-    return folder / "programs"
+    for sources in (CPP_PROGRAMS, ROOT / "examples" / "cpp"):
+        run("cmake", "-S", sources, "-B", folder / sources.parent.name, *common, installed)
+        run("cmake", "--build", folder / sources.parent.name)
+    return folder
 
 
 def test_a_cpp_program_calls_the_operator_through_the_dispatcher(cpp_programs):
-    assert "expected 7.4125" in run(cpp_programs / "call_operator")
+    assert "expected 7.4125" in run(cpp_programs / "tests" / "call_operator")
+
+
+def test_the_example_in_cpp_pools_a_box_with_the_installed_library(cpp_programs):
+    """Its samples average pixel 10, times the probability of one half."""
+    assert run(cpp_programs / "examples" / "pool_a_box") == "pooled: 5\n"
 
 
 def test_a_cpp_program_runs_an_aotinductor_package(cpp_programs, tmp_path):
     package = tmp_path / "sa_roi_align.pt2"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     run(sys.executable, CPP_PROGRAMS / "export_package.py", package, env=environment)
-    assert "expected 7.4125" in run(cpp_programs / "run_package", package)
+    assert "expected 7.4125" in run(cpp_programs / "tests" / "run_package", package)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shape_roi_align import _C
+from shape_roi_align._build_info import cpu_capability
 
 TESTS = (
     "test_forward.py::test_operator_equals_the_oracle",
@@ -21,6 +21,8 @@ TESTS = (
     "test_crowds.py::test_a_pixel_that_is_not_finite_reaches_the_bins_that_read_it_only",
 )
 
+NAME = "from shape_roi_align._build_info import cpu_capability; print(cpu_capability())"
+
 
 def run(capability: str, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -32,13 +34,13 @@ def run(capability: str, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-OTHERS = [name for name in ("portable", "avx2", "avx512") if name != _C.cpu_capability()]
+OTHERS = [name for name in ("portable", "avx2", "avx512") if name != cpu_capability()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", OTHERS)
 def test_kernels_of_every_instruction_set_equal_the_oracle(capability: str) -> None:
-    chosen = run(capability, "-c", "from shape_roi_align import _C; print(_C.cpu_capability())")
+    chosen = run(capability, "-c", NAME)
     assert chosen.returncode == 0, chosen.stderr
     if chosen.stdout.strip() != capability:
         assert capability != "portable"
@@ -56,7 +58,7 @@ def test_an_unknown_instruction_set_is_an_error_that_lists_those_known(name: str
         "import torch, shape_roi_align as s; "
         "s.sa_roi_align(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), None, 2)"
     )
-    for code in (pool, "from shape_roi_align import _C; _C.cpu_capability()"):
+    for code in (pool, NAME):
         process = run(name, "-c", code)
         assert process.returncode == 1
         assert f"ValueError: {message}" in process.stderr

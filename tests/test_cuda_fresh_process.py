@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from shape_roi_align import _C
+from shape_roi_align._build_info import build_info
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -141,7 +141,7 @@ def test_the_first_call_may_be_captured_in_a_graph(first: str, device: torch.dev
 
 
 def test_kernels_compiled_from_ptx_give_the_same_results(device: torch.device) -> None:
-    if "+PTX" not in _C.build_info()["cuda_architectures"]:
+    if "+PTX" not in build_info()["cuda_architectures"]:
         if os.environ.get("SHAPE_ROI_ALIGN_REQUIRE_CUDA") == "1":
             pytest.fail("the build has no PTX: set TORCH_CUDA_ARCH_LIST with +PTX")
         pytest.skip("needs a build with PTX: TORCH_CUDA_ARCH_LIST with +PTX")

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from host_cuda.jobs import compile_program
-from shape_roi_align import _C, _library
+from shape_roi_align import _library
+from shape_roi_align._build_info import build_info
 from shape_roi_align._cuda_support import (
     driver_obstacle,
     driver_version,
@@ -29,7 +30,7 @@ from shape_roi_align._cuda_support import (
 ROOT = Path(__file__).resolve().parents[1]
 
 needs_cuda_library = pytest.mark.skipif(
-    not (_library.CUDA_OPERATORS.exists() and _C.build_info()["cuda"] and torch.version.cuda),
+    not (_library.CUDA_OPERATORS.exists() and build_info()["cuda"] and torch.version.cuda),
     reason="needs a build with CUDA under a torch with CUDA",
 )
 
@@ -144,7 +145,7 @@ def test_cuda_calls_beside_an_older_driver_raise_the_message_and_the_cpu_works()
     output, state, *messages = load_beside("11080")
     assert float(output) == 1.0
     assert state == "False False"
-    built = re.escape(_C.build_info()["cuda"])
+    built = re.escape(build_info()["cuda"])
     found = [m for m in messages if re.search(rf"built with CUDA {built}.*supports CUDA 11\.8", m)]
     assert len(found) == 3  # forward, backward, and what the public functions raise
 
@@ -152,7 +153,7 @@ def test_cuda_calls_beside_an_older_driver_raise_the_message_and_the_cpu_works()
 @pytest.mark.slow
 @needs_cuda_library
 def test_the_cuda_operators_are_loaded_beside_a_driver_of_their_major_version() -> None:
-    major = parse_version(_C.build_info()["cuda"])[0]
+    major = parse_version(build_info()["cuda"])[0]
     _, state, *_ = load_beside(f"{1000 * major}")
     assert state == "True True"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import subprocess
 import sys
 import zipfile
@@ -99,6 +100,25 @@ def test_a_wheel_without_the_library_passes_only_where_that_was_demanded(wheel: 
     wheel.write("shape_roi_align/__init__.py")
     assert wheel.check(RIGHT)[0] == 1
     assert wheel.check(RIGHT, SHAPE_ROI_ALIGN_CUDA="0")[0] == 0
+
+
+def entry(kind: int, architecture: int, content: bytes) -> bytes:
+    return struct.pack("<HHIQ12xI32x", kind, 0x101, 64, len(content), architecture) + content
+
+
+def module(*entries: bytes) -> bytes:
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, sum(map(len, entries))) + b"".join(entries)
+
+
+def test_the_bytes_of_each_architecture_are_reported(wheel: Wheel) -> None:
+    first = module(entry(2, 80, b"c" * 100_000), entry(2, 90, b"c" * 200_000))
+    second = module(entry(2, 90, b"c" * 50_000), entry(1, 90, b"p" * 30_000))
+    with zipfile.ZipFile(wheel.path, "w") as archive:
+        archive.writestr(LIBRARY, b"x" * 400_000 + first + b"between" + second)
+    _, report = wheel.check(RIGHT, TORCH_CUDA_ARCH_LIST=WANTED)
+    assert "0.78 MB:" in report
+    for line in ("0.10 MB  sm_80", "0.25 MB  sm_90", "0.03 MB  sm_90 PTX", "0.40 MB  host code"):
+        assert line in report
 
 
 def test_make_wheel_checks_the_wheel() -> None:

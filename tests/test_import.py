@@ -1,5 +1,6 @@
 """An import that cannot succeed says what was built for what, what runs, and what mends it."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,34 @@ def test_a_missing_library_is_explained(copy: Path) -> None:
     (copy / _library.OPERATORS.name).unlink()
     message = import_error(copy.parent)
     assert "not built" in message and "pip install" in message, message
+
+
+@pytest.mark.slow
+def test_a_library_of_another_version_is_explained(copy: Path) -> None:
+    empty = ["-shared", "-x", "c", os.devnull, "-o", str(copy / _library.OPERATORS.name)]
+    subprocess.run([os.environ.get("CC", "cc"), *empty], check=True)
+    message = import_error(copy.parent)
+    assert "of another version" in message and "--no-build-isolation ." in message, message
+
+
+WITHOUT_PYTHON_MODULE = """
+import sys
+sys.modules["shape_roi_align._C"] = None
+import numpy as np
+from shape_roi_align import __main__, visualize
+view = visualize.BoxView((0, 0, 4, 4), 4, 4, 2)
+np.testing.assert_allclose(visualize.pixel_weights(view).sum(), 4)
+assert len(visualize.sampling_points(view)[0]) == 4
+raise SystemExit(__main__.main(["--check"]))
+"""
+
+
+@pytest.mark.slow
+def test_a_package_without_its_python_module_does_all_but_introspection() -> None:
+    command = [sys.executable, "-c", WITHOUT_PYTHON_MODULE]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "instruction set: " in run.stdout and "check cpu float32: ok" in run.stdout
 
 
 def test_an_old_torch_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import shape_roi_align
-from shape_roi_align import _C
 from shape_roi_align import __main__ as command
+from shape_roi_align._build_info import build_info, cpu_capability
 
 
 @pytest.mark.slow
@@ -22,10 +22,10 @@ def test_the_command_reports_and_checks_every_dtype_on_the_cpu() -> None:
     for fact in (
         f"shape_roi_align: {shape_roi_align.__version__} in ",
         f"torch:           {torch.__version__}",
-        f"compiler:        {_C.build_info()['compiler']}",
+        f"compiler:        {build_info()['compiler']}",
         "CUDA operators:  ",
         "driver:          ",
-        f"instruction set: {_C.cpu_capability()}",
+        f"instruction set: {cpu_capability()}",
         "threads:         ",
         *(f"check cpu {dtype}: ok" for dtype in ("float64", "float32", "float16", "bfloat16")),
     ):

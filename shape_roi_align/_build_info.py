@@ -1,0 +1,46 @@
+"""Facts of the build, and the instruction set in use, as the library of the CPU operators tells
+them. Torch must be imported first: the library needs its symbols."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+from ._cuda_support import REBUILD
+
+OPERATORS = Path(__file__).parent / "libshape_roi_align.so"
+
+
+def _ask(function: str) -> str:
+    try:
+        call = getattr(ctypes.CDLL(str(OPERATORS)), function)
+    except AttributeError as error:
+        raise ImportError(
+            f"{OPERATORS.name} is of another version of shape_roi_align than its Python files. "
+            f"Rebuild it, in the source folder: {REBUILD}"
+        ) from error
+    call.restype = ctypes.c_char_p
+    return call().decode()
+
+
+def build_info() -> dict[str, str]:
+    """What was built: ``version``, ``torch`` (of the headers), ``cuda`` (version of the compiler)
+    and ``cuda_architectures`` (both empty without CUDA), ``compiler`` (of C++).
+
+    Raises:
+        OSError: the library cannot be loaded.
+    """
+    return dict(line.split("\t") for line in _ask("shape_roi_align_build_info").splitlines())
+
+
+def cpu_capability() -> str:
+    """Instruction set of the CPU kernels in this process: portable, avx2 or avx512.
+
+    Raises:
+        ValueError: ``SHAPE_ROI_ALIGN_CPU_CAPABILITY`` is none of these.
+        OSError: the library cannot be loaded.
+    """
+    name, error = _ask("shape_roi_align_cpu_capability").split("\t")
+    if error:
+        raise ValueError(error)
+    return name
