@@ -149,8 +149,7 @@ SHAPE_ROI_ALIGN_HD BoxGeometry<T> make_box_geometry(
   const bool in_batch = is_batch_index(box[0], num_images);
   geometry.batch = in_batch ? static_cast<int64_t>(box[0]) : 0;
   geometry.valid = in_batch && geometry.y.samples >= 0 && geometry.x.samples >= 0;
-  geometry.share =
-      sample_share<T>(geometry.y.samples, geometry.x.samples, options.average);
+  geometry.share = sample_share<T>(geometry.y.samples, geometry.x.samples, options.average);
   return geometry;
 }
 

@@ -47,11 +47,11 @@ BoxGeometry<double> geometry_of(
 
 SamplingOptions check_options(
     std::pair<int32_t, int32_t> output_size, int32_t height, int32_t width, int32_t sampling_ratio,
-    bool aligned, bool map_aligned) {
+    bool aligned, bool map_aligned, bool average) {
   if (output_size.first < 1 || output_size.second < 1 || height < 1 || width < 1) {
     throw py::value_error("output_size, height and width must be at least 1");
   }
-  return {output_size.first, output_size.second, sampling_ratio, aligned, map_aligned, true};
+  return {output_size.first, output_size.second, sampling_ratio, aligned, map_aligned, average};
 }
 
 py::dict axis_samples(const Axis<double>& axis, int32_t size) {
@@ -79,7 +79,7 @@ py::dict sampling_points(
     const Box& box, int32_t height, int32_t width, std::pair<int32_t, int32_t> output_size,
     double spatial_scale, int32_t sampling_ratio, bool aligned) {
   const SamplingOptions options =
-      check_options(output_size, height, width, sampling_ratio, aligned, aligned);
+      check_options(output_size, height, width, sampling_ratio, aligned, aligned, true);
   const BoxGeometry<double> geometry = geometry_of(box, spatial_scale, options);
   if (!geometry.valid) {
     throw py::value_error("box is not finite or too large");
@@ -91,9 +91,9 @@ py::dict sampling_points(
 py::dict box_taps(
     const Box& box, int32_t height, int32_t width, std::pair<int32_t, int32_t> output_size,
     double spatial_scale, int32_t sampling_ratio, bool aligned, std::optional<ProbMap> prob_map,
-    std::optional<bool> map_aligned) {
+    std::optional<bool> map_aligned, bool average) {
   const SamplingOptions options = check_options(
-      output_size, height, width, sampling_ratio, aligned, map_aligned.value_or(aligned));
+      output_size, height, width, sampling_ratio, aligned, map_aligned.value_or(aligned), average);
   if (prob_map && (prob_map->ndim() != 2 || prob_map->size() == 0)) {
     throw py::value_error("prob_map must have shape [Mh, Mw] with at least one cell");
   }
@@ -152,7 +152,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "box_taps", &box_taps, "box"_a, py::kw_only(), "height"_a, "width"_a, "output_size"_a,
       "spatial_scale"_a = 1.0, "sampling_ratio"_a = -1, "aligned"_a = false,
-      "prob_map"_a = py::none(), "map_aligned"_a = py::none(),
+      "prob_map"_a = py::none(), "map_aligned"_a = py::none(), "average"_a = true,
       "The merged taps of a box: bin b (row-major over the output) reads the pixels 'row', "
       "'column' with 'weight' in the range "
       "bin_begin[b]:bin_begin[b + 1].");

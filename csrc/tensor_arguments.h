@@ -114,9 +114,12 @@ class Call {
         operands.sampling_ratio <= (1 << 15), "sampling_ratio must be at most ", 1 << 15, ", got ",
         operands.sampling_ratio);
     params.options = {
-        static_cast<int32_t>(operands.pooled_height), static_cast<int32_t>(operands.pooled_width),
+        static_cast<int32_t>(operands.pooled_height),
+        static_cast<int32_t>(operands.pooled_width),
         static_cast<int32_t>(operands.sampling_ratio > 0 ? operands.sampling_ratio : -1),
-        operands.aligned, operands.map_aligned, operands.average};
+        operands.aligned,
+        operands.map_aligned,
+        operands.average};
   }
 
   void set_inputs(const std::vector<double>& spatial_scales) {

@@ -26,4 +26,5 @@ def box_taps(
     aligned: bool = False,
     prob_map: ArrayLike | None = None,
     map_aligned: bool | None = None,
+    average: bool = True,
 ) -> dict[str, NDArray[Any]]: ...

@@ -32,6 +32,7 @@ def taps_of(
         aligned=options.aligned,
         prob_map=prob_map,
         map_aligned=options.map_aligned,
+        average=options.average,
     )
     begin = taps["bin_begin"]
     matrix = np.zeros((len(begin) - 1, *size))

@@ -89,8 +89,7 @@ __device__ void make_box_by_lanes(const Params& params, int64_t k, bool exists, 
   const bool in_batch = is_batch_index(index, params.num_images);
   geometry.batch = in_batch ? static_cast<int64_t>(index) : 0;
   geometry.valid = in_batch && axis.samples >= 0 && samples_of_other >= 0;
-  geometry.share =
-      sample_share<T>(axis.samples, samples_of_other, params.options.average);
+  geometry.share = sample_share<T>(axis.samples, samples_of_other, params.options.average);
   to.index = k;
   to.level = has_level ? static_cast<int32_t>(level) : 0;
   to.reads = has_level && geometry.valid && axis.samples > 0 && samples_of_other > 0 &&

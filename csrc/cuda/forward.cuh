@@ -92,8 +92,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
       groups.for_each_patch(group, [&](const Patch& patch, bool is_first, bool is_last) {
         fill_tables(params, box, patch, tables);
         fill_taps(
-            feature_map, box.geometry.share, patch, plan.taps_per_bin(), tables,
-            scratch.taps);
+            feature_map, box.geometry.share, patch, plan.taps_per_bin(), tables, scratch.taps);
         for (int32_t bin = is_shared ? 0 : warp_index(); bin < patch.bins(); bin += num_warps()) {
           if (is_first) {
 #pragma unroll
@@ -267,8 +266,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
             const Range<int32_t> bins = bins_of_warp(patch, plan, channel_groups);
             staged[warp_index()].bins = bins;
           }
-          fill_taps(
-              feature_map, box.geometry.share, patch, plan.taps_per_bin(), tables, taps);
+          fill_taps(feature_map, box.geometry.share, patch, plan.taps_per_bin(), tables, taps);
           const BinsInLanes<feature_t, acc_t, coord_t> work{
               patch, tables, taps, plan.taps_per_bin(), is_first, is_last};
           const int32_t last = least(first + at_once, channels);

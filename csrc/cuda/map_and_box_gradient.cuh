@@ -157,8 +157,7 @@ __device__ void differentiate_samples(
       for (int32_t corner = 0; corner < 4; ++corner) {
         const int32_t row = tables.y.tap(patch.y, bin_y, i % patch.y.samples, corner / 2);
         const int32_t column = tables.x.tap(patch.x, bin_x, j % patch.x.samples, corner % 2);
-        product[corner / 2][corner % 2] =
-            geometry.share * coord_t(of_bin[row * across + column]);
+        product[corner / 2][corner % 2] = geometry.share * coord_t(of_bin[row * across + column]);
       }
       const coord_t at_low = x.low_weight * product[0][0] + x.high_weight * product[0][1];
       const coord_t at_high = x.low_weight * product[1][0] + x.high_weight * product[1][1];
