@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -88,11 +88,11 @@ def make_inputs(case: Case, num_masks: int) -> Inputs:
     return Inputs(features.requires_grad_(), masks, labels)
 
 
-def shrink(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+def shrink(masks: Tensor, grid: Sequence[int]) -> Tensor:
     """Area means of ``[N, Q, Hm, Wm]``; of whole multiples only is torch's "area" exact."""
     if any(side % cells for side, cells in zip(masks.shape[2:], grid, strict=True)):
         raise NotImplementedError("torch has no exact area mean of fractional ratios")
-    return F.interpolate(masks.float(), grid, mode="area")
+    return F.interpolate(masks.float(), list(grid), mode="area")
 
 
 def refuse_above(count: int) -> None:
@@ -229,7 +229,9 @@ def measure_case(case: Case, num_masks: int, names: list[str], rounds: int) -> l
             failures[name] = describe(error)
     rows = []
     for mode in MODES:
-        calls = {n: partial(make_call, n, inputs, mode) for n in names if n not in failures}
+        calls: dict[str, Callable[[], Call]] = {
+            n: partial(make_call, n, inputs, mode) for n in names if n not in failures
+        }
         results = measure(calls, torch.device("cpu"), rounds=rounds)
         for name in names:
             result = results.get(name, Measurement(failure=failures.get(name, "")))

@@ -110,14 +110,42 @@ def mean_over_cells(
         return y.weights(group, device, dtype) @ window @ x.weights(group, device, dtype).mT
 
 
-def mean_over_grid(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Means of floating ``masks[B, Hm, Wm]`` over the cells of one grid of ``size``: ``[B,
-    *size]``."""
-    for dim, cells in ((1, size[0]), (2, size[1])):
-        limit = masks.shape[dim]
-        if limit == cells:
-            continue
-        axis = Axis.whole(cells, limit)
-        weights = axis.weights(np.array([0]), masks.device, masks.dtype)[0]
-        masks = weights @ masks if dim == 1 else masks @ weights.mT
-    return masks
+def mean_over_grid(masks: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Means of ``masks[B, Hm, Wm]`` over the cells of one grid of ``size``: ``[B, *size]``. Of bool
+    and uint8, every value but 0 is 1."""
+    weights = [
+        None
+        if limit % cells == 0
+        else Axis.whole(cells, limit).weights(np.array([0]), masks.device, dtype)[0]
+        for cells, limit in zip(size, masks.shape[1:], strict=True)
+    ]
+    masks_at_a_time = max(1, CHUNK_BYTES // (masks[:1].numel() * dtype.itemsize))
+    if len(masks) <= masks_at_a_time:
+        return _mean_over_grid(masks, size, weights, dtype)
+    chunks = masks.split(masks_at_a_time)
+    return torch.cat([_mean_over_grid(chunk, size, weights, dtype) for chunk in chunks])
+
+
+def _mean_over_grid(
+    masks: Tensor, size: tuple[int, int], weights: list[Tensor | None], dtype: torch.dtype
+) -> Tensor:
+    """``weights``: of either axis, ``[cells, pixels]``; None where the ratio is a whole number."""
+    if masks.dtype == torch.uint8:
+        masks = masks != 0
+    rows, columns = (limit // cells for cells, limit in zip(size, masks.shape[1:], strict=True))
+    count = 1
+    if weights[0] is not None:
+        masks = weights[0] @ masks.to(dtype)
+    elif rows > 1:
+        # Sums of up to 255 ones fit into bytes; adding bytes is the fastest.
+        as_bytes = masks.dtype == torch.bool and rows < 256
+        masks = masks.view(torch.uint8) if as_bytes else masks.to(dtype)
+        masks = masks.unflatten(1, (size[0], rows)).sum(2, dtype=masks.dtype)
+        count *= rows
+    masks = masks.to(dtype)
+    if weights[1] is not None:
+        masks = masks @ weights[1].mT
+    elif columns > 1:
+        masks = masks.unflatten(2, (size[1], columns)).sum(3)
+        count *= columns
+    return masks / count if count > 1 else masks

@@ -37,7 +37,7 @@ class MaskStack:
         return torch.tensor(self.masks.shape[1:]).expand(len(self.masks), 2)
 
     def boxes(self) -> Tensor:
-        rows, columns = (self.masks.detach().any(dim).bool() for dim in (2, 1))
+        rows, columns = (_any_nonzero(self.masks.detach(), dim) for dim in (2, 1))
         ends = [*_ends(columns), *_ends(rows)]
         return torch.stack([ends[0], ends[2], ends[1], ends[3]], dim=1)
 
@@ -126,6 +126,16 @@ def _pixels(
     y = top[:, None] + torch.arange(size[0], device=top.device)
     x = left[:, None] + torch.arange(size[1], device=left.device)
     return y.clamp(max=image[0] - 1)[:, :, None], x.clamp(max=image[1] - 1)[:, None, :]
+
+
+def _any_nonzero(masks: Tensor, dim: int) -> Tensor:
+    """``masks.any(dim)``, an order of magnitude faster on CPUs: extrema are vectorised."""
+    if masks.numel() == 0:
+        return masks.any(dim).bool()
+    if masks.dtype == torch.bool:
+        masks = masks.view(torch.uint8)
+    some = masks.amax(dim) != 0
+    return some | (masks.amin(dim) != 0) if masks.is_floating_point() else some
 
 
 def _ends(some: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,8 +34,8 @@ def decode_counts(counts: str | bytes) -> np.ndarray:
     Raises:
         ValueError: a character out of range, or the last number is incomplete.
     """
-    codes = np.frombuffer(counts.encode("latin-1") if isinstance(counts, str) else counts, np.uint8)
-    codes = codes.astype(np.int64) - 48
+    text = counts.encode("latin-1") if isinstance(counts, str) else counts
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if len(codes) and (codes.min() < 0 or codes.max() > 63):
         raise ValueError("counts holds a character that COCO's compression does not use")
     more = (codes & 32) != 0

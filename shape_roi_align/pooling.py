@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ._areas import Axis, groups, mean_over_cells, mean_over_grid
-from ._mask_sources import LABEL_DTYPES, WIDE_UNSIGNED, LabelMaps, MaskSource, MaskStack
+from ._mask_sources import LABEL_DTYPES, WIDE_UNSIGNED, LabelMaps
 from ._validation import check_features
 from .masks import as_label_map, check_mask_dtype
 
 METHODS = ("auto", "product", "sparse")
-CHUNK_BYTES = 1 << 26  # of masks in float32 at a time, at the masks' or the features' resolution
+CHUNK_BYTES = 1 << 26  # of masks on the features' grid at a time
 CHANNELS_AT_A_TIME = 64  # that are converted or transposed together
 
 
@@ -57,11 +58,10 @@ def mask_pool(
               background; ids may be sparse.
 
         levels ("all"): a pyramid gives one result per level. Default: "all"
-        method (str): "product" averages masks to the features' grid and multiplies matrices.
-            "sparse" finds the box of each mask, averages inside it and adds up the features of the
-            pixels that the mask touches; label maps always take it. "auto" takes "sparse" where
-            masks are many and the grid is large, and the product where masks need gradients.
-            Default: "auto"
+        method (str): "product" multiplies matrices, pixels x channels with masks x pixels. "sparse"
+            adds up the features of the pixels that each mask touches; label maps always take it,
+            from tight boxes. "auto" chooses by the sizes, and the product where masks need
+            gradients. Default: "auto"
 
     Returns:
         Tensor[N, Q, C] in the dtype of ``features``; for label maps :class:`LabelFeatures`
@@ -69,7 +69,8 @@ def mask_pool(
         or dict of these, one per level.
 
     Differentiable with respect to features and floating masks. Gradients of and through empty masks
-    are zero. float16 and bfloat16 are summed in float32. On CUDA, "sparse" waits for the boxes.
+    are zero. float16 and bfloat16 are summed in float32. On CUDA, "sparse"
+    waits for the masks.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -95,7 +96,8 @@ def mask_pool(
     _check_masks(masks)
     for name, each in zip(names, maps, strict=True):
         _check_level(each, name, masks)
-    results = _pool_levels(maps, masks, method)
+    with torch.autocast(masks.device.type, enabled=False):
+        results = _pool_levels(maps, masks, method)
     if isinstance(features, Mapping):
         return dict(zip(features, results, strict=True))
     return results[0] if isinstance(features, Tensor) else results
@@ -104,34 +106,29 @@ def mask_pool(
 def _pool_levels(maps: list[Tensor], masks: Tensor, method: str) -> list[Any]:
     if masks.dim() == 3:
         labels = LabelMaps(as_label_map(masks))
-        pool = SparsePool(labels, labels.images)
         images, ids = labels.images.long(), labels.ids.long()
-        return [LabelFeatures(pool(each), images, ids) for each in maps]
-    count = masks.shape[:2]
+        boxes = labels.boxes().cpu().numpy()
+        return [LabelFeatures(_pool_labels(each, labels, boxes), images, ids) for each in maps]
     needs_gradients = masks.requires_grad and torch.is_grad_enabled()
     if method == "sparse" and needs_gradients:
         raise ValueError(
             'masks that require gradients cannot be pooled with method="sparse": pixels where a '
             "mask is zero have gradients too"
         )
-    sparse: SparsePool | None = None
     results = []
     for each in maps:
-        if (
-            method == "product"
-            or needs_gradients
-            or not (method == "sparse" or _prefers_sparse(each, masks))
-        ):
-            results.append(_pool_by_product(each, masks))
-            continue
-        if sparse is None:
-            images = torch.arange(count[0], device=masks.device).repeat_interleave(count[1])
-            sparse = SparsePool(MaskStack(masks.flatten(0, 1)), images)
-        results.append(sparse(each).view(*count, each.shape[1]))
+        if method == "auto":
+            sparse = not needs_gradients and _prefers_sparse(each, masks.shape[1])
+        else:
+            sparse = method == "sparse"
+        if sparse:
+            results.append(_pool_sparse(each, masks))
+        else:
+            results.append(_multiply(each, masks))
     return results
 
 
-def _prefers_sparse(features: Tensor, masks: Tensor) -> bool:
+def _prefers_sparse(features: Tensor, num_masks: int) -> bool:
     return False
 
 
@@ -151,86 +148,105 @@ def _divide(sums: Tensor, totals: Tensor) -> Tensor:
     return torch.where(empty[..., None], 0, means)
 
 
-def _pool_by_product(features: Tensor, masks: Tensor) -> Tensor:
-    """``[N, Q, C]`` from masks averaged to the features' grid, some masks at a time."""
-    count, (channels, *size) = masks.shape[:2], features.shape[1:]
+def _means_on_grid(features: Tensor, masks: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Masks on the features' grid, in chunks: images, and means ``[images, masks, H * W]``. Chunks
+    are in the order of images and masks; several images come only with all of their masks."""
+    height, width = features.shape[2:]
+    dtype = _sum_dtype(features)
+    masks_at_a_time = max(1, CHUNK_BYTES // (height * width * dtype.itemsize))
+    images_at_a_time = max(1, masks_at_a_time // max(1, masks.shape[1]))
+    for start in range(0, len(masks), images_at_a_time):
+        images = slice(start, start + images_at_a_time)
+        for chunk in masks[images].split(masks_at_a_time, 1):
+            means = mean_over_grid(chunk.flatten(0, 1), (height, width), dtype)
+            yield images, means.view(*chunk.shape[:2], height * width)
+
+
+def _multiply(features: Tensor, masks: Tensor) -> Tensor:
+    """``[N, Q, C]`` by matrix products."""
+    count, channels, dtype = masks.shape[:2], features.shape[1], _sum_dtype(features)
     if 0 in count:
         return _zeros(features, *count, channels)
-    dtype = _sum_dtype(features)
-    pixels = max(size[0] * size[1], masks.shape[2] * masks.shape[3])
-    masks_at_a_time = max(1, CHUNK_BYTES // (pixels * dtype.itemsize))
-    images_at_a_time = max(1, masks_at_a_time // count[1])
     blocks = [features] if features.dtype == dtype else features.split(CHANNELS_AT_A_TIME, 1)
-    results = []
-    with torch.autocast(features.device.type, enabled=False):
-        for start in range(0, count[0], images_at_a_time):
-            images = slice(start, start + images_at_a_time)
-            rows = []
-            for chunk in masks[images].split(masks_at_a_time, 1):
-                ones = chunk != 0 if chunk.dtype == torch.uint8 else chunk
-                means = mean_over_grid(ones.to(dtype).flatten(0, 1), (size[0], size[1]))
-                means = means.view(*chunk.shape[:2], size[0] * size[1])
-                sums = [means @ block[images].to(dtype).flatten(2).mT for block in blocks]
-                rows.append(_divide(torch.cat(sums, 2), means.sum(2)).to(features.dtype))
-            results.append(torch.cat(rows, 1))
-    return torch.cat(results)
+    rows = []
+    for images, means in _means_on_grid(features, masks):
+        sums = [means @ block[images].to(dtype).flatten(2).mT for block in blocks]
+        pooled = _divide(torch.cat(sums, 2), means.sum(2)).to(features.dtype)
+        rows.append(pooled.flatten(0, 1))
+    return torch.cat(rows).view(*count, channels)
 
 
-class SparsePool:
-    """Pools feature maps of any sizes under the masks of ``source``, through the pixels that each
-    mask touches. ``images[K]`` is the image of each object."""
+class Touched(NamedTuple):
+    """The feature pixels that K masks touch, E in all, mask by mask."""
 
-    def __init__(self, source: MaskSource, images: Tensor) -> None:
-        self.source, self.images = source, images
-        self.boxes = source.boxes().cpu().numpy()
-        self.mask_size: list[int] = source.sizes()[0].tolist() if len(images) else [1, 1]
+    pixels: Tensor
+    """int64 ``[E]``: index into the pixels of all images."""
+    weights: Tensor
+    """``[E]``"""
+    counts: Tensor
+    """int64 ``[K]``: pixels of each mask."""
+    totals: Tensor
+    """``[K]``: sum of weights of each mask."""
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """``[N, C, H, W]`` -> ``[K, C]``"""
-        channels, *size = features.shape[1:]
-        dtype = _sum_dtype(features)
-        touched = self._touched(size, dtype)
-        if touched is None:
-            return _zeros(features, len(self.images), channels)
-        objects, pixels, weights, starts, totals = touched
-        with torch.autocast(features.device.type, enabled=False):
-            sums = [
-                F.embedding_bag(
-                    pixels,
-                    block.to(dtype).permute(0, 2, 3, 1).flatten(0, 2),
-                    starts,
-                    mode="sum",
-                    per_sample_weights=weights,
-                )
-                for block in features.split(CHANNELS_AT_A_TIME, 1)
-            ]
-            means = _divide(torch.cat(sums, 1), totals).to(features.dtype)
-        return features.new_zeros(len(self.images), channels).index_copy(0, objects, means)
+    @staticmethod
+    def of(means: Tensor, first: Tensor, width: int) -> Touched:
+        """The nonzero pixels of ``means[K, H, W]``. ``first[K]`` is the pixel of cell (0, 0), and
+        rows are ``width`` pixels apart."""
+        mask, row, column = torch.where(means)
+        pixels = first[mask] + row * width + column
+        counts = torch.bincount(mask, minlength=len(means))
+        return Touched(pixels, means[mask, row, column], counts, means.sum((1, 2)))
 
-    def _touched(self, size: list[int], dtype: torch.dtype) -> tuple[Tensor, ...] | None:
-        """Objects that are not empty, the pixels of the flattened feature map that each touches,
-        their weights, where each object's pixels start, and its sum of weights."""
-        x1, y1, x2, y2 = self.boxes.T
-        y, begin_y = Axis.of_grid(y1, y2, size[0], self.mask_size[0])
-        x, begin_x = Axis.of_grid(x1, x2, size[1], self.mask_size[1])
-        device = self.images.device
-        every = torch.arange(len(self.images), device=device)
-        parts = []
-        for group in groups(y, x, dtype.itemsize):
-            objects = torch.from_numpy(group).to(device)
-            means = mean_over_cells(self.source, every, y, x, group, dtype)
-            window, row, column = torch.where(means)
-            first = self.images[objects] * size[0] + torch.from_numpy(begin_y[group]).to(device)
-            pixel = (first[window] + row) * size[1] + column
-            pixel += torch.from_numpy(begin_x[group]).to(device)[window]
-            counts = torch.bincount(window, minlength=len(group))
-            parts.append((objects, pixel, means[window, row, column], counts, means.sum((1, 2))))
-        if not parts:
-            return None
-        objects, pixels, weights, counts, totals = (
-            torch.cat(each) for each in zip(*parts, strict=True)
+
+def _pool_sparse(features: Tensor, masks: Tensor) -> Tensor:
+    """``[N, Q, C]`` from the pixels that each mask touches."""
+    count, (channels, height, width) = masks.shape[:2], features.shape[1:]
+    parts: list[Touched] = []
+    if 0 not in count:
+        for _, means in _means_on_grid(features, masks):
+            done = sum(len(part.counts) for part in parts)
+            means = means.view(-1, height, width)
+            image = torch.arange(done, done + len(means), device=means.device) // count[1]
+            parts.append(Touched.of(means, image * (height * width), width))
+    return _add_up(features, parts).view(*count, channels)
+
+
+def _pool_labels(features: Tensor, labels: LabelMaps, boxes: np.ndarray) -> Tensor:
+    """``[K, C]`` from windows around the objects, in groups of like size."""
+    height, width = features.shape[2:]
+    limit = labels.labels.shape[1:]
+    x1, y1, x2, y2 = boxes.T
+    y, begin_y = Axis.of_grid(y1, y2, height, limit[0])
+    x, begin_x = Axis.of_grid(x1, x2, width, limit[1])
+    device, dtype = features.device, _sum_dtype(features)
+    every = torch.arange(len(boxes), device=device)
+    begin = torch.from_numpy(begin_y * width + begin_x).to(device)
+    first = labels.images * (height * width) + begin
+    order, parts = [every[:0]], []
+    for group in groups(y, x, dtype.itemsize):
+        order.append(torch.from_numpy(group).to(device))
+        means = mean_over_cells(labels, every, y, x, group, dtype)
+        parts.append(Touched.of(means, first[order[-1]], width))
+    return _add_up(features, parts)[torch.argsort(torch.cat(order))]
+
+
+def _add_up(features: Tensor, parts: list[Touched]) -> Tensor:
+    """``[K, C]``: weighted means of the pixels that K masks touch."""
+    if not parts:
+        return _zeros(features, 0, features.shape[1])
+    pixels, weights, counts, totals = (torch.cat(each) for each in zip(*parts, strict=True))
+    dtype = _sum_dtype(features)
+    sums = [
+        F.embedding_bag(
+            pixels,
+            block.to(dtype).permute(0, 2, 3, 1).flatten(0, 2),
+            counts.cumsum(0) - counts,
+            mode="sum",
+            per_sample_weights=weights,
         )
-        return objects, pixels, weights, counts.cumsum(0) - counts, totals
+        for block in features.split(CHANNELS_AT_A_TIME, 1)
+    ]
+    return _divide(torch.cat(sums, 1), totals).to(features.dtype)
 
 
 def _check_masks(masks: Tensor) -> None:

@@ -128,10 +128,9 @@ def test_an_object_of_two_pixels_does_not_vanish() -> None:
     assert maps.sum().item() * (400 / 7) * (640 / 7) == pytest.approx(2, rel=1e-5)
 
 
-@pytest.mark.slow
 @given(
     st.integers(0, 2**31),
-    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 15), st.integers(1, 15)),
     st.tuples(st.integers(1, 30), st.integers(1, 30)),
 )
 def test_means_times_cell_areas_sum_to_the_area_of_the_mask_in_the_box(
@@ -139,7 +138,7 @@ def test_means_times_cell_areas_sum_to_the_area_of_the_mask_in_the_box(
 ) -> None:
     rng = np.random.default_rng(seed)
     masks = torch.from_numpy(rng.random((5, *image)) < rng.random())
-    corners = rng.uniform(-5, 45, (5, 2, 2))
+    corners = rng.uniform(-5, 20, (5, 2, 2))
     boxes = torch.from_numpy(np.concatenate([corners.min(1), corners.max(1)], axis=1))
     cell_area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / (size[0] * size[1])
     found = masks_to_prob_maps(masks.double(), boxes, size).sum((1, 2)) * cell_area

@@ -77,7 +77,7 @@ def main(objects: int) -> None:
         megabytes = peak_megabytes(partial(pool, features, masks, boxes, pairs))
         print(f"{name}: {len(pairs)} pairs, peak {megabytes:.0f} MB")
     # The product is taken per pixel on one side and per sample on the other.
-    similarity = F.cosine_similarity(*(each.flatten(1) for each in results)).mean()
+    similarity = F.cosine_similarity(results[0].flatten(1), results[1].flatten(1)).mean()
     print(f"mean cosine of both: {similarity:.3f}")
 
 
