@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from .masks import as_label_map, check_mask_dtype
 
 METHODS = ("auto", "product", "sparse")
 CHUNK_BYTES = 1 << 26  # of masks on the features' grid at a time
+LARGE_GRID = 64 * 64  # pixels of a feature map from which adding up touched pixels pays
 CHANNELS_AT_A_TIME = 64  # that are converted or transposed together
 
 
@@ -60,8 +61,8 @@ def mask_pool(
         levels ("all"): a pyramid gives one result per level. Default: "all"
         method (str): "product" multiplies matrices, pixels x channels with masks x pixels. "sparse"
             adds up the features of the pixels that each mask touches; label maps always take it,
-            from tight boxes. "auto" chooses by the sizes, and the product where masks need
-            gradients. Default: "auto"
+            from tight boxes. "auto" takes "sparse" on CPUs for bool and uint8 masks and
+            channels_last features of at least 64 x 64 pixels, else the product. Default: "auto"
 
     Returns:
         Tensor[N, Q, C] in the dtype of ``features``; for label maps :class:`LabelFeatures`
@@ -118,7 +119,7 @@ def _pool_levels(maps: list[Tensor], masks: Tensor, method: str) -> list[Any]:
     results = []
     for each in maps:
         if method == "auto":
-            sparse = not needs_gradients and _prefers_sparse(each, masks.shape[1])
+            sparse = not needs_gradients and _prefers_sparse(each, masks)
         else:
             sparse = method == "sparse"
         if sparse:
@@ -128,8 +129,22 @@ def _pool_levels(maps: list[Tensor], masks: Tensor, method: str) -> list[Any]:
     return results
 
 
-def _prefers_sparse(features: Tensor, num_masks: int) -> bool:
-    return False
+def _prefers_sparse(features: Tensor, masks: Tensor) -> bool:
+    """On CPUs, where pixels can be added up as they lie, that beats the product unless masks are
+    dense; floating masks often have no zeros."""
+    return (
+        features.device.type == "cpu"
+        and not masks.is_floating_point()
+        and features.shape[2] * features.shape[3] >= LARGE_GRID
+        and _has_adjacent_channels(features)
+    )
+
+
+def _has_adjacent_channels(features: Tensor) -> bool:
+    """Whether the channels of a pixel are adjacent, in the dtype of the sums."""
+    return features.dtype == _sum_dtype(features) and features.is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def _sum_dtype(features: Tensor) -> torch.dtype:
@@ -148,18 +163,18 @@ def _divide(sums: Tensor, totals: Tensor) -> Tensor:
     return torch.where(empty[..., None], 0, means)
 
 
-def _means_on_grid(features: Tensor, masks: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Masks on the features' grid, in chunks: images, and means ``[images, masks, H * W]``. Chunks
-    are in the order of images and masks; several images come only with all of their masks."""
+def _chunk_sizes(features: Tensor, masks: Tensor) -> tuple[int, int]:
+    """Images and masks at a time; several images come only with all of their masks."""
+    pixels = features.shape[2] * features.shape[3]
+    masks_at_a_time = max(1, CHUNK_BYTES // (pixels * _sum_dtype(features).itemsize))
+    return max(1, masks_at_a_time // max(1, masks.shape[1])), masks_at_a_time
+
+
+def _means_on_grid(features: Tensor, masks: Tensor) -> Tensor:
+    """Masks ``[N, Q, Hm, Wm]`` on the features' grid: ``[N, Q, H * W]``."""
     height, width = features.shape[2:]
-    dtype = _sum_dtype(features)
-    masks_at_a_time = max(1, CHUNK_BYTES // (height * width * dtype.itemsize))
-    images_at_a_time = max(1, masks_at_a_time // max(1, masks.shape[1]))
-    for start in range(0, len(masks), images_at_a_time):
-        images = slice(start, start + images_at_a_time)
-        for chunk in masks[images].split(masks_at_a_time, 1):
-            means = mean_over_grid(chunk.flatten(0, 1), (height, width), dtype)
-            yield images, means.view(*chunk.shape[:2], height * width)
+    means = mean_over_grid(masks.flatten(0, 1), (height, width), _sum_dtype(features))
+    return means.view(*masks.shape[:2], height * width)
 
 
 def _multiply(features: Tensor, masks: Tensor) -> Tensor:
@@ -167,13 +182,33 @@ def _multiply(features: Tensor, masks: Tensor) -> Tensor:
     count, channels, dtype = masks.shape[:2], features.shape[1], _sum_dtype(features)
     if 0 in count:
         return _zeros(features, *count, channels)
-    blocks = [features] if features.dtype == dtype else features.split(CHANNELS_AT_A_TIME, 1)
-    rows = []
-    for images, means in _means_on_grid(features, masks):
-        sums = [means @ block[images].to(dtype).flatten(2).mT for block in blocks]
-        pooled = _divide(torch.cat(sums, 2), means.sum(2)).to(features.dtype)
-        rows.append(pooled.flatten(0, 1))
-    return torch.cat(rows).view(*count, channels)
+    images_at_a_time, masks_at_a_time = _chunk_sizes(features, masks)
+    results = []
+    for part, image_masks in zip(
+        _split(features, images_at_a_time, 0), masks.split(images_at_a_time), strict=True
+    ):
+        width = channels if features.dtype == dtype else CHANNELS_AT_A_TIME
+        pixels = [block.to(dtype).flatten(2) for block in _split(part, width, 1)]  # [N, c, H * W]
+        rows = []
+        for chunk in image_masks.split(masks_at_a_time, 1):
+            means = _means_on_grid(part, chunk)
+            sums = torch.cat([_product(means, block) for block in pixels], 2)
+            rows.append(_divide(sums, means.sum(2)).to(features.dtype))
+        results.append(torch.cat(rows, 1))
+    return torch.cat(results)
+
+
+def _split(tensor: Tensor, size: int, dim: int) -> Sequence[Tensor]:
+    """``tensor.split``, which copies the gradient even of a single part."""
+    return [tensor] if tensor.shape[dim] <= size else tensor.split(size, dim)
+
+
+def _product(means: Tensor, pixels: Tensor) -> Tensor:
+    """``[N, Q, P]``, ``[N, C, P]`` -> ``[N, Q, C]``, in the order whose gradient has the memory
+    format of ``pixels``."""
+    if pixels.requires_grad and pixels.stride(2) == 1:
+        return (pixels @ means.mT).mT
+    return means @ pixels.mT
 
 
 class Touched(NamedTuple):
@@ -202,12 +237,14 @@ def _pool_sparse(features: Tensor, masks: Tensor) -> Tensor:
     """``[N, Q, C]`` from the pixels that each mask touches."""
     count, (channels, height, width) = masks.shape[:2], features.shape[1:]
     parts: list[Touched] = []
-    if 0 not in count:
-        for _, means in _means_on_grid(features, masks):
-            done = sum(len(part.counts) for part in parts)
-            means = means.view(-1, height, width)
+    images_at_a_time, masks_at_a_time = _chunk_sizes(features, masks)
+    done = 0
+    for image_masks in masks.split(images_at_a_time) if 0 not in count else ():
+        for chunk in image_masks.split(masks_at_a_time, 1):
+            means = _means_on_grid(features, chunk).view(-1, height, width)
             image = torch.arange(done, done + len(means), device=means.device) // count[1]
             parts.append(Touched.of(means, image * (height * width), width))
+            done += len(means)
     return _add_up(features, parts).view(*count, channels)
 
 
@@ -236,6 +273,7 @@ def _add_up(features: Tensor, parts: list[Touched]) -> Tensor:
         return _zeros(features, 0, features.shape[1])
     pixels, weights, counts, totals = (torch.cat(each) for each in zip(*parts, strict=True))
     dtype = _sum_dtype(features)
+    width = features.shape[1] if _has_adjacent_channels(features) else CHANNELS_AT_A_TIME
     sums = [
         F.embedding_bag(
             pixels,
@@ -244,7 +282,7 @@ def _add_up(features: Tensor, parts: list[Touched]) -> Tensor:
             mode="sum",
             per_sample_weights=weights,
         )
-        for block in features.split(CHANNELS_AT_A_TIME, 1)
+        for block in _split(features, width, 1)
     ]
     return _divide(torch.cat(sums, 1), totals).to(features.dtype)
 

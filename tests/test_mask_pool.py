@@ -259,6 +259,33 @@ def test_the_result_does_not_depend_on_chunks(method: str, monkeypatch: pytest.M
         torch.testing.assert_close(mask_pool(features, masks, method=method), whole)
 
 
+@pytest.mark.parametrize(
+    ("size", "dtype", "memory_format", "mask_dtype", "sparse"),
+    [
+        ((64, 64), torch.float32, torch.channels_last, torch.bool, True),
+        ((64, 64), torch.float64, torch.channels_last, torch.uint8, True),
+        ((64, 64), torch.float32, torch.contiguous_format, torch.bool, False),
+        ((64, 64), torch.float16, torch.channels_last, torch.bool, False),
+        ((64, 64), torch.float32, torch.channels_last, torch.float32, False),
+        ((14, 14), torch.float32, torch.channels_last, torch.bool, False),
+    ],
+)
+def test_auto_takes_sparse_where_pixels_add_up_fast(
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    mask_dtype: torch.dtype,
+    sparse: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    monkeypatch.setattr(pooling, "_pool_sparse", lambda f, m: calls.append("sparse"))
+    monkeypatch.setattr(pooling, "_multiply", lambda f, m: calls.append("product"))
+    features = random_features(1, 3, *size, dtype=dtype).contiguous(memory_format=memory_format)
+    mask_pool(features, torch.ones(1, 2, *size).to(mask_dtype))
+    assert calls == ["sparse" if sparse else "product"]
+
+
 @pytest.mark.slow
 def test_a_label_map_is_never_one_mask_per_object(bench: SimpleNamespace) -> None:
     """1600 objects of 1600 x 1600 pixels: their masks are 4 GB, 1 GB at the features' size."""
