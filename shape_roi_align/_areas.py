@@ -68,7 +68,7 @@ class Axis:
         edge, place = (torch.from_numpy(each).to(wide).to(device) for each in (edges, places))
         low = torch.maximum(edge[:, :-1, None], place[:, None, :-1])
         high = torch.minimum(edge[:, 1:, None], place[:, None, 1:])
-        return (high - low).clamp_(min=0).to(dtype)
+        return high.sub_(low).clamp_(min=0).to(dtype)
 
 
 def groups(y: Axis, x: Axis, itemsize: int) -> Iterator[np.ndarray]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ._run_lengths import Runs
 
 LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+COPIED_PIXELS = 2048  # of a window on a CPU from which a copy is faster than to look pixels up
 WIDE_UNSIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}  # few operators take them
 
 
@@ -42,8 +43,7 @@ class MaskStack:
         return torch.stack([ends[0], ends[2], ends[1], ends[3]], dim=1)
 
     def windows(self, objects: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-        y, x = _pixels(top, left, size, self.masks.shape[1:])
-        window = self.masks[objects[:, None, None], y, x]
+        window = _cut(self.masks, objects, top, left, size)
         return window.bool() if window.dtype == torch.uint8 else window
 
 
@@ -69,8 +69,7 @@ class LabelMaps:
         return self._boxes
 
     def windows(self, objects: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-        y, x = _pixels(top, left, size, self.labels.shape[1:])
-        labels = self.labels[self.images[objects, None, None], y, x]
+        labels = _cut(self.labels, self.images[objects], top, left, size)
         return labels == self.ids[objects, None, None]
 
 
@@ -119,13 +118,25 @@ class RunLengthMasks:
         return steps.cumsum(-1, dtype=torch.int32).mT > 0
 
 
-def _pixels(
-    top: Tensor, left: Tensor, size: tuple[int, int], image: torch.Size
-) -> tuple[Tensor, Tensor]:
-    """Index along y ``[B, height, 1]`` and x ``[B, 1, width]``, kept inside the image."""
-    y = top[:, None] + torch.arange(size[0], device=top.device)
-    x = left[:, None] + torch.arange(size[1], device=left.device)
-    return y.clamp(max=image[0] - 1)[:, :, None], x.clamp(max=image[1] - 1)[:, None, :]
+def _cut(images: Tensor, index: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
+    """Windows ``[B, *size]`` of ``images[index[B]]``."""
+    height, width = size
+    if (
+        images.device.type == "cpu"
+        and height * width >= COPIED_PIXELS
+        and not (images.requires_grad and torch.is_grad_enabled())
+    ):
+        windows = images.new_zeros(len(index), height, width)
+        places = torch.stack([index, top, left], dim=1).tolist()
+        for window, (n, y, x) in zip(windows, places, strict=True):
+            pixels = images[n, y : y + height, x : x + width]
+            window[: pixels.shape[0], : pixels.shape[1]] = pixels
+        return windows
+    rows = top[:, None] + torch.arange(height, device=top.device)
+    columns = left[:, None] + torch.arange(width, device=left.device)
+    rows = rows.clamp(max=images.shape[1] - 1)[:, :, None]
+    columns = columns.clamp(max=images.shape[2] - 1)[:, None, :]
+    return images[index[:, None, None], rows, columns]
 
 
 def _any_nonzero(masks: Tensor, dim: int) -> Tensor:

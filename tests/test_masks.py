@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mask_oracle import prob_map, random_masks, run_lengths
-from shape_roi_align import _areas, masks_to_prob_maps, sa_roi_align
+from shape_roi_align import _areas, _mask_sources, masks_to_prob_maps, sa_roi_align
 from shape_roi_align._run_lengths import decode_counts
 
 BOXES = torch.tensor(
@@ -213,6 +213,24 @@ def test_the_result_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -
     for given_masks in (masks, coco(masks)):
         chunked = masks_to_prob_maps(given_masks, boxes, SIZE)
         torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("copied_pixels", [0, 1 << 40])
+def test_windows_are_the_same_copied_or_looked_up(
+    copied_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_mask_sources, "COPIED_PIXELS", copied_pixels)
+    expected = torch.stack(
+        [prob_map(m, b.tolist(), SIZE) for m, b in zip(MASKS, BOXES, strict=True)]
+    )
+    labels, ids = labels_and_ids(MASKS)
+    found = [
+        masks_to_prob_maps(MASKS, BOXES, SIZE),
+        masks_to_prob_maps(MASKS.byte(), BOXES, SIZE),
+        masks_to_prob_maps(labels, list(BOXES[:, None]), SIZE, ids=ids),
+    ]
+    for maps in found:
+        torch.testing.assert_close(maps.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_boxes_that_are_empty_or_not_finite_yield_zeros() -> None:
