@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ._areas import Axis, groups, mean_over_cells, mean_over_grid
 from ._mask_sources import LABEL_DTYPES, WIDE_UNSIGNED, LabelMaps
+from ._row_sums import SparseRows
 from ._validation import check_features
 from .masks import as_label_map, check_mask_dtype
 
@@ -69,9 +69,9 @@ def mask_pool(
         ``(features[K, C], images[K], ids[K])`` in the order of images and ids. For a pyramid a list
         or dict of these, one per level.
 
-    Differentiable with respect to features and floating masks. Gradients of and through empty masks
-    are zero. float16 and bfloat16 are summed in float32. On CUDA, "sparse"
-    waits for the masks.
+    Differentiable with respect to features and floating masks, in reverse and forward mode and any
+    number of times. Gradients of and through empty masks are zero. float16 and bfloat16 are summed
+    in float32. On CUDA, "sparse" waits for the masks.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -274,14 +274,10 @@ def _add_up(features: Tensor, parts: list[Touched]) -> Tensor:
     pixels, weights, counts, totals = (torch.cat(each) for each in zip(*parts, strict=True))
     dtype = _sum_dtype(features)
     width = features.shape[1] if _has_adjacent_channels(features) else CHANNELS_AT_A_TIME
+    num_pixels = len(features) * features.shape[2] * features.shape[3]
+    sparse = SparseRows(pixels, weights, counts, num_pixels)
     sums = [
-        F.embedding_bag(
-            pixels,
-            block.to(dtype).permute(0, 2, 3, 1).flatten(0, 2),
-            counts.cumsum(0) - counts,
-            mode="sum",
-            per_sample_weights=weights,
-        )
+        sparse @ block.to(dtype).permute(0, 2, 3, 1).flatten(0, 2)
         for block in _split(features, width, 1)
     ]
     return _divide(torch.cat(sums, 1), totals).to(features.dtype)

@@ -68,6 +68,7 @@ def test_every_provider_of_mask_pool_passes_the_gate(tmp_path):
         assert row["identity"]["cpu"] and row["problem"]["masks"] == 6
 
 
+@pytest.mark.slow
 def test_a_provider_of_mask_pool_that_is_wrong_is_an_error(tmp_path, monkeypatch, capsys):
     with import_benchmarks("bench_mask_pool") as modules:
         wrong = {"half": lambda inputs: modules.bench_mask_pool.einsum(inputs) / 2}

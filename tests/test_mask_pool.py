@@ -147,7 +147,12 @@ def test_gradients_of_features(method: str, memory_format: torch.memory_format) 
     features = random_features(2, 2, 2, 3, dtype=torch.float64)
     features = features.contiguous(memory_format=memory_format).requires_grad_()
     masks = blobs(3, 2, 4, 5, 7)
-    assert torch.autograd.gradcheck(lambda f: mask_pool(f, masks, method=method), features)
+
+    def pool(features: Tensor) -> Tensor:
+        return mask_pool(features, masks, method=method)
+
+    assert torch.autograd.gradcheck(pool, features, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(pool, features, fast_mode=True)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
@@ -155,7 +160,12 @@ def test_gradients_of_features_under_a_label_map(memory_format: torch.memory_for
     features = random_features(2, 2, 2, 3, dtype=torch.float64)
     features = features.contiguous(memory_format=memory_format).requires_grad_()
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (2, 5, 7)))
-    assert torch.autograd.gradcheck(lambda f: mask_pool(f, labels).features, features)
+
+    def pool(features: Tensor) -> Tensor:
+        return mask_pool(features, labels).features
+
+    assert torch.autograd.gradcheck(pool, features, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(pool, features, fast_mode=True)
 
 
 def test_sparse_refuses_masks_that_require_gradients() -> None:
