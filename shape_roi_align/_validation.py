@@ -46,7 +46,9 @@ def _to_float(value: Any) -> float | None:
     return None
 
 
-def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
+def check_output_size(
+    output_size: int | Sequence[int], name: str = "output_size"
+) -> tuple[int, int]:
     """``int`` or ``(height, width)`` -> ``(pooled_height, pooled_width)``, both >= 1. Integers of
     NumPy and integer tensors count as int, arrays and tensors of two as a pair."""
     height = width = _to_int(output_size)
@@ -57,12 +59,10 @@ def check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
             sizes = []
         height, width = sizes if len(sizes) == 2 else (None, None)
     if height is None or width is None:
-        raise ValueError(
-            f"output_size must be an int or a pair (height, width), got {output_size!r}"
-        )
+        raise ValueError(f"{name} must be an int or a pair (height, width), got {output_size!r}")
     if not (height >= 1 and width >= 1 and height * width <= _MAX_INT32):
         raise ValueError(
-            "output_size must be at least 1 in both directions and hold less than 2^31 bins, "
+            f"{name} must be at least 1 in both directions and hold less than 2^31 bins, "
             f"got {output_size!r}"
         )
     return height, width

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 
-from benchmark_modules import BENCHMARKS
+from benchmark_modules import BENCHMARKS, import_benchmarks
 
 MODES = {"forward", "backward", "forward+backward"}
 
@@ -51,6 +51,31 @@ def test_every_provider_passes_the_gate_and_yields_complete_rows(name, keep, tmp
         assert row["identity"]["keeps_memory"] is keep
         if row["provider"] == "torchvision, no maps":
             assert row["speedup_over_torchvision"] == 1
+
+
+@pytest.mark.slow
+def test_every_provider_of_mask_pool_passes_the_gate(tmp_path):
+    output = tmp_path / "rows.jsonl"
+    command = [sys.executable, BENCHMARKS / "bench_mask_pool.py", "--smoke", "--json", output]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {row["mode"] for row in rows} == {"forward", "forward+backward"}
+    assert {"mask_pool", "einsum", "loop", "copies"} <= {row["provider"] for row in rows}
+    for row in rows:
+        assert row["failure"] == "" and row["provider"] in result.stdout
+        assert row["median_seconds"] >= row["fastest_seconds"] > 0
+        assert row["identity"]["cpu"] and row["problem"]["masks"] == 6
+
+
+@pytest.mark.slow
+def test_a_provider_of_mask_pool_that_is_wrong_is_an_error(tmp_path, monkeypatch, capsys):
+    with import_benchmarks("bench_mask_pool") as modules:
+        wrong = {"half": lambda inputs: modules.bench_mask_pool.einsum(inputs) / 2}
+        monkeypatch.setattr(modules.bench_mask_pool, "PROVIDERS", wrong)
+        command = ["--smoke", "--rounds", "1", "--json", str(tmp_path / "rows.jsonl")]
+        assert modules.bench_mask_pool.run(command) == 1
+    assert "ERROR: smoke: half: ArithmeticError: off by 5.0e-01" in capsys.readouterr().err
 
 
 def suite_with(bench: SimpleNamespace, *more: Any) -> Any:

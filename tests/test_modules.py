@@ -83,6 +83,7 @@ def test_public_names() -> None:
     names = {"MultiScaleRoIAlign", "MultiScaleSaRoIAlign", "RoIAlign", "SaRoIAlign"}
     names |= {"roi_align", "sa_roi_align", "sa_roi_align_reference", "__version__"}
     names |= {"replace_roi_align", "restore_roi_align"}
+    names |= {"mask_pool", "LabelFeatures", "masks_to_prob_maps", "MaskObjects"}
     assert set(shape_roi_align.__all__) == names
     assert all(hasattr(shape_roi_align, name) for name in names)
 
