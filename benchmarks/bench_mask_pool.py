@@ -20,6 +20,7 @@ from shape_roi_align import mask_pool
 from timing import Call, Measurement, copy_bandwidth, describe, measure
 
 MODES = ("forward", "forward+backward")
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MOST_BYTES = 6 << 30  # of one tensor; a provider that needs more gets a row that says so
 TOLERANCE = 1e-4  # of the largest value
 CHECKED = 5  # masks compared with the float64 formula before a provider is timed
@@ -64,7 +65,7 @@ CASES = [
 SMOKE = Case("smoke", "runs in a second; for the test", 8, (16, 20), (64, 80))
 
 
-def make_inputs(case: Case, num_masks: int) -> Inputs:
+def make_inputs(case: Case, num_masks: int, layout: str) -> Inputs:
     """Ellipses with sides log-uniform from 16 pixels, or 1/16 of the image, to 80 % of the
     image."""
     generator = torch.Generator().manual_seed(0)
@@ -85,6 +86,7 @@ def make_inputs(case: Case, num_masks: int) -> Inputs:
             place = ((y - cy) / height)[:, None] ** 2 + ((x - cx) / width) ** 2
             masks[n, q] = place <= 0.25
             labels[n][masks[n, q]] = q + 1
+    features = features.contiguous(memory_format=LAYOUTS[layout])
     return Inputs(features.requires_grad_(), masks, labels)
 
 
@@ -219,8 +221,10 @@ def make_call(name: str, inputs: Inputs, mode: str) -> Call:
     return lambda: torch.autograd.grad(pool(inputs), inputs.features, grad)
 
 
-def measure_case(case: Case, num_masks: int, names: list[str], rounds: int) -> list[dict]:
-    inputs = make_inputs(case, num_masks)
+def measure_case(
+    case: Case, num_masks: int, layout: str, names: list[str], rounds: int
+) -> list[dict]:
+    inputs = make_inputs(case, num_masks, layout)
     failures: dict[str, str] = {}
     for name in names:
         try:
@@ -239,6 +243,7 @@ def measure_case(case: Case, num_masks: int, names: list[str], rounds: int) -> l
                 {
                     "case": case.name,
                     "masks": num_masks,
+                    "layout": layout,
                     "provider": name,
                     "mode": mode,
                     "threads": torch.get_num_threads(),
@@ -254,16 +259,17 @@ def measure_case(case: Case, num_masks: int, names: list[str], rounds: int) -> l
 
 
 def format_table(rows: list[dict]) -> str:
-    lines = [["case", "masks", "provider", *(f"{mode} ms (peak MB)" for mode in MODES)]]
+    lines = [["case", "masks", "layout", "provider", *(f"{mode} ms (peak MB)" for mode in MODES)]]
     for first in [row for row in rows if row["mode"] == MODES[0]]:
-        same = [r for r in rows if all(r[k] == first[k] for k in ("case", "masks", "provider"))]
+        key = ("case", "masks", "layout", "provider")
+        same = [r for r in rows if all(r[k] == first[k] for k in key)]
         cells = []
         for row in same:
             peak = row["peak_extra_bytes"]
             memory = "?" if peak is None else f"{peak / 1e6:.0f}"
             seconds = row["median_seconds"]
             cells.append(f"{seconds * 1e3:.3g} ({memory})" if seconds else row["failure"])
-        lines.append([first["case"], str(first["masks"]), first["provider"], *cells])
+        lines.append([*(str(first[k]) for k in key), *cells])
     return align(lines)
 
 
@@ -281,6 +287,7 @@ def run(argv: list[str] | None = None) -> int:
     parser.add_argument("--case", nargs="+", choices=names, default=names, metavar="NAME")
     parser.add_argument("--masks", nargs="+", type=int, default=[10, 100, 1000])
     parser.add_argument("--provider", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
+    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--smoke", action="store_true", help="a tiny case with 6 masks")
@@ -296,11 +303,15 @@ def run(argv: list[str] | None = None) -> int:
             for num_masks in [6] if arguments.smoke else arguments.masks:
                 if case.num_images * num_masks * math.prod(case.image) > MOST_BYTES:
                     continue
-                news = measure_case(case, num_masks, arguments.provider, arguments.rounds)
-                file.writelines(json.dumps(row | {"identity": identity}) + "\n" for row in news)
-                file.flush()
-                rows += news
-                print(format_table(news), flush=True)
+                for layout in arguments.layout:
+                    news = measure_case(
+                        case, num_masks, layout, arguments.provider, arguments.rounds
+                    )
+                    lines = [json.dumps(row | {"identity": identity}) + "\n" for row in news]
+                    file.writelines(lines)
+                    file.flush()
+                    rows += news
+                    print(format_table(news), flush=True)
     print(f"{len(rows)} rows in {arguments.json}")
     wrong = {
         f"{row['case']}: {row['provider']}: {row['failure']}"
