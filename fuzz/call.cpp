@@ -17,9 +17,9 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t kChannels[] = {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 40, 64, 70, 0};
 constexpr double kScales[] = {1, 0.5, 0.25, 0.0625, 0.3, 2, 1e-3, -0.5, 0, 1e30, 0x1p-1074, kNan};
 constexpr double kBorderCoordinates[] = {
-    kNan, kInfinity, -kInfinity, -0.0, 0,         1e30,      -1e30,   1e-40, 0x1p-1074,
-    1e9,  -1e9,      1e5,        -1e5, 16777217., 0x1p31,    0x1p30,  1e18,  3.4028235e38,
-    -1,   0.5,       -0.5,       2e5,  0x1p53,    -0x1p31,   1e308,   64,    -3.4028235e38};
+    kNan, kInfinity, -kInfinity, -0.0, 0,         1e30,    -1e30,  1e-40, 0x1p-1074,
+    1e9,  -1e9,      1e5,        -1e5, 16777217., 0x1p31,  0x1p30, 1e18,  3.4028235e38,
+    -1,   0.5,       -0.5,       2e5,  0x1p53,    -0x1p31, 1e308,  64,    -3.4028235e38};
 constexpr double kBatchIndices[] = {-1, 0.5, -0.5, kNan, 1e30, -1e30, 255, -0.0};
 
 ScalarType feature_type(Bytes& bytes) {
@@ -102,16 +102,15 @@ double make_coordinate(Bytes& bytes, double scale) {
 void make_boxes(Bytes& bytes, Call& call) {
   Params& params = call.params;
   const int64_t num_rois = params.num_rois;
-  call.rois = Tensor(
-      params.roi_type, {1, 1, num_rois, 5}, dense_strides({1, 1, num_rois, 5}, kContiguous));
+  call.rois =
+      Tensor(params.roi_type, {1, 1, num_rois, 5}, dense_strides({1, 1, num_rois, 5}, kContiguous));
   const bool has_levels = params.num_levels > 1 || bytes.flag();
   call.levels = Block(has_levels ? num_rois * int64_t(sizeof(int64_t)) : 0);
   int64_t* levels = reinterpret_cast<int64_t*>(call.levels.data());
   for (int64_t k = 0; k < num_rois; ++k) {
     const uint8_t kind = bytes.byte();
     const bool has_bad_level = has_levels && kind == 255;
-    const int64_t level =
-        has_bad_level ? bytes.raw<int64_t>() : (kind / 16) % params.num_levels;
+    const int64_t level = has_bad_level ? bytes.raw<int64_t>() : (kind / 16) % params.num_levels;
     if (has_levels) {
       levels[k] = level;
     }
@@ -189,9 +188,7 @@ Call make_call(Bytes& bytes, const Limits& limits) {
   params.options.pooled_height = bytes.integer(1, 8);
   params.options.pooled_width = bytes.integer(1, 8);
   const uint8_t ratio = bytes.byte();
-  params.options.sampling_ratio = ratio < 80    ? -1
-                                  : ratio < 230 ? 1 + ratio % 5
-                                                : 1 << ratio % 16;
+  params.options.sampling_ratio = ratio < 80 ? -1 : ratio < 230 ? 1 + ratio % 5 : 1 << ratio % 16;
   const uint8_t boxes = bytes.byte();
   params.num_rois = std::min<int64_t>(boxes < 250 ? boxes % 7 : boxes % 70, limits.num_rois);
 
@@ -275,8 +272,7 @@ Results::Results(const Call& call, bool zeroed) {
     const Tensor& input = call.inputs[l];
     const bool by_channels = input.strides == dense_strides(input.sizes, kChannelsLast) &&
                              input.strides != dense_strides(input.sizes, kContiguous);
-    features.push_back(
-        empty(input, call.asks_level[l], by_channels ? kChannelsLast : kContiguous));
+    features.push_back(empty(input, call.asks_level[l], by_channels ? kChannelsLast : kContiguous));
   }
   prob_maps = empty(call.prob_maps, call.asks_prob_maps, kContiguous);
   rois = empty(call.rois, call.asks_rois, kContiguous);
@@ -329,7 +325,8 @@ void fail(const Call& call, const char* what) {
       static_cast<long long>(params.num_images), static_cast<long long>(params.channels),
       static_cast<long long>(params.num_rois));
   std::fprintf(
-      stderr, "bins %d x %d, sampling_ratio %d, aligned %d, map_aligned %d, average %d, maps %d x %d\n",
+      stderr,
+      "bins %d x %d, sampling_ratio %d, aligned %d, map_aligned %d, average %d, maps %d x %d\n",
       options.pooled_height, options.pooled_width, options.sampling_ratio, options.aligned,
       options.map_aligned, options.average, params.prob_map_height, params.prob_map_width);
   const auto print_strides = [](const char* name, const Tensor& tensor) {

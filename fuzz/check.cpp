@@ -111,11 +111,10 @@ void check_adjoint(const Call& call, const Results& results) {
     const Precision stored = precision_of(params.feature_type);
     const Precision of_gradient = precision_of(gradient.type);
     const Precision arithmetic = precision_of(accumulate_type(params));
-    const double error = (2 * stored.epsilon + 2 * of_gradient.epsilon +
-                          kRoundings * arithmetic.epsilon) *
-                             by_output +
-                         2 * results.output.count() * stored.smallest +
-                         2 * gradient.count() * of_gradient.smallest;
+    const double error =
+        (2 * stored.epsilon + 2 * of_gradient.epsilon + kRoundings * arithmetic.epsilon) *
+            by_output +
+        2 * results.output.count() * stored.smallest + 2 * gradient.count() * of_gradient.smallest;
     if (!(std::fabs(sum - by_output) <= error)) {
       std::fprintf(stderr, "%.17g by the output, %.17g by the gradient\n", by_output, sum);
       fail(call, what);

@@ -82,8 +82,7 @@ void run(const fuzz::Call& call, const fuzz::Results& results, const cuda::Launc
     const cuda::MapAndBoxScratch sizes(params, call.asks_prob_maps, call.asks_rois, options);
     const fuzz::Block scratch(sizes.bytes());
     cuda::map_and_box_gradient(
-        params,
-        cuda::prefers_channels_innermost(params) ? grad : fuzz::to_pooled_tensor(call.grad),
+        params, cuda::prefers_channels_innermost(params) ? grad : fuzz::to_pooled_tensor(call.grad),
         {call.asks_prob_maps ? results.prob_maps.data() : nullptr,
          call.asks_rois ? results.rois.data() : nullptr},
         scratch.data(), options, launch);

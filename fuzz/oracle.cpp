@@ -71,8 +71,9 @@ struct Placement {
     if (!place.extent_varies) {
       place.extent = T(1);
     }
-    place.samples = options.sampling_ratio > 0 ? double(options.sampling_ratio)
-                                               : std::max(0.0, double(std::ceil(place.extent / T(bins))));
+    place.samples = options.sampling_ratio > 0
+                        ? double(options.sampling_ratio)
+                        : std::max(0.0, double(std::ceil(place.extent / T(bins))));
     return place.samples <= kMostSamples ? std::optional(place) : std::nullopt;
   }
 };
@@ -132,8 +133,8 @@ class Oracle {
   }
 
   ExpectedResults expect() && {
-    const bool wide = params_.feature_type == ScalarType::kDouble ||
-                      params_.roi_type == ScalarType::kDouble;
+    const bool wide =
+        params_.feature_type == ScalarType::kDouble || params_.roi_type == ScalarType::kDouble;
     for (int64_t k = 0; k < params_.num_rois; ++k) {
       const std::optional<Box> box = wide ? make_box<double>(k) : make_box<float>(k);
       if (box) {
@@ -206,7 +207,8 @@ class Oracle {
     Expected of_b;
     Expected of_a;
     for (int64_t c = 0; c < channels; ++c) {
-      const int64_t bin = ((box.index * channels + c) * pooled_height + y.bin) * pooled_width + x.bin;
+      const int64_t bin =
+          ((box.index * channels + c) * pooled_height + y.bin) * pooled_width + x.bin;
       const double g = box.share * call_.grad.get(box.index, c, y.bin, x.bin);
       for_each_tap(y.pixels, x.pixels, [&](const Tap& b, const Tap& a) {
         const double pixel = input.get(box.image, c, b.index, a.index);

@@ -47,8 +47,7 @@ class Block {
  public:
   static constexpr uint8_t kPoison = 0xff;  // NaN in every type
 
-  explicit Block(int64_t bytes = 0)
-      : bytes_(bytes), memory_(new uint8_t[bytes + 2 * kGuard]) {
+  explicit Block(int64_t bytes = 0) : bytes_(bytes), memory_(new uint8_t[bytes + 2 * kGuard]) {
     std::memset(memory_.get(), kPoison, bytes + 2 * kGuard);
     __asan_poison_memory_region(memory_.get(), kGuard);
     __asan_poison_memory_region(data() + bytes, kGuard);

@@ -15,9 +15,9 @@ template <typename... Parts>
 
 }  // namespace fuzz
 
-#define STD_TORCH_CHECK(condition, ...)  \
-  do {                                   \
-    if (!(condition)) {                  \
-      ::fuzz::fail_check(__VA_ARGS__);   \
-    }                                    \
+#define STD_TORCH_CHECK(condition, ...) \
+  do {                                  \
+    if (!(condition)) {                 \
+      ::fuzz::fail_check(__VA_ARGS__);  \
+    }                                   \
   } while (false)
