@@ -185,8 +185,8 @@ Call make_call(Bytes& bytes, const Limits& limits) {
   params.num_levels = sizes < 160 ? 1 : sizes < 248 ? 2 + sizes % 2 : 1 + sizes % kMaxLevels;
   params.num_images = sizes % 16 == 15 ? 0 : 1 + sizes % 3;
   params.channels = bytes.choice(kChannels);
-  params.options.pooled_height = bytes.integer(1, 8);
-  params.options.pooled_width = bytes.integer(1, 8);
+  params.options.pooled_height = bytes.integer(1, limits.bins);
+  params.options.pooled_width = bytes.integer(1, limits.bins);
   const uint8_t ratio = bytes.byte();
   params.options.sampling_ratio = ratio < 80 ? -1 : ratio < 230 ? 1 + ratio % 5 : 1 << ratio % 16;
   const uint8_t boxes = bytes.byte();

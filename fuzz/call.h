@@ -44,6 +44,7 @@ struct Limits {
   int64_t elements;  // of the feature maps of all levels, and of the pooled tensor
   int32_t height;    // of a feature map
   int32_t width;
+  int32_t bins;  // along an axis
   int64_t num_rois;
   double oracle_steps;   // compared with the oracle up to here
   double adjoint_steps;  // fewer samples per bin, above

@@ -139,16 +139,24 @@ void check_adjoint(const Call& call, const Results& results) {
 }
 
 void check_written(const Call& call, const Results& results) {
-  for (const Tensor* tensor : results.all()) {
-    for (int64_t at = 0; at < tensor->stored(); ++at) {
-      if (tensor->is_poison(at)) {
-        fail(call, "an element is not written");
+  const auto check = [&](const Tensor& tensor, const char* what) {
+    for (int64_t at = 0; at < tensor.stored(); ++at) {
+      if (tensor.is_poison(at)) {
+        std::fprintf(stderr, "element %lld is not written\n", static_cast<long long>(at));
+        fail(call, what);
       }
     }
-    if (!tensor->block.has_intact_guards()) {
-      fail(call, "memory next to a result is written");
+    if (!tensor.block.has_intact_guards()) {
+      std::fprintf(stderr, "memory next to a result is written\n");
+      fail(call, what);
     }
+  };
+  check(results.output, "output");
+  for (const Tensor& gradient : results.features) {
+    check(gradient, "gradient of features");
   }
+  check(results.prob_maps, "gradient of prob_maps");
+  check(results.rois, "gradient of rois");
 }
 
 }  // namespace

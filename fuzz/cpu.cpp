@@ -13,7 +13,7 @@ using namespace shape_roi_align;
 
 namespace {
 
-constexpr fuzz::Limits kLimits{4000, 26, 40, 70, 40'000, 200'000};
+constexpr fuzz::Limits kLimits{4000, 26, 40, 8, 70, 40'000, 200'000};
 
 void run(const fuzz::Call& call, const fuzz::Results& results) {
   const Params& params = call.params;

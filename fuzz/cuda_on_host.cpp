@@ -10,7 +10,7 @@ using namespace shape_roi_align;
 namespace {
 
 // A block of threads on the host takes some hundred times as long as the loop it stands for.
-constexpr fuzz::Limits kLimits{1500, 12, 18, 4, 20'000, 60'000};
+constexpr fuzz::Limits kLimits{400, 9, 12, 4, 3, 5'000, 20'000};
 
 struct HostLauncher {
   template <typename Kernel, typename... Arguments>
@@ -23,7 +23,7 @@ struct HostLauncher {
 };
 
 cuda::LaunchOptions make_options(fuzz::Bytes& bytes) {
-  constexpr int32_t kThreads[] = {cuda::kWarp, cuda::kWarp, 2 * cuda::kWarp, cuda::kMaxThreads};
+  constexpr int32_t kThreads[] = {cuda::kWarp, cuda::kWarp, cuda::kWarp, 2 * cuda::kWarp};
   constexpr int64_t kBlocks[] = {1, 3, cuda::kMaxBlocks, cuda::kMaxBlocks};
   constexpr int64_t kWantedBlocks[] = {1, 1, 2, 8};
   constexpr int64_t kScratch[] = {0, 100, 16 << 20, 16 << 20};

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 ROOT = Path(__file__).resolve().parents[1]
 FUZZ = ROOT / "fuzz"
@@ -112,7 +113,7 @@ def is_current(made: Path) -> bool:
     paths = dependencies.read_text().replace("\\\n", " ").split(": ", 1)[1].split()
     return all(
         (ROOT / path).exists() and (ROOT / path).stat().st_mtime <= made.stat().st_mtime
-        for path in [*paths, __file__]
+        for path in paths
     )
 
 
@@ -121,13 +122,14 @@ def build(program: Program, compiler: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     objects = []
     for source, flags in program.sources.items():
-        made = folder / (source.replace("/", "_") + ".o")
+        command = [compiler, *flags, "-MMD", "-c", source]
+        kind = crc32(" ".join(command).encode())
+        made = folder / f"{source.replace('/', '_')}-{kind:08x}.o"
         objects.append(made)
         if not is_current(made):
             print(f"compiling {source}", file=sys.stderr, flush=True)
-            command = [compiler, *flags, "-MMD", "-c", source, "-o", str(made)]
-            subprocess.run(command, cwd=ROOT, check=True)
-    linked = BUILD / program.name
+            subprocess.run([*command, "-o", str(made)], cwd=ROOT, check=True)
+    linked = BUILD / f"fuzz-{program.name}"
     newest = max(path.stat().st_mtime for path in objects)
     if not linked.exists() or linked.stat().st_mtime < newest:
         command = [compiler, "-fsanitize=fuzzer", *SANITIZERS, *map(str, objects)]
@@ -160,7 +162,14 @@ def run(target: Target, compiler: str, *, seconds: int, inputs: int, seed: int) 
     options = [f"-max_total_time={seconds}", f"-seed={seed}", f"-artifact_prefix={findings}/"]
     options += [f"-runs={inputs}"] if inputs else []
     corpora = [corpus, FUZZ / "corpus" / target.program.name]
-    command = [program, *LIMITS, *options, "-print_final_stats=1", "-print_funcs=0", *corpora]
+    command = [
+        str(program),
+        *LIMITS,
+        *options,
+        "-print_final_stats=1",
+        "-print_funcs=0",
+        *(str(corpus) for corpus in corpora if corpus.exists()),
+    ]
     log_path = folder / "log"
     start = time.monotonic()
     with log_path.open("w") as log:
@@ -196,9 +205,9 @@ def keep(program: Program) -> None:
     merged.mkdir()
     targets = [target for target in TARGETS.values() if target.program == program]
     corpora = [kept, *(BUILD / target.name / "corpus" for target in targets)]
-    command = [BUILD / program.name, "-merge=1", "-use_counters=0", merged]
+    command = [str(BUILD / f"fuzz-{program.name}"), "-merge=1", "-use_counters=0", str(merged)]
     subprocess.run(
-        [*command, *filter(Path.exists, corpora)],
+        [*command, *(str(corpus) for corpus in corpora if corpus.exists())],
         env=environment(targets[-1]),
         capture_output=True,
         check=True,
