@@ -10,7 +10,7 @@ using namespace shape_roi_align;
 namespace {
 
 // A block of threads on the host takes some hundred times as long as the loop it stands for.
-constexpr fuzz::Limits kLimits{400, 9, 12, 4, 3, 5'000, 20'000};
+constexpr fuzz::Limits kLimits{300, 7, 9, 4, 3, 5'000, 20'000};
 
 struct HostLauncher {
   template <typename Kernel, typename... Arguments>

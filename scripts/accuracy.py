@@ -132,6 +132,25 @@ def measure(reading: Reading, dtype: torch.dtype, device: str, repeats: int) -> 
         )
 
 
+def worst(rows: list[Row]) -> list[Row]:
+    """Of all ways of reading: the largest maximum and the largest RMS."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.dtype, row.operator), []).append(row)
+    return [
+        Row(dtype, "all", operator, max(r.max_ulp for r in group), max(r.rms_ulp for r in group))
+        for (dtype, operator), group in groups.items()
+    ]
+
+
+def print_table(rows: list[Row]) -> None:
+    print("| dtype | reading | operator | max, ulp | RMS, ulp |")
+    print("| --- | --- | --- | ---: | ---: |")
+    for row in rows:
+        print("|", " | ".join(map(str, row)), "|")
+    print()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
@@ -145,13 +164,14 @@ def main() -> None:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
-    rows = []
-    print("| dtype | reading | operator | max, ulp | RMS, ulp |\n| --- | --- | --- | ---: | ---: |")
-    for dtype in DTYPES:
-        for reading in READINGS:
-            for row in measure(reading, dtype, arguments.device, arguments.repeats):
-                rows.append(row)
-                print("|", " | ".join(map(str, row)), "|", flush=True)
+    rows = [
+        row
+        for dtype in DTYPES
+        for reading in READINGS
+        for row in measure(reading, dtype, arguments.device, arguments.repeats)
+    ]
+    print_table(rows)
+    print_table(worst(rows))
     if arguments.json:
         made = {"where": where, "rows": [row._asdict() for row in rows]}
         arguments.json.write_text(json.dumps(made, indent=1) + "\n")
