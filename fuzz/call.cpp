@@ -128,9 +128,8 @@ void make_boxes(Bytes& bytes, Call& call) {
     for (int i = 0; i < 5; ++i) {
       call.rois.set_stored(5 * k + i, roi[i]);
     }
-    // Indices are truncated: -0.5 is image 0.
-    const double index = call.rois.get_stored(5 * k);
-    call.has_bad_box |= !is_level || !(index > -1 && index < double(params.num_images));
+    const double image = std::trunc(call.rois.get_stored(5 * k));
+    call.has_bad_box |= !is_level || !(image >= 0 && image < double(params.num_images));
   }
   params.rois = call.rois.data();
   params.roi_levels = has_levels ? levels : nullptr;
@@ -250,6 +249,9 @@ Call make_call(Bytes& bytes, const Limits& limits) {
       {params.num_rois, params.channels, params.options.pooled_height,
        params.options.pooled_width});
   fill(call.grad, gradients, random);
+  if (std::getenv("FUZZ_DESCRIBE") != nullptr) {
+    describe(call);
+  }
   return call;
 }
 
@@ -316,11 +318,11 @@ std::vector<std::vector<uint8_t>> copy_operands(const Call& call) {
   return copies;
 }
 
-void fail(const Call& call, const char* what) {
+void describe(const Call& call) {
   const Params& params = call.params;
   const auto& options = params.options;
   std::fprintf(
-      stderr, "FAILED: %s\ntypes of features %d, boxes %d, maps %d; N %lld, C %lld, K %lld\n", what,
+      stderr, "types of features %d, boxes %d, maps %d; N %lld, C %lld, K %lld\n",
       int(params.feature_type), int(params.roi_type), int(params.prob_map_type),
       static_cast<long long>(params.num_images), static_cast<long long>(params.channels),
       static_cast<long long>(params.num_rois));
@@ -352,6 +354,11 @@ void fail(const Call& call, const char* what) {
     }
     std::fprintf(stderr, "\n");
   }
+}
+
+void fail(const Call& call, const char* what) {
+  std::fprintf(stderr, "FAILED: %s\n", what);
+  describe(call);
   std::abort();
 }
 

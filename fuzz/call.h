@@ -50,7 +50,8 @@ struct Limits {
   double adjoint_steps;  // fewer samples per bin, above
 };
 
-// Reads a part of the bytes; a target reads its own settings from the others.
+// Reads a part of the bytes; a target reads its own settings from the others. Describes the call
+// where the environment has FUZZ_DESCRIBE.
 Call make_call(Bytes& bytes, const Limits& limits);
 
 PooledTensor to_pooled_tensor(const Tensor& tensor);
@@ -71,7 +72,10 @@ struct Results {
 // The bytes of all tensors of a call, to see that it did not change them.
 std::vector<std::vector<uint8_t>> copy_operands(const Call& call);
 
-// Aborts with a description of the call.
+// To stderr.
+void describe(const Call& call);
+
+// Describes the call and aborts.
 [[noreturn]] void fail(const Call& call, const char* what);
 
 }  // namespace fuzz

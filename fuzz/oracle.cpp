@@ -153,9 +153,9 @@ class Oracle {
   template <typename T>
   std::optional<Box> make_box(int64_t k) const {
     const int64_t level = params_.roi_levels == nullptr ? 0 : params_.roi_levels[k];
-    const double batch = call_.rois.get_stored(5 * k);
+    const double batch = std::trunc(call_.rois.get_stored(5 * k));
     if (level < 0 || level >= params_.num_levels ||
-        !(batch > -1 && batch < double(params_.num_images))) {
+        !(batch >= 0 && batch < double(params_.num_images))) {
       return std::nullopt;
     }
     const FeatureMap& map = params_.levels[level];

@@ -250,7 +250,8 @@ def main() -> None:
     if arguments.reproduce:
         target = TARGETS[arguments.reproduce.resolve().parents[1].name]
         command = [build(target.program, compiler), arguments.reproduce]
-        sys.exit(subprocess.run(command, env=environment(target)).returncode != 0)
+        env = environment(target) | {"FUZZ_DESCRIBE": "1"}
+        sys.exit(subprocess.run(command, env=env).returncode != 0)
     targets = [TARGETS[name] for name in arguments.targets]
     runs = []
     for target in targets:
