@@ -115,6 +115,7 @@ def measure(reading: Reading, dtype: torch.dtype, device: str, repeats: int) -> 
                 1,
                 2,
             )
+            assert isinstance(expected, Tensor)
             try:
                 result = pool(features.to(device), rois.to(device), maps.to(device))
             except (NotImplementedError, RuntimeError) as error:

@@ -66,9 +66,12 @@ def pool_case(case: int) -> list[Tensor]:
     rois = torch.cat([torch.tensor(images_of, dtype=torch.float64), corners], 1).to(box_dtype)
     maps = numbers.tensor((num_rois, numbers.integer(1, 8), numbers.integer(1, 9)), 0, 64)
     grad = numbers.tensor((num_rois, channels, *bins), -64, 64).to(dtype)
-    leaves = [tensor.requires_grad_() for tensor in (x, rois, maps.to(dtype))]
+    maps = maps.to(dtype)
+    leaves = [tensor.requires_grad_() for tensor in (x, rois, maps)]
     out = sa_roi_align(
-        *leaves,
+        x,
+        rois,
+        maps,
         bins,
         (1.0, 0.5, 0.3)[numbers.integer(0, 2)],
         numbers.integer(-1, 3),
