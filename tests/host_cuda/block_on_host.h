@@ -226,7 +226,8 @@ class Block {
   }
 
  private:
-  static constexpr size_t kStackBytes = 128 << 10;  // AddressSanitizer clears its shadow at switches
+  // AddressSanitizer clears the shadow of a stack at each switch.
+  static constexpr size_t kStackBytes = 128 << 10;
 
   enum class State { kReady, kWaiting, kFinished };
 
