@@ -126,10 +126,10 @@ SHAPE_ROI_ALIGN_HD Axis<T> make_axis(
 }
 
 // Indices are truncated to integers, as in torchvision, so a finite difference around 0 stays in
-// image 0. False for NaN.
+// image 0, if there is one. False for NaN.
 template <typename box_t>
 SHAPE_ROI_ALIGN_HD bool is_batch_index(box_t index, int64_t num_images) {
-  return index > box_t(-1) && index < static_cast<box_t>(num_images);
+  return index > box_t(-1) && index < static_cast<box_t>(num_images) && num_images > 0;
 }
 
 // BoxGeometry::share; 0 for a box without samples.

@@ -219,7 +219,8 @@ def concatenate_maps(prob_maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Te
 def is_batch_index(index: Tensor, num_images: int) -> Tensor:
     """Whether a batch index, truncated to an integer as torchvision does, is in ``[0,
     num_images)``. False for NaN."""
-    return (index > -1) & (index < num_images)
+    truncated = index.trunc()
+    return (truncated >= 0) & (truncated < num_images)
 
 
 def batch_index_error(rois: Tensor, num_images: int) -> IndexError | None:

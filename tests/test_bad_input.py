@@ -128,9 +128,26 @@ def test_batch_index_out_of_range_yields_zero_on_cuda(index: float, device: torc
     assert all(g[1].abs().max() == 0 and g[0].abs().max() > 0 for g in grads)
 
 
-def test_boxes_on_no_image_are_an_index_error() -> None:
+@pytest.mark.parametrize("pool", [sa_roi_align, sa_roi_align_reference])
+@pytest.mark.parametrize("index", [0.0, -0.5])
+def test_boxes_on_no_image_are_an_index_error(index: float, pool) -> None:
+    """-0.5 is truncated to 0, which is out of range."""
+    rois = ROIS.clone()
+    rois[:, 0] = index
     with pytest.raises(IndexError, match="0 images"):
-        sa_roi_align(X[:0], ROIS, MAPS, 2)
+        pool(X[:0], rois, MAPS, 2)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+@pytest.mark.parametrize("index", [0.0, -0.5])
+def test_boxes_on_no_image_yield_zero_on_cuda(index: float, device: torch.device) -> None:
+    rois = ROIS.to(device)
+    rois[:, 0] = index
+    rois.requires_grad_()
+    out = sa_roi_align(X[:0].to(device), rois, MAPS.to(device), 2)
+    assert out.abs().max() == 0
+    assert torch.autograd.grad(out.sum(), rois)[0].abs().max() == 0
 
 
 @pytest.mark.parametrize("pool", ["op", "reference"])

@@ -132,6 +132,19 @@ def test_kernels_equal_the_oracle(number: int, runner: Path, tmp_path: Path) -> 
         job.check(results)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_scale_beyond_the_coordinates_type_leaves_zeros(
+    layout: str, runner: Path, tmp_path: Path
+) -> None:
+    """The scale is infinite in float32, so no box is finite."""
+    case = make("scale_beyond_float32", INSIDE, channels=8, spatial_scales=(1e308,))
+    job = Job(case, Variant(F32, F32, F32, layout, 32, 1 << 20))
+    (results,) = run(runner, [job], tmp_path)
+    assert set(results) == {"output", "features 0", "maps", "boxes"}
+    for result in results.values():
+        assert torch.equal(result, torch.zeros_like(result))
+
+
 def random_job(seed: int) -> Job:
     rng = np.random.default_rng(seed)
 

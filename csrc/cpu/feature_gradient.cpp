@@ -251,6 +251,9 @@ class BandGradient {
 void feature_gradient(
     const Params& params, const SortedBoxes& sorted, const PooledTensor& grad,
     const FeatureGradients& gradients) {
+  if (params.channels == 0) {
+    return;
+  }
   dispatch(params, [&](auto feature, auto coordinate) {
     using T = decltype(feature);
     using coord_t = decltype(coordinate);

@@ -121,15 +121,17 @@ struct BoxGradient {
   }
 
   // coordinate = edge1 * scale - offset + uv * extent, where extent = (edge2 - edge1) * scale
-  // unless the minimum size holds it fixed. grad_roi: [5] = (batch index, x1, y1, x2, y2).
+  // unless the minimum size holds it fixed. grad_roi: [5] = (batch index, x1, y1, x2, y2). A box is
+  // not valid where the scale is not finite in T.
   __device__ void store(const BoxGeometry<T>& geometry, T spatial_scale, T* grad_roi) const {
     const T of_height = geometry.y.extent_varies ? y_times_v : T(0);
     const T of_width = geometry.x.extent_varies ? x_times_u : T(0);
+    const T scale = geometry.valid ? spatial_scale : T(0);
     grad_roi[0] = T(0);
-    grad_roi[1] = spatial_scale * (x - of_width);
-    grad_roi[2] = spatial_scale * (y - of_height);
-    grad_roi[3] = spatial_scale * of_width;
-    grad_roi[4] = spatial_scale * of_height;
+    grad_roi[1] = scale * (x - of_width);
+    grad_roi[2] = scale * (y - of_height);
+    grad_roi[3] = scale * of_width;
+    grad_roi[4] = scale * of_height;
   }
 };
 

@@ -182,8 +182,11 @@ class Block {
 class Block {
  public:
   explicit Block(int threads) : shown(threads), fibers_(threads) {
-    for (Fiber& fiber : fibers_) {
-      fiber.stack = std::make_unique_for_overwrite<char[]>(kStackBytes);
+    while (stacks_.size() < fibers_.size()) {
+      stacks_.push_back(std::make_unique_for_overwrite<char[]>(kStackBytes));
+    }
+    for (size_t i = 0; i < fibers_.size(); ++i) {
+      fibers_[i].stack = stacks_[i].get();
     }
   }
 
@@ -223,12 +226,13 @@ class Block {
   }
 
  private:
-  static constexpr size_t kStackBytes = 256 << 10;
+  // AddressSanitizer clears the shadow of a stack at each switch.
+  static constexpr size_t kStackBytes = 128 << 10;
 
   enum class State { kReady, kWaiting, kFinished };
 
   struct Fiber {
-    std::unique_ptr<char[]> stack;
+    char* stack;
     ucontext_t context;
     Barrier barrier;
     State state;
@@ -239,6 +243,9 @@ class Block {
              (state == State::kFinished || barrier.is_same_as(other.barrier));
     }
   };
+
+  // Kept for the next block; there is one at a time.
+  inline static std::vector<std::unique_ptr<char[]>> stacks_;
 
   std::vector<Fiber> fibers_;
   const std::function<void(int)>* function_ = nullptr;
@@ -255,7 +262,7 @@ class Block {
   static void prepare(Fiber& fiber) {
     fiber.state = State::kReady;
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, &Block::enter, 0);
@@ -277,7 +284,7 @@ class Block {
     current_ = thread;
     entering_ = this;
 #ifdef __SANITIZE_ADDRESS__
-    __sanitizer_start_switch_fiber(&scheduler_fake_stack_, fiber.stack.get(), kStackBytes);
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack_, fiber.stack, kStackBytes);
 #endif
     swapcontext(&scheduler_, &fiber.context);
 #ifdef __SANITIZE_ADDRESS__

@@ -249,6 +249,9 @@ INLINE FloatVector permute(const FloatVector (&v)[Vectors], const int32_t* index
 template <typename acc_t>
 constexpr bool kCanPermute = sizeof(acc_t) == sizeof(float);
 #else
+// Not defined. Clang looks the name up where kCanPermute discards the call.
+template <int32_t Vectors, bool Complete = false, typename V>
+V permute(const V (&v)[Vectors], const int32_t* index);
 template <typename acc_t>
 constexpr bool kCanPermute = false;
 #endif

@@ -36,8 +36,9 @@ struct BoxTaps {
       const T* of_bin_row = weights.of_bin_row(ph);
       for (int32_t pw = 0; pw < x.num_bins(); ++pw) {
         const Range<int32_t> columns = x.bin_span[pw];
-        const T* from = of_bin_row + x.entry_begin[pw];
-        for (int32_t row = rows.begin; row < rows.end; ++row, from += x.num_entries()) {
+        for (int32_t row = rows.begin; row < rows.end; ++row) {
+          const T* from =
+              of_bin_row + (row - rows.begin) * int64_t(x.num_entries()) + x.entry_begin[pw];
           for (int32_t i = 0; i < columns.end - columns.begin; ++i, ++tap) {
             offset[tap] = row_offset[row] + column_offset[columns.begin + i];
             weight[tap] = static_cast<weight_t>(from[i]);

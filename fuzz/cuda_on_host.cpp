@@ -1,0 +1,104 @@
+// Fuzzes the CUDA kernels, run on the host, as launch.h configures them.
+#include "cuda_on_host.h"
+
+#include "call.h"
+#include "check.h"
+#include "cuda/launch_map_and_box_gradient.h"
+
+using namespace shape_roi_align;
+
+namespace {
+
+// A block of threads on the host takes some hundred times as long as the loop it stands for.
+constexpr fuzz::Limits kLimits{300, 7, 9, 4, 3, 5'000, 20'000};
+
+struct HostLauncher {
+  template <typename Kernel, typename... Arguments>
+  void operator()(
+      Kernel kernel, int64_t blocks, int32_t threads, const Arguments&... arguments) const {
+    cuda_on_host::launch({static_cast<unsigned>(blocks)}, {static_cast<unsigned>(threads)}, [&] {
+      kernel(arguments...);
+    });
+  }
+};
+
+cuda::LaunchOptions make_options(fuzz::Bytes& bytes) {
+  constexpr int32_t kThreads[] = {cuda::kWarp, cuda::kWarp, cuda::kWarp, 2 * cuda::kWarp};
+  constexpr int64_t kBlocks[] = {1, 3, cuda::kMaxBlocks, cuda::kMaxBlocks};
+  constexpr int64_t kWantedBlocks[] = {1, 1, 2, 8};
+  constexpr int64_t kScratch[] = {0, 100, 16 << 20, 16 << 20};
+  cuda::LaunchOptions options;
+  const uint8_t shape = bytes.byte();
+  options.threads = kThreads[shape % 4];
+  options.blocks = kBlocks[shape / 4 % 4];
+  options.wanted_blocks = kWantedBlocks[shape / 16 % 4];
+  options.scratch = kScratch[shape / 64];
+  const uint8_t few = bytes.byte();
+  options.few_channels = few % 2 == 0 ? cuda::kWarp : 0;
+  options.few_boxes = few / 2 % 2 == 0 ? cuda::kBoxesPerWord : 0;
+  cuda_on_host::order = static_cast<cuda_on_host::Order>(few / 4 % 3);
+  return options;
+}
+
+// With channels innermost, as the operator's contiguous(ChannelsLast) makes it.
+fuzz::Tensor by_channels(const fuzz::Tensor& tensor) {
+  fuzz::Tensor copy(
+      tensor.type, tensor.sizes, fuzz::dense_strides(tensor.sizes, fuzz::kChannelsLast));
+  int64_t at = 0;
+  for (int64_t i = 0; i < tensor.sizes[0]; ++i) {
+    for (int64_t k = 0; k < tensor.sizes[2]; ++k) {
+      for (int64_t l = 0; l < tensor.sizes[3]; ++l) {
+        for (int64_t j = 0; j < tensor.sizes[1]; ++j) {
+          copy.set_stored(at++, tensor.get(i, j, k, l));
+        }
+      }
+    }
+  }
+  return copy;
+}
+
+fuzz::Block zeroed(int64_t bytes) {
+  fuzz::Block block(bytes);
+  std::memset(block.data(), 0, bytes);
+  return block;
+}
+
+void run(const fuzz::Call& call, const fuzz::Results& results, const cuda::LaunchOptions& options) {
+  const Params& params = call.params;
+  const HostLauncher launch;
+  cuda::forward(params, fuzz::to_pooled_tensor(results.output), options, launch);
+  const fuzz::Tensor channels_last = by_channels(call.grad);
+  const PooledTensor grad = fuzz::to_pooled_tensor(channels_last);
+  if (call.asks_any_level()) {
+    const FeatureGradients gradients = results.feature_gradients(call);
+    const cuda::FeatureGradientPlan plan(params, gradients, options);
+    const fuzz::Block boxes(plan.boxes);
+    const fuzz::Block images = zeroed(plan.images);
+    const fuzz::Block bits = zeroed(plan.bits);
+    cuda::feature_gradient(
+        params, grad, gradients, boxes.data(), images.data(), bits.data(), options, launch);
+  }
+  if (call.asks_prob_maps || call.asks_rois) {
+    const cuda::MapAndBoxScratch sizes(params, call.asks_prob_maps, call.asks_rois, options);
+    const fuzz::Block scratch(sizes.bytes());
+    cuda::map_and_box_gradient(
+        params, cuda::prefers_channels_innermost(params) ? grad : fuzz::to_pooled_tensor(call.grad),
+        {call.asks_prob_maps ? results.prob_maps.data() : nullptr,
+         call.asks_rois ? results.rois.data() : nullptr},
+        scratch.data(), options, launch);
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  fuzz::Bytes bytes(data, size);
+  const cuda::LaunchOptions options = make_options(bytes);
+  const fuzz::Call call = fuzz::make_call(bytes, kLimits);
+  const auto operands = fuzz::copy_operands(call);
+  const fuzz::Results results(call, false);
+  run(call, results, options);
+  fuzz::check_unchanged(call, operands);
+  fuzz::check_results(call, results);
+  return 0;
+}

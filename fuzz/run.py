@@ -1,0 +1,282 @@
+#!/usr/bin/env python3
+"""Builds the fuzzers and runs them; exit status 1: something was found.
+
+    python fuzz/run.py                         all targets, 5 minutes together
+    python fuzz/run.py --targets cuda --inputs 50000
+    python fuzz/run.py --reproduce build/fuzz/cpu-avx2/findings/crash-...
+    python fuzz/run.py --keep                  and keep a few of the new inputs in fuzz/corpus/
+
+Needs Clang with its fuzzer, AddressSanitizer and UndefinedBehaviorSanitizer libraries (Debian:
+clang-16, libclang-rt-16-dev), as `clang++`, `clang++-16` or in CLANGXX; needs neither torch nor a
+GPU. Programs, corpora and findings go to build/fuzz/. --record adds the runs to a JSON list.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+ROOT = Path(__file__).resolve().parents[1]
+FUZZ = ROOT / "fuzz"
+BUILD = ROOT / "build" / "fuzz"
+COMPILERS = (os.environ.get("CLANGXX", ""), "clang++-16", "clang++")
+
+SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+FLAGS = [
+    *("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror"),
+    *("-Wno-unknown-pragmas", "-Wno-pass-failed"),
+    *("-fno-math-errno", "-ffp-contract=fast"),  # as in setup.py
+    *("-fsanitize=fuzzer-no-link", *SANITIZERS),
+    *("-Ifuzz/stand_in", "-Ifuzz", "-Icsrc"),
+]
+# The oracle rounds every operation.
+ORACLE_FLAGS = ["-std=c++20", "-O2", "-g1", "-ffp-contract=off", "-Ifuzz/stand_in", "-Icsrc"]
+# Tracing comparisons would take half of the time, mostly in what stands for CUDA.
+HOST_CUDA_FLAGS = [
+    *FLAGS,
+    "-fno-sanitize-coverage=trace-cmp",
+    "-DSHAPE_ROI_ALIGN_CUDA_ON_HOST",
+    "-Itests/host_cuda",
+]
+
+# Settings of libFuzzer. A call takes about a millisecond.
+LIMITS = ["-max_len=320", "-len_control=0", "-timeout=20", "-rss_limit_mb=2048"]
+FINDINGS = ("crash-", "leak-", "timeout-", "oom-")
+KEPT_BYTES = 60_000  # of a corpus in fuzz/corpus/
+
+
+class Program(NamedTuple):
+    name: str
+    sources: dict[str, list[str]]  # flags of each
+
+
+class Target(NamedTuple):
+    name: str
+    program: Program
+    instruction_set: str | None = None
+
+
+def cpu_sources() -> Iterator[str]:
+    for path in sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")):
+        if path.name != "register.cpp":  # the operators of torch
+            yield str(path.relative_to(ROOT))
+
+
+COMMON = {"fuzz/call.cpp": FLAGS, "fuzz/check.cpp": FLAGS, "fuzz/oracle.cpp": ORACLE_FLAGS}
+CPU = Program("cpu", {**COMMON, "fuzz/cpu.cpp": FLAGS, **dict.fromkeys(cpu_sources(), FLAGS)})
+CUDA = Program("cuda", {**COMMON, "fuzz/cuda_on_host.cpp": HOST_CUDA_FLAGS})
+TARGETS = {
+    target.name: target
+    for target in (
+        *(Target(f"cpu-{name}", CPU, name) for name in ("portable", "avx2", "avx512")),
+        Target("cuda", CUDA),
+    )
+}
+
+
+class Run(NamedTuple):
+    """A line of record.json."""
+
+    target: str
+    inputs: int
+    findings: int
+    edges: int  # of the control flow graph, covered
+    seconds: float
+    build: str
+    commit: str
+
+
+def find_compiler() -> str | None:
+    """The first Clang that can link a fuzzer."""
+    program = (
+        'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }'
+    )
+    for name in filter(None, COMPILERS):
+        compiler = shutil.which(name)
+        if compiler is None:
+            continue
+        command = [compiler, "-fsanitize=fuzzer", *SANITIZERS, "-x", "c++", "-", "-o", os.devnull]
+        if not subprocess.run(command, input=program, text=True, capture_output=True).returncode:
+            return compiler
+    return None
+
+
+def is_current(made: Path) -> bool:
+    """Whether a file is newer than all that its dependency file names."""
+    dependencies = made.with_suffix(".d")
+    if not made.exists() or not dependencies.exists():
+        return False
+    paths = dependencies.read_text().replace("\\\n", " ").split(": ", 1)[1].split()
+    return all(
+        (ROOT / path).exists() and (ROOT / path).stat().st_mtime <= made.stat().st_mtime
+        for path in paths
+    )
+
+
+def build(program: Program, compiler: str) -> Path:
+    folder = BUILD / "objects"
+    folder.mkdir(parents=True, exist_ok=True)
+    objects = []
+    for source, flags in program.sources.items():
+        command = [compiler, *flags, "-MMD", "-c", source]
+        kind = crc32(" ".join(command).encode())
+        made = folder / f"{source.replace('/', '_')}-{kind:08x}.o"
+        objects.append(made)
+        if not is_current(made):
+            print(f"compiling {source}", file=sys.stderr, flush=True)
+            subprocess.run([*command, "-o", str(made)], cwd=ROOT, check=True)
+    linked = BUILD / f"fuzz-{program.name}"
+    newest = max(path.stat().st_mtime for path in objects)
+    if not linked.exists() or linked.stat().st_mtime < newest:
+        command = [compiler, "-fsanitize=fuzzer", *SANITIZERS, *map(str, objects)]
+        subprocess.run([*command, "-o", str(linked)], cwd=ROOT, check=True)
+    return linked
+
+
+def environment(target: Target) -> dict[str, str]:
+    return os.environ | {
+        "SHAPE_ROI_ALIGN_CPU_CAPABILITY": target.instruction_set or "",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        # Each fiber of a CUDA block would get a second stack.
+        "ASAN_OPTIONS": f"detect_stack_use_after_return={int(target.program != CUDA)}",
+    }
+
+
+def output_of(*command: str) -> str:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def commit() -> str:
+    changed = output_of("git", "status", "--porcelain", "--", "csrc", "fuzz/*.cpp", "fuzz/*.h")
+    return output_of("git", "rev-parse", "HEAD") + ("+changes" if changed else "")
+
+
+def run(target: Target, compiler: str, *, seconds: int, inputs: int, seed: int) -> Run | None:
+    """None where the processor lacks the instruction set. seconds, inputs: 0 is without limit."""
+    program = build(target.program, compiler)
+    folder = BUILD / target.name
+    corpus, findings = folder / "corpus", folder / "findings"
+    for path in (corpus, findings):
+        path.mkdir(parents=True, exist_ok=True)
+    before = set(findings.iterdir())
+    options = [f"-max_total_time={seconds}", f"-seed={seed}", f"-artifact_prefix={findings}/"]
+    options += [f"-runs={inputs}"] if inputs else []
+    corpora = [corpus, FUZZ / "corpus" / target.program.name]
+    command = [
+        str(program),
+        *LIMITS,
+        *options,
+        "-print_final_stats=1",
+        "-print_funcs=0",
+        *(str(corpus) for corpus in corpora if corpus.exists()),
+    ]
+    log_path = folder / "log"
+    start = time.monotonic()
+    with log_path.open("w") as log:
+        code = subprocess.run(command, stderr=log, env=environment(target)).returncode
+    elapsed = time.monotonic() - start
+    text = log_path.read_text()
+    chosen = re.search(r"^instruction set: (\w+)", text, re.MULTILINE)
+    if target.instruction_set and (chosen is None or chosen[1] != target.instruction_set):
+        print(f"{target.name}: not on this processor", file=sys.stderr)
+        return None
+    found = [path for path in set(findings.iterdir()) - before if path.name.startswith(FINDINGS)]
+    if code and not found:
+        sys.exit(f"{target.name} ended with {code}: {log_path}")
+    for path in found:
+        print(f"{target.name}: found {path}, see {log_path}", file=sys.stderr)
+    executed = re.search(r"stat::number_of_executed_units:\s*(\d+)", text)
+    last = re.findall(r"^#(\d+)\s.*? cov: (\d+)", text, re.MULTILINE)
+    return Run(
+        target=target.name,
+        inputs=int(executed[1] if executed else last[-1][0] if last else 0),
+        findings=len(found),
+        edges=int(last[-1][1]) if last else 0,
+        seconds=round(elapsed, 1),
+        build=output_of(compiler, "--version").splitlines()[0] + " " + " ".join(SANITIZERS),
+        commit=commit(),
+    )
+
+
+def keep(program: Program) -> None:
+    """Replaces a corpus in fuzz/corpus/ by inputs that reach all edges that any input reaches."""
+    kept, merged = FUZZ / "corpus" / program.name, BUILD / "merged"
+    shutil.rmtree(merged, ignore_errors=True)
+    merged.mkdir()
+    targets = [target for target in TARGETS.values() if target.program == program]
+    corpora = [kept, *(BUILD / target.name / "corpus" for target in targets)]
+    command = [str(BUILD / f"fuzz-{program.name}"), "-merge=1", "-use_counters=0", str(merged)]
+    subprocess.run(
+        [*command, *(str(corpus) for corpus in corpora if corpus.exists())],
+        env=environment(targets[-1]),
+        capture_output=True,
+        check=True,
+    )
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    left = KEPT_BYTES
+    for path in sorted(merged.iterdir(), key=lambda path: path.stat().st_size):
+        left -= path.stat().st_size
+        if left >= 0:
+            shutil.copy(path, kept)
+    print(f"{kept.relative_to(ROOT)}: {len(list(kept.iterdir()))} inputs", file=sys.stderr)
+
+
+def add_to_record(record: Path, runs: list[Run]) -> None:
+    lines = json.loads(record.read_text()) if record.exists() else []
+    lines += [one._asdict() for one in runs]
+    record.write_text("[\n" + ",\n".join(json.dumps(line) for line in lines) + "\n]\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--seconds", type=int, default=300, help="of all targets; 0: no limit")
+    parser.add_argument("--inputs", type=int, default=0, help="of each target; 0: no limit")
+    parser.add_argument("--seed", type=int, default=0, help="of libFuzzer; 0: of the clock")
+    parser.add_argument("--record", type=Path, help="a JSON file that the runs are added to")
+    parser.add_argument("--keep", action="store_true", help="renew fuzz/corpus/")
+    parser.add_argument("--reproduce", type=Path, help="run one input of a target's folder")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse()
+    compiler = find_compiler()
+    if compiler is None:
+        sys.exit(f"needs one of {[name for name in COMPILERS if name]} with its fuzzer library")
+    if arguments.reproduce:
+        target = TARGETS[arguments.reproduce.resolve().parents[1].name]
+        command = [build(target.program, compiler), arguments.reproduce]
+        env = environment(target) | {"FUZZ_DESCRIBE": "1"}
+        sys.exit(subprocess.run(command, env=env).returncode != 0)
+    targets = [TARGETS[name] for name in arguments.targets]
+    runs = []
+    for target in targets:
+        seconds = arguments.seconds // len(targets)
+        done = run(target, compiler, seconds=seconds, inputs=arguments.inputs, seed=arguments.seed)
+        if done:
+            runs.append(done)
+            print(json.dumps(done._asdict()), flush=True)
+    if arguments.record:
+        add_to_record(arguments.record, runs)
+    if arguments.keep:
+        for program in {target.program.name: target.program for target in targets}.values():
+            keep(program)
+    sys.exit(any(one.findings for one in runs))
+
+
+if __name__ == "__main__":
+    main()

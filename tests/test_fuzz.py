@@ -1,0 +1,52 @@
+"""The fuzzers build, find nothing in a short run, and find what is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+RUN = Path(__file__).parents[1] / "fuzz" / "run.py"
+NEW_INPUTS = 2000
+
+
+@pytest.fixture(scope="module")
+def fuzz() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fuzz_run", RUN)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def compiler(fuzz: ModuleType) -> str:
+    found = fuzz.find_compiler()
+    if found is None:
+        pytest.skip("needs Clang with its fuzzer library (Debian: clang-16, libclang-rt-16-dev)")
+    return found
+
+
+def test_cuda_kernels_on_the_host_pass_the_corpus_and_new_inputs(
+    fuzz: ModuleType, compiler: str
+) -> None:
+    """The CPU kernels take minutes to compile: `make fuzz`."""
+    kept = len(list((RUN.parent / "corpus" / "cuda").iterdir()))
+    target = fuzz.TARGETS["cuda"]
+    done = fuzz.run(target, compiler, seconds=0, inputs=kept + NEW_INPUTS, seed=1)
+    assert done.findings == 0, "the input is in build/fuzz/cuda/findings/"
+    assert done.inputs >= kept + NEW_INPUTS
+
+
+def test_the_record_holds_runs_of_every_target_that_found_nothing(fuzz: ModuleType) -> None:
+    runs = json.loads(RUN.with_name("record.json").read_text())
+    assert {one["target"] for one in runs} == set(fuzz.TARGETS)
+    assert all(set(one) == set(fuzz.Run._fields) for one in runs)
+    assert all(one["findings"] == 0 and one["inputs"] > 0 < one["edges"] for one in runs)
