@@ -143,3 +143,58 @@ def test_detectron2_passes_an_image_without_detections(detectron2_recipe: Any) -
     assert {"pred_boxes", "scores", "pred_classes", "pred_masks"} <= set(
         output["instances"].get_fields()
     )
+
+
+@pytest.fixture
+def mmdetection_recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module mmdetection_extractor."""
+    name, reason = "mmdet.models.roi_heads.roi_extractors", "the recipe extends mmdetection"
+    pytest.importorskip(name, reason=reason, exc_type=ImportError)
+    monkeypatch.syspath_prepend(RECIPES)
+    return importlib.import_module("mmdetection_extractor")
+
+
+@pytest.mark.slow
+def test_mmdetection_pools_what_its_own_extractor_pools_and_masks_besides(
+    mmdetection_recipe: Any,
+) -> None:
+    output = run("mmdetection_extractor")
+    *levels, difference = numbers(r"\[(\d+), (\d+), (\d+), (\d+)\]: (\S+) from Single", output)
+    assert min(levels) > 0 and sum(levels) == 48 and difference < 1e-5
+    (plain,) = numbers(r"plain: (\S+) of", output)
+    assert numbers(r"under masks: (\S+) of", output)[0] < 0.3 * plain
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("roi_scale_factor", [None, 1.3])
+def test_mmdetection_pools_what_the_definition_gives_in_the_order_of_rois(
+    mmdetection_recipe: Any, roi_scale_factor: float | None
+) -> None:
+    from mmdet.registry import MODELS
+
+    torch.manual_seed(0)
+    layer = {"type": "RoIAlign", "output_size": 3, "sampling_ratio": 2, "pool_mode": "avg"}
+    options = {"roi_layer": layer, "out_channels": 2, "featmap_strides": [4, 8, 16]}
+    extractor = MODELS.build({"type": "ShapeAwareRoIExtractor", "finest_scale": 20, **options})
+    feats = [torch.randn(2, 2, 24 >> i, 32 >> i, requires_grad=True) for i in range(3)]
+    # Levels 1, 0, 1, 0; a box enlarged by 1.3 would be one level up. None of level 2.
+    sides = torch.tensor([41.0, 38, 70, 5])
+    rois = torch.stack([torch.tensor([1.0, 0, 0, 1]), *[sides * 0 + 7] * 2, *[sides + 7] * 2], 1)
+    prob_maps = torch.rand(4, 5, 5)
+    pooled = extractor(feats, rois, roi_scale_factor, prob_maps)
+
+    centre = (rois[:, 1:3] + rois[:, 3:]) / 2
+    half = (rois[:, 3:] - rois[:, 1:3]) / 2 * (roi_scale_factor or 1)
+    enlarged = torch.cat([rois[:, :1], centre - half, centre + half], dim=1)
+    for k, level in enumerate([1, 0, 1, 0]):
+        one = enlarged[k : k + 1], prob_maps[k : k + 1]
+        expected = sa_roi_align_reference(feats[level], *one, 3, 0.25 / 2**level, 2, aligned=True)
+        torch.testing.assert_close(pooled[k : k + 1], expected)
+    pooled.sum().backward()
+    assert [bool(each.grad.any()) for each in feats] == [True, True, False]
+
+
+def test_mmdetection_refuses_maximum_pooling(mmdetection_recipe: Any) -> None:
+    layer = {"type": "RoIAlign", "output_size": 3, "pool_mode": "max"}
+    with pytest.raises(ValueError, match="must be a RoIAlign of averages, got .*max"):
+        mmdetection_recipe.ShapeAwareRoIExtractor(layer, 2, [4, 8])
