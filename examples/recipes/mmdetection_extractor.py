@@ -59,7 +59,8 @@ class ShapeAwareRoIExtractor(SingleRoIExtractor):
             feats (Tensor[N, C, H_l, W_l] per level): feature maps, finest first.
             rois (Tensor[K, 5]): batch index, x1, y1, x2, y2 in image pixels, in any order. They
                 stay in float32 where features are of half precision.
-            roi_scale_factor (float, optional): enlarges the boxes, after their levels are chosen.
+            roi_scale_factor (float, optional): enlarges the boxes, after their levels are chosen;
+                on a single level as well, where SingleRoIExtractor ignores it.
             prob_maps (Tensor[K, M, M], optional): one map per RoI. It spans the enlarged box.
 
         Returns:
