@@ -38,12 +38,13 @@ def test_one_vector_per_object_of_a_label_map() -> None:
 
 
 def test_a_grid_of_features_per_box() -> None:
-    found, given, run_lengths = run("A grid of features per box")
+    found, given, run_lengths, embedded = run("A grid of features per box")
     assert found["pooled"].shape == (2, 256, 7, 7) and found["pooled"][1].abs().sum() > 0
     assert found["rois"].tolist() == [[0, 80, 40, 300, 120], [0, 500, 200, 503, 202]]
     assert given["prob_maps"].shape == (2, 14, 14)
     assert torch.equal(run_lengths["prob_maps"][0], run_lengths["prob_maps"][1])
     assert run_lengths["rois"].tolist() == [[0, 1, 1, 3, 3]] * 2
+    assert embedded["embedding"].shape == (1, 256, 1, 1) and embedded["weights"].shape == (1, 1, 1)
 
 
 def test_every_file_that_the_page_names_exists() -> None:
