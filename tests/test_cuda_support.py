@@ -114,7 +114,7 @@ x, rois = torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0, 0, 2, 2]])
 print(shape_roi_align.sa_roi_align(x, rois, None, 1, sampling_ratio=1).item())
 print(_library.has_cuda_operators(), "libshape_roi_align_cuda.so" in open("/proc/self/maps").read())
 operators = torch.ops.shape_roi_align
-options = ([1.0], 1, 1, 1, False, False)
+options = ([1.0], 1, 1, 1, False, False, True)
 for call in (
     lambda on: operators.sa_roi_align.default.redispatch(on, [x], rois, None, None, *options),
     lambda on: operators._sa_roi_align_backward.default.redispatch(

@@ -96,7 +96,7 @@ std::vector<T> random_boxes(const Setting& setting) {
 }
 
 // A box of which a sample is inside at y = 80 when rounded one way only.
-constexpr Setting kKnownSetting{{7, 7, -1, false, false}, 80, 16, 1};
+constexpr Setting kKnownSetting{{7, 7, -1, false, false, true}, 80, 16, 1};
 template <typename T>
 std::vector<T> known_boxes() {
   std::vector<T> rois;
