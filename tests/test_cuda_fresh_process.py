@@ -40,7 +40,7 @@ def make_inputs(channels_last):  # more than 32 boxes: every launch is made
 
 def pool(inputs, of_features=True):
     x, rois, maps, grad = inputs
-    operators, options = torch.ops.shape_roi_align, ([1.0], 7, 6, 2, True, True)
+    operators, options = torch.ops.shape_roi_align, ([1.0], 7, 6, 2, True, True, True)
     out = operators.sa_roi_align([x], rois, None, maps, *options)
     of_x, of_maps, of_rois = operators._sa_roi_align_backward(
         grad, [x], rois, None, maps, *options, [of_features, True, True]
