@@ -50,7 +50,9 @@ HOST_CUDA_FLAGS = [
 ]
 
 # Settings of libFuzzer. A call takes about a millisecond.
-LIMITS = ["-max_len=320", "-len_control=0", "-timeout=20", "-rss_limit_mb=2048"]
+# No limit of resident memory: its peak starts at that of the process that started this one.
+MEMORY = ["-rss_limit_mb=0", "-malloc_limit_mb=2048"]
+LIMITS = ["-max_len=320", "-len_control=0", "-timeout=20", *MEMORY]
 FINDINGS = ("crash-", "leak-", "timeout-", "oom-")
 KEPT_BYTES = 60_000  # of a corpus in fuzz/corpus/
 
