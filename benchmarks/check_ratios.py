@@ -4,7 +4,8 @@ Repeats the measurements recorded in benchmarks/results/ for this kind of device
 and CPU capability, and compares ratios of medians: ours / torchvision's, or with --all-peers ours /
 each peer's, which takes three times as long. Rows of the same processor are taken where there are
 any. Ratios within one run are more robust than times: another or a busy machine changes both
-medians, though not always by the same factor.
+medians, though not always by the same factor. Cases that are worse are measured up to twice more;
+the best of their ratios counts.
 """
 
 import argparse
@@ -85,23 +86,39 @@ def pair_of(ours: Row, peer: Row) -> Pair:
     )
 
 
+RETRIES = 2
+
+
+def worse_pairs(
+    recorded: dict[Pair, float | None], fresh: dict[Pair, float | None], tolerance: float
+) -> set[Pair]:
+    found = set()
+    for pair, now in fresh.items():
+        before = recorded.get(pair)
+        if before is not None and (now is None or now > before * (1 + tolerance)):
+            found.add(pair)
+    return found
+
+
+def least(first: float | None, second: float | None) -> float | None:
+    return min((ratio for ratio in (first, second) if ratio is not None), default=None)
+
+
 def compare(
     recorded: dict[Pair, float | None], fresh: dict[Pair, float | None], tolerance: float
 ) -> tuple[str, int, int]:
     """A table, the number of compared ratios, and the number of worse ratios."""
     lines = [["setting", "ours", "peer", "recorded", "now", "change", ""]]
-    worse = 0
+    worse = worse_pairs(recorded, fresh, tolerance)
     for pair, now in fresh.items():
         before = recorded.get(pair)
         if before is None:
             continue
-        is_worse = now is None or now > before * (1 + tolerance)
-        worse += is_worse
         numbers = ["failed", ""] if now is None else [f"{now:.3g}", f"{now / before - 1:+.0%}"]
         setting = ", ".join(str(part) for part in pair.setting if part is not False)
-        verdict = "WORSE" if is_worse else ""
+        verdict = "WORSE" if pair in worse else ""
         lines.append([setting, pair.ours, pair.peer, f"{before:.3g}", *numbers, verdict])
-    return align(lines), len(lines) - 1, worse
+    return align(lines), len(lines) - 1, len(worse)
 
 
 def measure_again(recorded: Sequence[Row], device: str, options: Sequence[str]) -> list[Row]:
@@ -165,8 +182,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.all_peers:
             options += ["--provider", OURS, f"{OURS}, no maps", YARDSTICK]
         fresh = measure_again(recorded, arguments.device, options)
-    before = ratios(of_nearest_processor(recorded, fresh))
-    table, compared, worse = compare(before, ratios(fresh), arguments.tolerance)
+    before, now = ratios(of_nearest_processor(recorded, fresh)), ratios(fresh)
+    for _ in range(0 if arguments.fresh else RETRIES):
+        slow = {pair.setting[0] for pair in worse_pairs(before, now, arguments.tolerance)}
+        if not slow:
+            break
+        chosen = [row for row in recorded if row.case in slow]
+        again = ratios(measure_again(chosen, arguments.device, options))
+        now |= {pair: least(now[pair], ratio) for pair, ratio in again.items() if pair in now}
+    table, compared, worse = compare(before, now, arguments.tolerance)
     if compared == 0:
         print("nothing recorded is comparable: other sizes, device, threads or CPU capability")
         return 2

@@ -140,7 +140,7 @@ def test_what_was_recorded_is_measured_again(bench, tmp_path, monkeypatch):
     bench.report.write_rows(rows, recorded)
     monkeypatch.setattr(bench.check_ratios, "run", run)
     assert bench.check_ratios.main(["--recorded", str(recorded), "--device", "cpu"]) == 1
-    assert [name for name, _ in commands] == ["roi_align", "roi_align"]
+    assert [name for name, _ in commands] == ["roi_align"] * 6  # twice more where it is worse
     assert {argv[argv.index("--layout") + 1] for _, argv in commands} == {
         "contiguous",
         "channels_last",
@@ -210,3 +210,23 @@ def test_a_table_quotes_ratios_of_medians_of_the_same_layout(bench):
     assert bench.tables.detector_ratio(recorded, "p3_7x7", "contiguous") == "25x / 25x"
     with pytest.raises(KeyError, match="no recorded row"):
         bench.tables.detector_ratio(recorded, "p3_7x7", "channels_last")
+
+
+def test_a_case_that_is_worse_is_measured_again_and_its_best_ratio_counts(
+    bench, tmp_path, capsys, monkeypatch
+):
+    path = tmp_path / "recorded.jsonl"
+    bench.report.write_rows(made_up(bench, {OURS: 1.0, PEER: 10.0}), path)
+    runs = [{OURS: 2.0, PEER: 10.0}, {OURS: 1.5, PEER: 10.0}, {OURS: 1.2, PEER: 10.0}]
+    taken = []
+
+    def measure(recorded, device, options):
+        taken.append(made_up(bench, runs[len(taken)], time=f"2026-01-0{2 + len(taken)}"))
+        return taken[-1]
+
+    monkeypatch.setattr(bench.check_ratios, "measure_again", measure)
+    assert bench.check_ratios.main(["--recorded", str(path)]) == 0
+    assert len(taken) == 3 and "+20%" in capsys.readouterr().out
+    runs[2] = {OURS: 1.4, PEER: 10.0}
+    taken.clear()
+    assert bench.check_ratios.main(["--recorded", str(path)]) == 1
