@@ -29,6 +29,16 @@ class Options(NamedTuple):
     average: bool = True  # divide the sum over samples by the number of samples
 
 
+class PoolArguments(NamedTuple):
+    """The arguments of the operators, shapes as in csrc/params.h."""
+
+    inputs: list[Tensor]
+    rois: Tensor
+    levels: Tensor | None
+    prob_maps: Tensor | None
+    options: Options
+
+
 def check_options(
     output_size: int | Sequence[int],
     spatial_scales: Sequence[float],
@@ -58,7 +68,7 @@ def check_arguments(
     sampling_ratio: int,
     aligned: bool,
     map_aligned: bool | None,
-) -> tuple[list[Tensor], Tensor, None, Tensor | None, Options]:
+) -> PoolArguments:
     """The arguments of :func:`shape_roi_align.sa_roi_align` -> those of ``pool``."""
     check_features(input)
     options = check_options(
@@ -67,4 +77,4 @@ def check_arguments(
     rois = to_rois(boxes, input.shape[0], input.device)
     if prob_maps is not None:
         prob_maps = check_prob_maps(prob_maps, rois.shape[0], input.device)
-    return [input], rois, None, prob_maps, options
+    return PoolArguments([input], rois, None, prob_maps, options)

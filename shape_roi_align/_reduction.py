@@ -8,44 +8,30 @@ from math import inf
 import torch
 from torch import Tensor
 
-from ._arguments import Options
+from ._arguments import PoolArguments
 from ._modes import is_forward_mode
 
-Pool = Callable[[list[Tensor], Tensor, Tensor | None, Tensor | None, Options], Tensor]
+Pool = Callable[..., Tensor]  # of PoolArguments, spread
 
 
 def pool_and_reduce(
-    pool: Pool,
-    inputs: list[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    prob_maps: Tensor | None,
-    options: Options,
-    reduction: str,
-    return_weight_sum: bool,
+    pool: Pool, arguments: PoolArguments, reduction: str, return_weight_sum: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``pool`` on checked arguments. ``Tensor[K, C, PH, PW]``, and on request the sums of weights,
     ``Tensor[K, PH, PW]``. ``pool`` averages or adds up; ``weighted_mean`` follows from two sums."""
-    options = options._replace(average=reduction == "mean")
+    sums = arguments._replace(options=arguments.options._replace(average=False))
     if reduction == "weighted_mean":
-        weights = _weight_sums(pool, inputs, rois, levels, prob_maps, options)
-        pooled = _weighted_mean(pool, inputs, rois, levels, prob_maps, options, weights)
+        weights = _weight_sums(pool, sums)
+        pooled = _weighted_mean(pool, sums, weights)
     else:
-        pooled = pool(inputs, rois, levels, prob_maps, options)
+        pooled = pool(*(arguments if reduction == "mean" else sums))
         if not return_weight_sum:
             return pooled
-        weights = _weight_sums(pool, inputs, rois, levels, prob_maps, options)
+        weights = _weight_sums(pool, sums)
     return (pooled, weights) if return_weight_sum else pooled
 
 
-def _weight_sums(
-    pool: Pool,
-    inputs: list[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    prob_maps: Tensor | None,
-    options: Options,
-) -> Tensor:
+def _weight_sums(pool: Pool, sums: PoolArguments) -> Tensor:
     """Sum of p over the samples of each bin that read the features: the sum of a feature that is 1
     everywhere. Its derivative by the boxes is 0. ``Tensor[K, PH, PW]``, float64 or float32."""
     ones = [
@@ -54,24 +40,17 @@ def _weight_sums(
             dtype=torch.promote_types(x.dtype, torch.float32),
             device=x.device,
         ).expand(x.shape[0], -1, -1, -1)
-        for x in inputs
+        for x in sums.inputs
     ]
-    options = options._replace(average=False)
-    return pool(ones, rois.detach(), levels, prob_maps, options).squeeze(1)
+    return pool(*sums._replace(inputs=ones, rois=sums.rois.detach())).squeeze(1)
 
 
-def _weighted_mean(
-    pool: Pool,
-    inputs: list[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    prob_maps: Tensor | None,
-    options: Options,
-    weights: Tensor,
-) -> Tensor:
+def _weighted_mean(pool: Pool, sums: PoolArguments, weights: Tensor) -> Tensor:
     # Halves are upcast here: sums rounded to float16 overflow, or lose digits where weights are
     # small.
-    sums = pool([x.to(weights.dtype) for x in inputs], rois, levels, prob_maps, options)
+    inputs = [x.to(weights.dtype) for x in sums.inputs]
+    pooled = pool(*sums._replace(inputs=inputs))
     divisor = torch.where(weights == 0, inf, weights)[:, None]
-    in_place = not (sums.requires_grad or torch.compiler.is_compiling() or is_forward_mode())
-    return (sums.div_(divisor) if in_place else sums / divisor).to(inputs[0].dtype)
+    in_place = not (pooled.requires_grad or torch.compiler.is_compiling() or is_forward_mode())
+    quotient = pooled.div_(divisor) if in_place else pooled / divisor
+    return quotient.to(sums.inputs[0].dtype)

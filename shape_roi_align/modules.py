@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ._arguments import check_options
+from ._arguments import PoolArguments, check_options
 from ._boxes import assign_levels, concatenate_boxes
 from ._reduction import pool_and_reduce
 from ._validation import (
@@ -205,16 +205,8 @@ def _pool_pyramid(
     options = check_options(
         pyramid.output_size, scales, pyramid.sampling_ratio, pyramid.aligned, pyramid.map_aligned
     )
-    return pool_and_reduce(
-        pool,
-        features,
-        rois,
-        levels,
-        prob_maps,
-        options,
-        pyramid.reduction,
-        pyramid.return_weight_sum,
-    )
+    arguments = PoolArguments(features, rois, levels, prob_maps, options)
+    return pool_and_reduce(pool, arguments, pyramid.reduction, pyramid.return_weight_sum)
 
 
 class MultiScaleRoIAlign(_MultiScaleBase):

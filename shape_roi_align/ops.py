@@ -129,7 +129,7 @@ def sa_roi_align(
     )
     if reduction == "mean" and not return_weight_sum:
         return pool(*arguments)
-    return pool_and_reduce(pool, *arguments, check_reduction(reduction), return_weight_sum)
+    return pool_and_reduce(pool, arguments, check_reduction(reduction), return_weight_sum)
 
 
 def roi_align(

@@ -43,7 +43,7 @@ def sa_roi_align_reference(
     any number of times by autograd. Holds all samples of all boxes at once, ``O(K * C * PH * Sy *
     PW * Sx)`` elements."""
     check_reduction(reduction)
-    inputs, rois, levels, prob_maps, options = check_arguments(
+    arguments = check_arguments(
         input,
         boxes,
         prob_maps,
@@ -53,12 +53,12 @@ def sa_roi_align_reference(
         aligned,
         map_aligned,
     )
-    error = batch_index_error(rois, input.shape[0]) if input.device.type == "cpu" else None
+    error = (
+        batch_index_error(arguments.rois, input.shape[0]) if input.device.type == "cpu" else None
+    )
     if error is not None:
         raise error
-    return pool_and_reduce(
-        pool, inputs, rois, levels, prob_maps, options, reduction, return_weight_sum
-    )
+    return pool_and_reduce(pool, arguments, reduction, return_weight_sum)
 
 
 def pool(

@@ -1,14 +1,15 @@
-"""The fuzzers build, find nothing in a short run, and find what is wrong."""
+"""The fuzzer of the CUDA kernels builds and finds nothing in a short run; the record holds runs of
+all of them."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from scripts_by_path import load_script
 
 pytestmark = pytest.mark.slow
 
@@ -18,12 +19,7 @@ NEW_INPUTS = 2000
 
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fuzz_run", RUN)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("fuzz/run.py")
 
 
 @pytest.fixture(scope="module")

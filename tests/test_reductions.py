@@ -19,6 +19,7 @@ from shape_roi_align import (
     sa_roi_align,
     sa_roi_align_reference,
 )
+from shape_roi_align._arguments import PoolArguments
 from shape_roi_align._reduction import pool_and_reduce
 from strategies import cases, is_cheap
 
@@ -58,8 +59,8 @@ def expected_mean(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reduce(call: Call, reduction: str, pool=ops.pool) -> tuple[Tensor, Tensor]:
-    arguments = (call.inputs, call.rois, call.levels, call.prob_maps, call.options)
-    return pool_and_reduce(pool, *arguments, reduction, True)
+    arguments = PoolArguments(call.inputs, call.rois, call.levels, call.prob_maps, call.options)
+    return pool_and_reduce(pool, arguments, reduction, True)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -178,8 +179,8 @@ def test_gradients(name: str, reduction: str) -> None:
         inputs, maps = others[: len(call.inputs)], others[len(call.inputs) :]
         rois = torch.cat([images, corners], 1)
         prob_maps = maps[0] if maps else None
-        arguments = (list(inputs), rois, call.levels, prob_maps, call.options)
-        return pool_and_reduce(ops.pool, *arguments, reduction, True)
+        arguments = PoolArguments(list(inputs), rois, call.levels, prob_maps, call.options)
+        return pool_and_reduce(ops.pool, arguments, reduction, True)
 
     variables = [x.requires_grad_() for x in [*call.inputs, *maps]]
     assert gradcheck(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from coco_kinds import VALID, write_data
+from small_coco import VALID, write_data
 from torch import nn
 
 from training.categories import Categories

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from coco_kinds import DATA_PAGE, GROUPS, Kind, annotation, page, write_data
+from coco_kinds import DATA_PAGE, GROUPS, Kind, page
+from small_coco import annotation, write_data
 
 from training.data import CocoInstances
 

@@ -7,9 +7,9 @@ import json
 import resource
 
 import pytest
-from coco_kinds import VALID, write_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_coco import VALID, write_data
 
 from training.data import CocoInstances
 

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from coco_kinds import write_data
+from small_coco import write_data
 
 from train_mrrcnn import main, parse_arguments, prepare_data
 from training.data import CocoInstances

@@ -7,10 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
-from coco_kinds import bomb, image, turned_by_exif, write_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from small_coco import bomb, image, turned_by_exif, write_data
 
 import predict_mrrcnn
 from training.data import CocoInstances, make_transforms

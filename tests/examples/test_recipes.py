@@ -41,7 +41,9 @@ def test_a_recipe_is_shorter_than_120_lines(path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_small_object_keeps_its_embedding_in_less_memory() -> None:
-    pytest.importorskip("torchvision", reason="the recipe's backbone is torchvision's ViT")
+    pytest.importorskip(
+        "torchvision", reason="needs torchvision, whose ViT is the recipe's backbone"
+    )
     output = run("vit_mask_embeddings", "--masks", "60")
     lost, usual = numbers(r"einsum: (\d+) of 60 without .* peak (\w+) MB", output)
     assert lost >= 1
@@ -72,7 +74,7 @@ def test_pairs_are_pooled_without_copies_of_the_feature_map() -> None:
 @pytest.fixture
 def detectron2_recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The modules detectron2_heads and detectron2_demo."""
-    reason = "the recipe extends detectron2"
+    reason = "needs detectron2"
     pytest.importorskip("detectron2.modeling", reason=reason, exc_type=ImportError)
     monkeypatch.syspath_prepend(RECIPES)
     return importlib.import_module("detectron2_heads"), importlib.import_module("detectron2_demo")
@@ -148,7 +150,7 @@ def test_detectron2_passes_an_image_without_detections(detectron2_recipe: Any) -
 @pytest.fixture
 def mmdetection_recipe(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module mmdetection_extractor."""
-    name, reason = "mmdet.models.roi_heads.roi_extractors", "the recipe extends mmdetection"
+    name, reason = "mmdet.models.roi_heads.roi_extractors", "needs mmdetection"
     pytest.importorskip(name, reason=reason, exc_type=ImportError)
     monkeypatch.syspath_prepend(RECIPES)
     return importlib.import_module("mmdetection_extractor")
