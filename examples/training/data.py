@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import random
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +238,28 @@ def make_loader(
     batches = ShuffledBatches(dataset.portrait, batch_size, generator, seeds=workers > 0)
     items = _Seeded(dataset) if workers > 0 else dataset
     return DataLoader(items, batch_sampler=batches, **common)
+
+
+def take_batches(loader: DataLoader) -> Iterator[Any]:
+    """The batches of one epoch.
+
+    Raises:
+        RuntimeError: a process of the loader has died. PyTorch says so where it waits for a batch;
+            here also where the process died while it handed one over, which breaks the connection.
+    """
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError, FileNotFoundError) as error:
+            workers = getattr(iterator, "_workers", [])
+            for worker in workers:
+                worker.join(1)  # its end may be noticed after that of the connection
+            dead = [str(worker.pid) for worker in workers if not worker.is_alive()]
+            if not dead:
+                raise
+            pids = ", ".join(dead)
+            raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from error
+        yield batch

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from mrrcnn import weights
 
 from . import checkpoint, distributed
-from .data import ShuffledBatches
+from .data import ShuffledBatches, take_batches
 from .metrics import MetricsWriter
 
 __all__ = ["Options", "Schedule", "Training", "train"]
@@ -226,7 +226,7 @@ class Training:
 
     def _endless(self) -> Iterator[Any]:
         while True:
-            for batch in self.loader:
+            for batch in take_batches(self.loader):
                 self.epoch_batches += 1
                 yield batch
             self.epoch_batches = 0

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
+import time
 
 import pytest
 from survival import SCHEDULE, Brightness, train_brightness
 
 from training import checkpoint
-from training.data import CocoInstances, make_loader, make_transforms
+from training.data import CocoInstances, make_loader, make_transforms, take_batches
 
 
 class Poison:
@@ -98,6 +100,45 @@ def test_a_loader_process_that_dies_ends_the_training_by_name_and_it_resumes(hud
     assert checkpoint.load(tmp_path / "x.checkpoint.pth")["iteration"] in range(3, 6)
     loader = loader_of(huddle_root, workers=1)
     assert train_brightness(tmp_path, loader, resume=True) == undisturbed
+
+
+class BrokenConnection:
+    """A loader of one batch, whose process is ``worker``."""
+
+    def __init__(self, worker):
+        self._workers = [worker]
+        self.batches = iter(["a batch"])
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        for batch in self.batches:
+            return batch
+        raise ConnectionResetError("reset by peer")
+
+
+def test_a_loader_process_that_dies_while_it_hands_a_batch_over_is_named():
+    worker = multiprocessing.get_context("spawn").Process(target=int)
+    worker.start()
+    worker.join()
+    batches = take_batches(BrokenConnection(worker))
+    assert next(batches) == "a batch"
+    with pytest.raises(RuntimeError, match=rf"DataLoader worker .*{worker.pid}.* exited"):
+        next(batches)
+
+
+def test_an_error_of_the_data_is_not_taken_for_the_death_of_a_process():
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    worker.start()
+    try:
+        batches = take_batches(BrokenConnection(worker))
+        next(batches)
+        with pytest.raises(ConnectionResetError, match="reset by peer"):
+            next(batches)
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_an_interruption_before_the_first_checkpoint_leaves_no_line_twice(
