@@ -3,14 +3,17 @@ name is on an API page. Needs no Sphinx."""
 
 from __future__ import annotations
 
+import doctest
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 import torch
 
 import shape_roi_align
+from shape_roi_align import masks, modules, ops, pooling
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("", "benchmarks", "docs", "docs/api", "examples", "examples/results")
@@ -99,6 +102,12 @@ def test_every_public_name_is_on_an_api_page() -> None:
     documented = re.findall(r"^\.\. auto(?:function|class):: (\w+)", text, re.MULTILINE)
     assert len(documented) == len(set(documented))
     assert set(shape_roi_align.__all__) - {"__version__"} <= set(documented)
+
+
+@pytest.mark.parametrize("module", [ops, modules, masks, pooling], ids=lambda each: each.__name__)
+def test_examples_of_docstrings_give_what_they_show(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted >= 3 and result.failed == 0
 
 
 def test_the_first_lines_of_the_site_run() -> None:
