@@ -58,7 +58,7 @@ def main() -> int:
     parser.add_argument("--screenshots", type=Path, metavar="FOLDER", help="write a picture of each")
     parser.add_argument("--browser", default=shutil.which("chromium"), help="default: %(default)s")
     arguments = parser.parse_args()
-    pages = sorted(SITE.glob("*/**/*.html"))
+    pages = sorted(set(SITE.rglob("*.html")) - {SITE / "index.html"})  # which only redirects
     if not pages:
         parser.error(f"{SITE} has no pages: run make docs")
     failed = 0

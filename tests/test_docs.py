@@ -90,9 +90,9 @@ def test_every_page_is_in_the_navigation_once() -> None:
 
 def test_the_site_has_the_pages_of_the_navigation() -> None:
     configuration = (ROOT / "docs" / "conf.py").read_text()
-    block = re.search(r"include_patterns = \[(.*?)\]", configuration, re.S)
+    block = re.search(r"include_patterns = \[\n(.*?)\n\]", configuration, re.S)
     assert block is not None
-    included = {ROOT / name for name in re.findall(r'"([^"*]+)"', block[1])}
+    included = {ROOT / name for name in re.findall(r'^    "([^"*]+)",$', block[1], re.M)}
     outside = {page for page in toctree_entries(INDEX) if not page.is_relative_to(ROOT / "docs")}
     assert included == outside
 
