@@ -16,7 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from playwright.sync_api import BrowserContext, sync_playwright
+from playwright.sync_api import BrowserContext, ConsoleMessage, sync_playwright
 
 SITE = Path("build/docs/html")
 WIDTHS = (1400, 390)  # pixels: a desktop, a phone
@@ -27,14 +27,18 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 def look(context: BrowserContext, url: str, screenshot: Path | None) -> list[str]:
     """What is wrong with a page."""
     problems: list[str] = []
+    messages: list[ConsoleMessage] = []
+    requests: list[str] = []
     page = context.new_page()
-    page.on("console", lambda m: m.type == "error" and problems.append(f"console: {m.text}"))
+    page.on("console", lambda message: messages.append(message))
     page.on("pageerror", lambda error: problems.append(f"script: {error}"))
-    page.on("request", lambda r: r.url.startswith("http") and problems.append(f"loads {r.url}"))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(url)
     problems += [f"broken image: {source}" for source in page.evaluate(BROKEN_IMAGES)]
     if (pixels := page.evaluate(OVERFLOW)) > 0:
         problems.append(f"{pixels} pixels wider than its window")
+    problems += [f"console: {message.text}" for message in messages if message.type == "error"]
+    problems += [f"loads {address}" for address in requests if address.startswith("http")]
     if screenshot is not None:
         page.screenshot(path=screenshot, full_page=True)
     page.close()
@@ -55,7 +59,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--screenshots", type=Path, metavar="FOLDER", help="write a picture of each")
+    parser.add_argument(
+        "--screenshots", type=Path, metavar="FOLDER", help="write a picture of each"
+    )
     parser.add_argument("--browser", default=shutil.which("chromium"), help="default: %(default)s")
     arguments = parser.parse_args()
     pages = sorted(set(SITE.rglob("*.html")) - {SITE / "index.html"})  # which only redirects
