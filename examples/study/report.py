@@ -29,7 +29,6 @@ from .summary import (
 ABSENT = "-"
 NO_INSTANCE = -1.0  # AP of a bin that is empty
 KIND_NAMES = {"bbox": "box", "segm": "mask"}
-UNITS = {True: ("fold", "photographs"), False: ("seed", "images")}
 ATTRIBUTION = (
     "The photographs of `mushrooms` are by the Pennsylvania State University workspace on Roboflow "
     'Universe ("mushroom detection smart bounding boxes", CC BY 4.0; tiles, with drawings on top). '
