@@ -52,7 +52,8 @@ class _RoIAlignBase(nn.Module):
 
 
 class RoIAlign(_RoIAlignBase):
-    """See :func:`roi_align`."""
+    """:func:`roi_align` as a module: it holds the options, and ``forward(input, rois)`` takes the
+    tensors."""
 
     def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
         return roi_align(
@@ -68,7 +69,8 @@ def _shaped_repr(module: SaRoIAlign | MultiScaleSaRoIAlign) -> str:
 
 
 class SaRoIAlign(_RoIAlignBase):
-    """See :func:`sa_roi_align`."""
+    """:func:`sa_roi_align` as a module: it holds the options, and ``forward(input, rois,
+    prob_maps)`` takes the tensors."""
 
     def __init__(
         self,
