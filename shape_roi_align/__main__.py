@@ -148,6 +148,9 @@ def run_checks() -> bool:
             largest = max(errors.values(), default=float("nan"))
             print(f"{label}: {verdict} (largest relative error {largest:.1e})")
             good = good and verdict == "ok"
+    if torch.cuda.is_available() and not _library.has_cuda_operators():
+        print(f"check cuda: failed: CUDA operators are {_cuda_operators()}")
+        good = False
     return good
 
 
@@ -157,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--check",
         action="store_true",
         help="also compare a small forward and backward pass with the reference, on every device "
-        "and in every dtype; exit status 1 if one differs",
+        "and in every dtype; exit status 1 if one differs, or if torch can use a GPU and the CUDA "
+        "operators are not loaded",
     )
     options = parser.parse_args(arguments)
     for name, value in facts():

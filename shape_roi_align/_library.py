@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -65,6 +66,21 @@ def _refuse_cuda(obstacle: str) -> None:
         _refusals.impl(name, refuse)
 
 
+def _not_built() -> str:
+    here = OPERATORS.parent
+    for installed in importlib.metadata.distributions(name="shape-roi-align"):
+        package = Path(str(installed.locate_file(here.name))).resolve()
+        if package != here and (package / OPERATORS.name).exists():
+            return (
+                f"Python imports shape_roi_align from {here}, which is not built, and not from "
+                f"{package}, which is. Run Python in another folder: cd ~"
+            )
+    return (
+        f"shape_roi_align is not built: {OPERATORS} is missing. "
+        "Build it in the source folder: pip install --no-build-isolation ."
+    )
+
+
 def load() -> None:
     """Loads the CPU operators and, if torch has CUDA, the CUDA operators.
 
@@ -78,10 +94,7 @@ def load() -> None:
             f"found {torch.__version__}. Upgrade it: pip install --upgrade torch"
         )
     if not OPERATORS.exists():
-        raise ImportError(
-            f"shape_roi_align is not built: {OPERATORS} is missing. "
-            "Build it in the source folder: pip install --no-build-isolation ."
-        )
+        raise ImportError(_not_built())
     _load(OPERATORS)
     build_info()  # refuses a library of another version
     if torch.version.cuda is None:

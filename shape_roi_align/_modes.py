@@ -1,6 +1,7 @@
 """Modes of PyTorch that a call may be in."""
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -12,4 +13,13 @@ def is_forward_mode() -> bool:
         forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether a gradient or tangent of ``tensor`` is tracked, in any mode."""
+    return (
+        (tensor.requires_grad and torch.is_grad_enabled())
+        or torch._C._functorch.is_gradtrackingtensor(tensor)
+        or (forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None)
     )

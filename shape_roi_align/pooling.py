@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ._areas import Axis, groups, mean_over_cells, mean_over_grid
 from ._mask_sources import LABEL_DTYPES, WIDE_UNSIGNED, LabelMaps
+from ._modes import is_differentiated
 from ._row_sums import SparseRows
 from ._validation import check_features
 from .masks import as_label_map, check_mask_dtype
@@ -76,7 +77,7 @@ def mask_pool(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape or device, an unknown ``levels`` or ``method``,
-            "sparse" for masks that require gradients.
+            "sparse" for masks with gradients or tangents.
 
     Example:
         >>> features = torch.arange(4.0).view(1, 1, 2, 2)
@@ -116,16 +117,16 @@ def _pool_levels(maps: list[Tensor], masks: Tensor, method: str) -> list[Any]:
         images, ids = labels.images.long(), labels.ids.long()
         boxes = labels.boxes().cpu().numpy()
         return [LabelFeatures(_pool_labels(each, labels, boxes), images, ids) for each in maps]
-    needs_gradients = masks.requires_grad and torch.is_grad_enabled()
-    if method == "sparse" and needs_gradients:
+    differentiated = is_differentiated(masks)
+    if method == "sparse" and differentiated:
         raise ValueError(
-            'masks that require gradients cannot be pooled with method="sparse": pixels where a '
-            "mask is zero have gradients too"
+            'masks with gradients or tangents cannot be pooled with method="sparse": pixels where '
+            "a mask is zero have them too"
         )
     results = []
     for each in maps:
         if method == "auto":
-            sparse = not needs_gradients and _prefers_sparse(each, masks)
+            sparse = not differentiated and _prefers_sparse(each, masks)
         else:
             sparse = method == "sparse"
         if sparse:

@@ -228,7 +228,9 @@ def test_gpus_that_torchs_wheel_serves_are_served(monkeypatch, fake_compiler):
             assert _cuda_support.is_covered(capability, binaries), capability
 
 
-def test_the_architectures_are_the_same_for_setup_cmake_and_the_readme(monkeypatch, fake_compiler):
+def test_the_architectures_are_the_same_for_setup_cmake_and_the_documentation(
+    monkeypatch, fake_compiler
+):
     names = read_decisions(monkeypatch, cuda="0", compiler=fake_compiler())
     architectures = names["CUDA_ARCHITECTURES"]
     (cmake,) = re.findall(
@@ -237,7 +239,8 @@ def test_the_architectures_are_the_same_for_setup_cmake_and_the_readme(monkeypat
     *binaries, last = [architecture.replace(".", "") for architecture in architectures]
     assert cmake.split() == [*(f"{binary}-real" for binary in binaries), last]
     listed = f"{', '.join(architectures[:-1])} and {architectures[-1]}"
-    assert f"compute capability {listed}" in " ".join((ROOT / "README.md").read_text().split())
+    page = (ROOT / "docs" / "install.md").read_text()
+    assert f"compute capability {listed}" in " ".join(page.split())
 
 
 @pytest.mark.parametrize(

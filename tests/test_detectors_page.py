@@ -32,7 +32,7 @@ def run(code: str, **names: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_torchvision() -> None:
-    before, after, built = snippets("torchvision")
+    before, after, built, _ = snippets("torchvision")
     pool = run(before)["model"].roi_heads.box_roi_pool
     assert type(pool) is torchvision.ops.MultiScaleRoIAlign
     names = run(after)
@@ -41,6 +41,15 @@ def test_torchvision() -> None:
     names = run(built)
     with torch.no_grad():
         assert "boxes" in names["model"].eval()([torch.rand(3, 64, 64)])[0]
+
+
+@pytest.mark.slow
+def test_torchvision_under_masks() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        names = run(snippets("torchvision")[-1], images=[torch.rand(3, 64, 80)])
+    (boxes,) = names["boxes"]
+    assert len(boxes) > 0 and names["refined_features"].shape == (len(boxes), 256, 7, 7)
 
 
 def layer_named(module: str, name: str) -> nn.Module:

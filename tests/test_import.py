@@ -45,6 +45,24 @@ def test_a_missing_library_is_explained(copy: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_installed_copy_hidden_by_the_source_folder_is_named(
+    copy: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path_factory.mktemp("site")
+    shutil.copytree(copy, site / copy.name)
+    information = site / "shape_roi_align-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: shape-roi-align\nVersion: 1\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    (copy / _library.OPERATORS.name).unlink()
+    message = import_error(copy.parent)
+    for part in (f"from {copy}, which is not built", f"{site / copy.name}, which is", "cd ~"):
+        assert part in message, message
+
+
+@pytest.mark.slow
 def test_a_library_of_another_version_is_explained(copy: Path) -> None:
     empty = ["-shared", "-x", "c", os.devnull, "-o", str(copy / _library.OPERATORS.name)]
     subprocess.run([os.environ.get("CC", "cc"), *empty], check=True)

@@ -68,3 +68,16 @@ def test_a_failing_call_is_reported_and_fails_the_command(
     monkeypatch.setattr(command, "sa_roi_align", fail)
     assert command.main(["--check"]) == 1
     assert "check cpu bfloat16: failed: RuntimeError: no kernel" in capsys.readouterr().out
+
+
+def test_a_gpu_without_cuda_operators_fails_the_check(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(command._library, "_obstacle", "built without CUDA kernels. Build them")
+    assert not command.run_checks()
+    assert (
+        "check cuda: failed: CUDA operators are not loaded: built without CUDA kernels. Build them"
+        in capsys.readouterr().out
+    )

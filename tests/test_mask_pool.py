@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mask_oracle import on_grid, random_masks
 from shape_roi_align import _areas, mask_pool, pooling
@@ -137,7 +138,7 @@ def test_empty_masks_have_zero_gradients() -> None:
 def test_gradients_of_features_and_masks(size: tuple[int, int]) -> None:
     features = random_features(2, 2, 2, 3, dtype=torch.float64).requires_grad_()
     masks = torch.rand(2, 2, *size, dtype=torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(mask_pool, (features, masks))
+    assert torch.autograd.gradcheck(mask_pool, (features, masks), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(mask_pool, (features, masks), fast_mode=True)
 
 
@@ -168,13 +169,29 @@ def test_gradients_of_features_under_a_label_map(memory_format: torch.memory_for
     assert torch.autograd.gradgradcheck(pool, features, fast_mode=True)
 
 
-def test_sparse_refuses_masks_that_require_gradients() -> None:
-    masks = torch.rand(1, 2, 10, 14).requires_grad_()
+def test_sparse_refuses_masks_with_gradients_or_tangents() -> None:
+    masks = torch.rand(1, 2, 10, 14)
     features = random_features(1, 3, *GRID)
-    with pytest.raises(ValueError, match="zero have gradients too"):
-        mask_pool(features, masks, method="sparse")
+
+    def pool(features: Tensor, masks: Tensor) -> Tensor:
+        return mask_pool(features, masks, method="sparse")
+
+    def tangent_of_features(masks: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x: pool(x, masks), (features,), (features,))[1]
+
+    with pytest.raises(ValueError, match="a mask is zero have them too"):
+        pool(features, masks.clone().requires_grad_())
+    with pytest.raises(ValueError, match="a mask is zero have them too"):
+        torch.func.grad(lambda m: pool(features, m).sum())(masks)
+    with pytest.raises(ValueError, match="a mask is zero have them too"):
+        torch.func.jvp(lambda m: pool(features, m), (masks,), (masks,))
+    with pytest.raises(ValueError, match="a mask is zero have them too"):
+        torch.func.jvp(tangent_of_features, (masks,), (masks,))
+    with forward_ad.dual_level(), pytest.raises(ValueError, match="have them too"):
+        pool(features, forward_ad.make_dual(masks, masks))
     with torch.no_grad():
-        mask_pool(features, masks, method="sparse")
+        expected = pool(features, masks.clone().requires_grad_())
+    torch.testing.assert_close(tangent_of_features(masks), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int64])

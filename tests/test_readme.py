@@ -7,7 +7,9 @@ import torch
 import torchvision
 
 README = Path(__file__).parent.parent / "README.md"
-FIRST_USE, OTHER_DETECTOR = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+FIRST_USE, OTHER_DETECTOR, UNDER_MASKS = re.findall(
+    r"```python\n(.*?)```", README.read_text(), re.DOTALL
+)
 
 
 def test_first_use() -> None:
@@ -23,12 +25,20 @@ def test_use_in_another_detector() -> None:
     )
     with torch.no_grad():
         names = {
-            "torch": torch,
-            "model": model.eval(),
             "x": model.backbone(torch.rand(1, 3, 128, 160)),
             "image_shapes": [(128, 160)],
             "boxes": [torch.tensor([[4.0, 8, 60, 90], [30, 20, 150, 120]])],
-            "labels": [torch.tensor([1, 2])],
+            "prob_maps": torch.rand(2, 28, 28),
         }
         exec(OTHER_DETECTOR, names)
     assert names["box_features"].shape == (2, 256, 7, 7)
+
+
+def test_use_under_masks() -> None:
+    names = {"patch_features": torch.randn(2, 8, 14, 14), "masks": torch.rand(2, 3, 56, 56) > 0.5}
+    exec(UNDER_MASKS, names)
+    assert names["embeddings"].shape == (2, 3, 8)
+
+
+def test_it_is_read_in_two_minutes() -> None:
+    assert len(README.read_text().splitlines()) <= 130
