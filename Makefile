@@ -21,7 +21,7 @@ CPP_SOURCES := $(shell find csrc tests examples fuzz -name '*.cpp' -o -name '*.h
 HERE := import torch; print(*torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0), sep=".")
 ONE_ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c '$(HERE)')}"
 
-.PHONY: help demo study test test-fast fuzz lint format bench bench-check gpu-check wheel wheel-check clean
+.PHONY: help demo study test test-fast fuzz docs lint format bench bench-check gpu-check wheel wheel-check clean
 .PHONY: build-time release-sdist release-wheel release-publish
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo "make test       all tests; ARGS='-k name' for some"
 	@echo "make test-fast  the tests that are not marked slow, in under 2 minutes"
 	@echo "make fuzz       random calls of all kernels under sanitizers; FUZZ_SECONDS=300; needs Clang"
+	@echo "make docs       the documentation site, in build/docs/html; warnings are errors"
 	@echo "make lint       ruff, mypy and clang-format; make format lets them rewrite"
 	@echo "make bench      a short benchmark; its rows go to benchmarks/results/"
 	@echo "make bench-check  are ratios to peers still those recorded?"
@@ -73,6 +74,19 @@ endif
 test-fast: $(VENV)/built
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
+# API pages import the package, so it is built first.
+docs: $(VENV)/built $(VENV)/docs-tools
+	rm -rf build/docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html --conf-dir docs \
+	  --doctree-dir build/docs/doctrees . build/docs/html
+	@echo "build/docs/html/index.html: $$(find build/docs/html -name "*.html" | wc -l) pages," \
+	  "$$(du -sh build/docs/html | cut -f1)"
+
+# The package is installed: pip adds what the extra names.
+$(VENV)/docs-tools: $(VENV)/dependencies
+	$(BIN)/pip install "shape-roi-align[docs]"
+	touch $@
+
 # Needs no torch.
 fuzz:
 	$(BASE_PYTHON) fuzz/run.py --seconds $(FUZZ_SECONDS) $(ARGS)
@@ -83,6 +97,9 @@ lint: $(VENV)/dependencies
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(BIN)/zizmor --offline --quiet .github/workflows
 
 format: $(VENV)/dependencies

@@ -34,10 +34,6 @@ class Provider(NamedTuple):
     has_gradients: bool = True  # False: on a CPU, float32 only
     resizes_crops: bool = False  # of boxes of whole pixels; reads nothing outside of them
 
-    @property
-    def is_ours(self) -> bool:
-        return self.name.startswith(OURS)
-
     def takes(self, case: Case, dtype: torch.dtype, device: torch.device) -> bool:
         return (
             dtype in self.dtypes

@@ -106,6 +106,12 @@ def masks_to_prob_maps(
         ValueError: an argument of the wrong shape, size or device; masks and boxes that are not in
             pairs; uint8 values that look like a label map; run lengths that are not COCO's.
         IndexError: an image, or ``matched``, out of range.
+
+    Example:
+        >>> masks = torch.zeros(1, 4, 6, dtype=torch.bool)
+        >>> masks[0, 1:3, 2:5] = True
+        >>> masks_to_prob_maps(masks, torch.tensor([[1.0, 1.0, 5.0, 3.0]]), size=(1, 4))
+        tensor([[[0., 1., 1., 1.]]])
     """
     height, width = check_output_size(size, "size")
     if boxes is None:

@@ -52,7 +52,8 @@ class _RoIAlignBase(nn.Module):
 
 
 class RoIAlign(_RoIAlignBase):
-    """See :func:`roi_align`."""
+    """:func:`roi_align` as a module: it holds the options, and ``forward(input, rois)`` takes the
+    tensors."""
 
     def forward(self, input: Tensor, rois: Tensor | Sequence[Tensor]) -> Tensor:
         return roi_align(
@@ -68,7 +69,8 @@ def _shaped_repr(module: SaRoIAlign | MultiScaleSaRoIAlign) -> str:
 
 
 class SaRoIAlign(_RoIAlignBase):
-    """See :func:`sa_roi_align`."""
+    """:func:`sa_roi_align` as a module: it holds the options, and ``forward(input, rois,
+    prob_maps)`` takes the tensors."""
 
     def __init__(
         self,
@@ -259,6 +261,13 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
         map_aligned (bool, optional), reduction (str), return_weight_sum (bool): as in
             :func:`sa_roi_align`.
         The others: as in :class:`MultiScaleRoIAlign`.
+
+    Example:
+        >>> pool = MultiScaleSaRoIAlign(["p2", "p3"], output_size=7, sampling_ratio=2)
+        >>> x = {"p2": torch.rand(1, 8, 64, 64), "p3": torch.rand(1, 8, 32, 32)}
+        >>> boxes = [torch.tensor([[4.0, 4.0, 60.0, 90.0]])]
+        >>> pool(x, boxes, torch.rand(1, 28, 28), image_shapes=[(256, 256)]).shape
+        torch.Size([1, 8, 7, 7])
     """
 
     def __init__(

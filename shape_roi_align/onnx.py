@@ -7,8 +7,10 @@ memory of the output. Uses operators of opset 18 and no custom ones. Computes in
 float64 where features or boxes are float64, and casts to and from that type. Adaptive sampling is
 a ValueError. Needs onnxscript, as ``torch.onnx.export`` does::
 
-    torch.onnx.export(model, args, "model.onnx", dynamo=True,
-    custom_translation_table=shape_roi_align.onnx.translation_table())
+    torch.onnx.export(
+        model, args, "model.onnx", dynamo=True,
+        custom_translation_table=shape_roi_align.onnx.translation_table(),
+    )
 """
 
 from __future__ import annotations

@@ -116,6 +116,14 @@ def sa_roi_align(
         ValueError: an argument of the wrong shape, size or device; a ``spatial_scale`` that is not
             positive and finite; an unknown ``reduction``.
         IndexError: on the CPU, a batch index outside ``[0, N)``. On CUDA such a box yields zeros.
+
+    Example:
+        >>> features = torch.ones(1, 8, 32, 32)
+        >>> boxes = torch.tensor([[0, 4.0, 4.0, 20.0, 20.0]])
+        >>> prob_maps = torch.full((1, 28, 28), 0.5)
+        >>> pooled = sa_roi_align(features, boxes, prob_maps, output_size=7)
+        >>> pooled.shape, pooled.unique()
+        (torch.Size([1, 8, 7, 7]), tensor([0.5000]))
     """
     arguments = check_arguments(
         input,

@@ -78,6 +78,12 @@ def mask_pool(
         TypeError: an argument of the wrong type or dtype.
         ValueError: an argument of the wrong shape or device, an unknown ``levels`` or ``method``,
             "sparse" for masks with gradients or tangents.
+
+    Example:
+        >>> features = torch.arange(4.0).view(1, 1, 2, 2)
+        >>> upper_row = torch.tensor([[[[True, True], [False, False]]]])
+        >>> mask_pool(features, upper_row)
+        tensor([[[0.5000]]])
     """
     if levels != "all":
         raise ValueError(f'levels must be "all", got {levels!r}')

@@ -257,8 +257,8 @@ def build_mask_rcnn(name: str, num_classes: int, image_size: int, **options: Any
         name: a key of ``BUILDERS``.
         num_classes: with the background.
         image_size: shorter side of the images in pixels.
-        options: plain values: ``norm`` and ``weights`` of :func:`resnet_mask_rcnn`, or
-            ``anchor_sizes`` and ``proposals`` of :func:`small_mask_rcnn`.
+        options: plain values: ``norm`` and ``weights`` of :func:`.resnet_mask_rcnn`, or
+            ``anchor_sizes`` and ``proposals`` of :func:`.small_mask_rcnn`.
     """
     if name not in BUILDERS:
         raise ValueError(f"backbone must be one of {list(BUILDERS)}, got {name!r}")

@@ -29,7 +29,6 @@ from .summary import (
 ABSENT = "-"
 NO_INSTANCE = -1.0  # AP of a bin that is empty
 KIND_NAMES = {"bbox": "box", "segm": "mask"}
-UNITS = {True: ("fold", "photographs"), False: ("seed", "images")}
 ATTRIBUTION = (
     "The photographs of `mushrooms` are by the Pennsylvania State University workspace on Roboflow "
     'Universe ("mushroom detection smart bounding boxes", CC BY 4.0; tiles, with drawings on top). '
@@ -62,9 +61,11 @@ def write_report(folder: Path) -> Path:
         *_each(all_runs, _detection_table),
         "## Differences\n",
         _difference_table(all_runs, DIFFERENCES),
-        "## Placebos: is it the shape?\n",
-        "The base is frozen, so that all rows have the same boxes and maps to refine by.\n",
-        _difference_table(all_runs, PLACEBO_DIFFERENCES),
+        _section(
+            "Placebos: is it the shape?",
+            _difference_table(all_runs, PLACEBO_DIFFERENCES),
+            intro="The base is frozen, so that all rows have the same boxes and maps to refine by.",
+        ),
         "## By crowding\n",
         "Isolated: the pixels of other objects in the box are at most 5 % of the object's own.\n",
         _crowding_table(all_runs),
@@ -72,10 +73,11 @@ def write_report(folder: Path) -> Path:
         "Percentage of the objects that a detection of their class finds at IoU 0.5. Neighbour: a "
         "box of IoU above 0.3.\n",
         *_each(all_runs, _recall_table),
-        "## Options, one seed\n",
-        _difference_table(all_runs, OPTION_DIFFERENCES),
-        "## Tables 4 and 5: one checkpoint of RM + SaRoIAlign, evaluated in several ways\n",
-        *_each(all_runs, _table_4_and_5),
+        _section("Options, one seed", _difference_table(all_runs, OPTION_DIFFERENCES)),
+        _section(
+            "Tables 4 and 5: one checkpoint of RM + SaRoIAlign, evaluated in several ways",
+            *_each(all_runs, _table_4_and_5),
+        ),
         "## Figure 2: the same object alone and beside a neighbour\n",
         "Of the object's box, in percent: mean probability of its class, of the neighbour's class, "
         "and how often its class is the most probable.\n",
@@ -85,6 +87,13 @@ def write_report(folder: Path) -> Path:
     path = folder / "README.md"
     path.write_text("\n".join(part for part in parts if part))
     return path
+
+
+def _section(title: str, *tables: str, intro: str = "") -> str:
+    """Empty where no row has been made that a table would have."""
+    shown = [table for table in tables if table]
+    lines = [f"## {title}\n", *([f"{intro}\n"] if intro else []), *shown]
+    return "\n".join(lines) if shown else ""
 
 
 def _each(all_runs: list[DataRuns], table: Callable[[DataRuns], str]) -> list[str]:

@@ -27,9 +27,6 @@ from study_mrrcnn import main
 pytestmark = pytest.mark.slow
 NAMES = ["rm_saroialign", "rm_saroialign_recommended", "placebo_turned", "alpha=0", "ceiling"]
 MADE = ["mask_r_cnn", *NAMES]
-TRAINED = [name for name in MADE if ROWS[name].weights_of is None]
-
-
 DRAWS = 40
 
 

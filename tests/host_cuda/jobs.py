@@ -51,10 +51,6 @@ class Variant:
     few_channels: int = 32  # are one to a lane in the gradient of the features
     few_boxes: int = 32  # are looked at by every tile of that gradient, where tiles are few
 
-    @property
-    def coordinate_dtype(self) -> torch.dtype:
-        return F64 if F64 in (self.dtype, self.box_dtype) else F32
-
 
 @cache
 def expected_output(case: Case) -> np.ndarray:
