@@ -110,10 +110,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1088), metavar=("H", "W"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(800, 1088),
+        metavar=("H", "W"),
+        help="of the image, in pixels; default: 800 1088",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="of the CPU; default here: %(default)s",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measurements per model; default: %(default)s"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     return parser.parse_args(argv)
 
 

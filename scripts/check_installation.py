@@ -5,6 +5,7 @@ Needs only torch, NumPy and the package. Run it outside the source tree, so that
 installed package. Also checks CUDA if there is a GPU and the CUDA kernels were built.
 """
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -83,4 +84,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     sys.exit(main())

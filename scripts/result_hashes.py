@@ -118,9 +118,11 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
-    parser.add_argument("--compare", type=Path, help="a JSON file that --output wrote")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file to write")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="what --output wrote")
     parser.add_argument("--this-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.this_process:
