@@ -115,3 +115,12 @@ def test_the_photograph_is_small_and_says_whose_it_is() -> None:
         objects = torch.from_numpy(np.array(file)).int()
     assert objects.shape == size(PHOTOGRAPH / "mushrooms.png")[::-1]
     assert objects.unique().tolist() == list(range(int(objects.max()) + 1))
+
+
+def test_every_file_of_the_gallery_exists() -> None:
+    text = (DOCS / "gallery.md").read_text()
+    programs = re.findall(r"`python (\S+\.py)", text)
+    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert len(programs) >= 12 and len(linked) >= 6
+    assert [file for file in programs if not (DOCS.parent / file).is_file()] == []
+    assert [file for file in linked if not (DOCS / file).is_file()] == []

@@ -24,6 +24,7 @@ class Progress:
     process writes.
 
         mask_r_cnn: 40 of 800, loss 1.873, 5 s, 95 s left
+        mask_r_cnn: 280 of 800, loss 0.934, 35 s, 65 s left
     """
 
     def __init__(self, description: str, total: int, *, initial: int = 0, unit: str = "it"):
@@ -68,12 +69,19 @@ class Progress:
 
     def _write_line(self) -> None:
         seconds = self.seconds()
-        parts = [f"{self.done} of {self.total}", self.note, f"{seconds:.0f} s"]
+        parts = [f"{self.done} of {self.total}", self.note, duration(seconds)]
         if self.done < self.total:
             left = seconds / (self.done - self.initial) * (self.total - self.done)
-            parts.append(f"{left:.0f} s left")
+            parts.append(f"{duration(left)} left")
         line = ", ".join(part for part in parts if part)
         print(f"{self.description}: {line}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """In seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def track(items: Iterable[T], description: str, total: int, *, unit: str = "it") -> Iterator[T]:

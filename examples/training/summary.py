@@ -39,7 +39,7 @@ def describe_plan(args: argparse.Namespace, data: str, *, is_demo_data: bool) ->
         if verbs:
             steps.append(f"{name}: {', '.join(verbs)}")
     steps.append(f"print a table; write results, pictures and weights to {args.output_dir}")
-    lines = [f"On {args.device}, with {torch.get_num_threads()} CPU threads:"]
+    lines = [f"On {args.device}, CPU threads: {torch.get_num_threads()}"]
     lines += [f"  {number}. {step}" for number, step in enumerate(steps, start=1)]
     if is_demo_data and preset == DEMO and args.rows == list(ROWS) and not args.test_only:
         lines.append(f"About {DEMO_MINUTES} minutes on two cores of a server.")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from training.progress import Progress, track
+from training.progress import Progress, duration, track
 
 
 @pytest.fixture
@@ -36,6 +36,16 @@ def test_a_log_has_a_line_now_and_then_and_one_at_the_end(clock, monkeypatch, ca
         "learning: 55 of 100, loss 3, 35 s, 45 s left",
         "learning: 85 of 100, loss 6, 65 s, 15 s left",
         "learning: 100 of 100, loss 7, 80 s",
+    ]
+
+
+def test_long_times_are_minutes_and_hours():
+    assert [duration(x) for x in (7.2, 99, 238, 5400, 41_400)] == [
+        "7 s",
+        "99 s",
+        "4 min",
+        "90 min",
+        "11.5 h",
     ]
 
 

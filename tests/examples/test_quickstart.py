@@ -12,7 +12,8 @@ from PIL import Image
 
 pytest.importorskip("matplotlib")
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "quickstart.py"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "examples" / "quickstart.py"
 
 
 def test_the_quick_start_separates_the_mushrooms_and_draws_one(tmp_path, monkeypatch, capsys):
@@ -21,6 +22,7 @@ def test_the_quick_start_separates_the_mushrooms_and_draws_one(tmp_path, monkeyp
     found = runpy.run_path(str(SCRIPT))
     title, plain, shaped, wrote = capsys.readouterr().out.splitlines()
     assert "other mushrooms" in title and str(picture) in wrote
+    assert "\n".join([title, plain, shaped]) in (ROOT / "docs" / "gallery.md").read_text()
     plain, shaped = (
         torch.tensor([float(cell.rstrip("%")) for cell in line.split()[1:]])
         for line in (plain, shaped)
