@@ -58,7 +58,7 @@ def draw() -> tuple[Figure, Tensor]:
     axes = figure.subplot_mosaic(mosaic, width_ratios=[2.1, 1, 1, 1])  # type: ignore[arg-type]
     photograph = axes["photograph"]
     height, width = image.shape[2:]
-    photograph.imshow(image[0].movedim(0, 2), extent=(0, width, height, 0))
+    photograph.imshow(image[0].movedim(0, 2).numpy(), extent=(0, width, height, 0))
     photograph.set_title("two boxes of a crowd", fontsize=13)
     frame(photograph, "black")
     for k, (name, color) in enumerate((("A", ORANGE), ("B", BLUE))):
@@ -76,11 +76,11 @@ def draw() -> tuple[Figure, Tensor]:
             weight="bold",
             bbox={"facecolor": color, "edgecolor": color, "pad": 1},
         )
-        axes[f"map {k}"].imshow(prob_maps[k], cmap="gray", vmin=0, vmax=1)
+        axes[f"map {k}"].imshow(prob_maps[k].numpy(), cmap="gray", vmin=0, vmax=1)
         axes[f"map {k}"].set_ylabel(f"box {name}", fontsize=13, weight="bold")
         for way, pooled, share in (("plain", plain, shares[0]), ("shaped", shaped, shares[1])):
             axis = axes[f"{way} {k}"]
-            axis.imshow(pooled[k].movedim(0, 2).clamp(0, 1))
+            axis.imshow(pooled[k].movedim(0, 2).clamp(0, 1).numpy())
             axis.set_xlabel(f"{share[k]:.0%} other mushrooms", fontsize=10.5)
         for panel in ("map", "plain", "shaped"):
             frame(axes[f"{panel} {k}"], color)

@@ -86,14 +86,14 @@ def panels(count: int, width: float = 10, height: float = 3.2) -> tuple[Figure, 
 
 def show(axis: Axes, features: Tensor, title: str) -> None:
     """Features ``[1, 3, H, W]`` as colours."""
-    axis.imshow(features[0].movedim(0, 2).clamp(0, 1))
+    axis.imshow(features[0].movedim(0, 2).clamp(0, 1).numpy())
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=11)
 
 
-def show_values(axis: Axes, values: Any, title: str, most: float, cmap: str = "viridis") -> None:
+def show_values(axis: Axes, values: Tensor, title: str, most: float, cmap: str = "viridis") -> None:
     """``[H, W]`` with a scale from 0 to ``most``."""
-    image = axis.imshow(values, cmap=cmap, vmin=0, vmax=most)
+    image = axis.imshow(values.numpy(), cmap=cmap, vmin=0, vmax=most)
     axis.figure.colorbar(image, ax=axis, location="bottom", shrink=0.8)
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=11)
@@ -193,7 +193,7 @@ def draw_map_aligned() -> Figure:
     axes[0].bar((np.arange(4) + 0.5) / 4, cells.numpy(), 0.25, color="0.85", edgecolor="0.6")
     for map_aligned, color, style in ((False, ORANGE, "--"), (True, BLUE, "-")):
         view = BoxView(box, 1, bins, (1, bins), 1.0, 1, True, cells[None], map_aligned)
-        values = pool(view, features)[0, 0, 0]
+        values = pool(view, features)[0, 0, 0].numpy()
         axes[0].plot(places, values, style, color=color, linewidth=2.5, label=str(map_aligned))
     axes[0].legend(title="map_aligned", fontsize=8, title_fontsize=8)
     axes[0].set(xlim=(0, 1), ylim=(0, 1.1), yticks=[0, 1])
@@ -201,7 +201,7 @@ def draw_map_aligned() -> Figure:
     axes[0].set_title("four cells, and p as it is read", fontsize=10)
 
     _, prob_map = find_object(BEHIND)
-    coarse = torch.nn.functional.avg_pool2d(prob_map[None], 4)[0]  # [7, 7]
+    coarse = torch.nn.functional.avg_pool2d(prob_map[None], 4)[0].numpy()  # [7, 7]
     side = 56
     ones = torch.ones(1, 1, side, side)
     box = (0.0, 0.0, float(side), float(side))
@@ -209,7 +209,9 @@ def draw_map_aligned() -> Figure:
     axes[1].set_title("a map of 7 x 7 cells", fontsize=10)
     for axis, map_aligned in zip(axes[2:], (False, True), strict=True):
         view = BoxView(box, side, side, side, 1.0, 1, True, coarse, map_aligned)
-        axis.imshow(pool(view, ones)[0, 0], cmap="gray", vmin=0, vmax=1, extent=(0, side, side, 0))
+        axis.imshow(
+            pool(view, ones)[0, 0].numpy(), cmap="gray", vmin=0, vmax=1, extent=(0, side, side, 0)
+        )
         axis.set_title(f"read with map_aligned={map_aligned}", fontsize=10)
     for axis in axes[1:]:
         # The outline of the cells, drawn where they are.
@@ -249,7 +251,7 @@ def draw_pyramid() -> Figure:
     sides = torch.logspace(4, 10, 400, base=2.0)
     boxes = torch.stack([0 * sides, 0 * sides, sides, sides], dim=1)
     strides = strides_of(boxes, (1024, 1024), [4, 8, 16, 32])
-    axes[0].plot(sides, np.log2(strides), color="black", linewidth=2)
+    axes[0].plot(sides.numpy(), np.log2(strides), color="black", linewidth=2)
     axes[0].set_xscale("log", base=2)
     ticks = [28, 56, 112, 224, 448, 896]
     axes[0].set_xticks(ticks, [str(side) for side in ticks], fontsize=8)
@@ -277,8 +279,7 @@ def draw_reductions() -> Figure:
     figure, axes = panels(4, height=3.2)
     view = view_of_object(7, 2, with_map=True)
     brightness = feature_map(STRIDE).mean(1, keepdim=True)
-    assert view.prob_map is not None
-    show_values(axes[0], view.prob_map, "the map", 1, "gray")
+    show_values(axes[0], find_object(FRONT)[1], "the map", 1, "gray")
     for axis, reduction, most in zip(
         axes[1:], ("mean", "sum", "weighted_mean"), (1, view.sampling_ratio**2, 1), strict=True
     ):

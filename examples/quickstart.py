@@ -66,8 +66,8 @@ draw_sampling_points(axes[0], view, s=3)
 axes[1].imshow(pixel_weights(view), cmap="magma")
 for axis in axes[:2]:
     axis.set(xlim=(x1 - 10, x2 + 10), ylim=(y2 + 10, y1 - 10))
-axes[2].imshow(plain[1].movedim(0, 2))
-axes[3].imshow(shaped[1].movedim(0, 2))
+axes[2].imshow(plain[1].movedim(0, 2).numpy())
+axes[3].imshow(shaped[1].movedim(0, 2).numpy())
 titles = ("sampling points, coloured by the map", "weight of each pixel", "RoIAlign", "SaRoIAlign")
 for axis, title in zip(axes, titles, strict=True):
     axis.set_title(title)
