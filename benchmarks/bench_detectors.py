@@ -1,5 +1,6 @@
-"""Times torchvision's detectors with its own RoIAlign layers and with this library's, put in by
-``replace_roi_align``. Random weights, one image, CPU.
+"""Times torchvision's detectors with its own RoIAlign layers and with this library's.
+
+``replace_roi_align`` swaps the layers. Random weights, one image, CPU.
 
 Prints a Markdown table, medians in seconds: the RoIAlign layers (their forward pass), and the whole
 forward pass or training step. --json FILE keeps the numbers.

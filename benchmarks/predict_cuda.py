@@ -1,7 +1,9 @@
 """Predicts the times of the CUDA kernels by counting; nothing is measured.
 
-python benchmarks/predict_cuda.py --case p2_7x7 c4
-python benchmarks/predict_cuda.py --write
+    python benchmarks/predict_cuda.py --case p2_7x7 c4
+    python benchmarks/predict_cuda.py --write
+
+What every kernel does in a case is counted and multiplied with assumed latencies and bandwidths.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a plan for many threads costs: processor time over that of one thread, by number of threads.
+"""Measures what more threads cost: processor time over that of one thread, by number of threads.
 
 More threads take smaller pieces of work, and each piece builds the taps of its boxes anew. The
 processor time of a call, summed over its threads, shows it on a machine of any number of cores.

@@ -1,4 +1,4 @@
-"""What the refining module costs: time of Mask R-CNN and of MR R-CNN, per image.
+"""Measures what the refining module costs: time of Mask R-CNN and of MR R-CNN, per image.
 
     python examples/cost_mrrcnn.py --weights runs/mrrcnn/rm_saroialign.pth
 

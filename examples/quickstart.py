@@ -1,10 +1,11 @@
-"""Two mushrooms grow into one another, so the box of each also holds a part of the other.
+"""Pools overlapping boxes of a photograph with RoIAlign and with Shape-aware RoIAlign.
 
     python examples/quickstart.py
 
-RoIAlign pools everything in a box. Shape-aware RoIAlign weights each sampling point by a map of
-where the box's own object is. Prints how much of what both read belongs to other mushrooms, and
-draws it for one of the boxes. Takes seconds on a CPU. Needs matplotlib and Pillow.
+Mushrooms grow into one another, so the box of one also holds parts of others. RoIAlign pools
+everything in a box. Shape-aware RoIAlign weights each sampling point by a map of where the box's
+own object is. Prints how much of what both read belongs to other mushrooms, and draws it for one
+of the boxes. Takes seconds on a CPU. Needs matplotlib and Pillow.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The paper's tables and figures on generated images and photographs, with controls and placebos.
+"""Makes the paper's tables and figures on generated images and photographs, with controls.
 
     python examples/study_mrrcnn.py --data shape --runs 0 1 2
     python examples/study_mrrcnn.py --data bin --data-dir FOLDER --runs 0 1 2 3

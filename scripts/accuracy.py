@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The error of the pooled tensor in units in the last place, beside torchvision's.
+"""Measures the error of the pooled tensor in units in the last place, beside torchvision's.
 
     python scripts/accuracy.py                     a table in Markdown
     python scripts/accuracy.py --json rows.json --device cuda

@@ -1,5 +1,7 @@
-"""Checks an installed shape-roi-align: the kernels agree with the reference, pass torch's checks of
-operators, compile, have derivatives under transforms, and replace torchvision's if it is there.
+"""Checks an installed shape-roi-align, on every device.
+
+The kernels must agree with the reference, pass torch's checks of operators, compile, have
+derivatives under transforms, and replace torchvision's if it is there.
 
 Needs only torch, NumPy and the package. Run it outside the source tree, so that Python imports the
 installed package. Also checks CUDA if there is a GPU and the CUDA kernels were built.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Registers, spills and shared memory of every CUDA kernel, from the output of `nvcc -Xptxas -v`.
+"""Lists registers, spills and shared memory of every CUDA kernel, from `nvcc -Xptxas -v`.
 
     nvcc -Xptxas -v ... 2>&1 | python scripts/ptxas_report.py [--update]
 

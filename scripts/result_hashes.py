@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hashes of results, to compare releases of torch, machines and builds bit for bit.
+"""Hashes results, to compare releases of torch, machines and builds bit for bit.
 
     python scripts/result_hashes.py --output torch-2.10.json
     python scripts/result_hashes.py --compare torch-2.10.json

@@ -85,7 +85,7 @@ def test_help_says_what_the_script_does_and_what_every_option_takes(
     if "needs" in page:
         pytest.skip(f"needs {page['needs']}")
     assert "no parser" not in page
-    assert 20 <= len(page["first line"]) <= 100
+    assert 20 <= len(page["first line"]) <= 100 and page["first line"].endswith((".", ":"))
     assert [x["name"] for x in page["options"] if not x["help"]] == []
     defaults = [x for x in page["options"] if x["has default"]]
     assert [x["name"] for x in defaults if "default" not in x["help"]] == []
