@@ -7,6 +7,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,9 +92,16 @@ def test_a_library_that_is_missing_or_of_another_version(
 ) -> None:
     missing = tmp_path / "libshape_roi_align.so"
     monkeypatch.setattr(_library, "OPERATORS", missing)
-    with pytest.raises(ImportError) as raised:
-        _library.load()
-    check_shown("The library is not built", as_shown(raised.value))
+    installed = tmp_path / "site"
+    (installed / tmp_path.name).mkdir(parents=True)
+    (installed / tmp_path.name / missing.name).touch()
+    messages = []
+    for found in ([], [SimpleNamespace(locate_file=lambda name: installed / name)]):
+        monkeypatch.setattr("importlib.metadata.distributions", lambda name, found=found: found)
+        with pytest.raises(ImportError) as raised:
+            _library.load()
+        messages.append(as_shown(raised.value))
+    check_shown("The library is not built", *messages)
     missing.write_bytes(b"not a library")
     with pytest.raises(ImportError) as unloadable:
         _library._load(missing)
