@@ -1,5 +1,6 @@
-"""Times torchvision's detectors with its own RoIAlign layers and with this library's, put in by
-``replace_roi_align``. Random weights, one image, CPU.
+"""Times torchvision's detectors with its own RoIAlign layers and with this library's.
+
+``replace_roi_align`` swaps the layers. Random weights, one image, CPU.
 
 Prints a Markdown table, medians in seconds: the RoIAlign layers (their forward pass), and the whole
 forward pass or training step. --json FILE keeps the numbers.
@@ -110,10 +111,24 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1088), metavar=("H", "W"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(800, 1088),
+        metavar=("H", "W"),
+        help="of the image, in pixels; default: 800 1088",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="of the CPU; default here: %(default)s",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="measurements per model; default: %(default)s"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     return parser.parse_args(argv)
 
 

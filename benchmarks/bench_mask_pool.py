@@ -278,20 +278,52 @@ def run(argv: list[str] | None = None) -> int:
     listing = "\n".join(f"  {case.name:<14} {case.source}" for case in CASES)
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Times mask_pool on the CPU, forward and with the gradient of the features, "
-        "against its peers. Every provider must first agree with the float64 formula.",
+        description="""Times mask_pool on the CPU against its peers.
+
+Forward, and forward with the gradient of the features. Every provider must first agree with the
+float64 formula.""",
         epilog=f"cases:\n{listing}",
     )
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     names = [case.name for case in CASES]
-    parser.add_argument("--case", nargs="+", choices=names, default=names, metavar="NAME")
-    parser.add_argument("--masks", nargs="+", type=int, default=[10, 100, 1000])
-    parser.add_argument("--provider", nargs="+", choices=PROVIDERS, default=list(PROVIDERS))
-    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--case", nargs="+", choices=names, default=names, metavar="NAME", help="default: all"
+    )
+    parser.add_argument(
+        "--masks",
+        nargs="+",
+        type=int,
+        default=[10, 100, 1000],
+        help="numbers of masks per image; default: 10 100 1000",
+    )
+    parser.add_argument(
+        "--provider",
+        nargs="+",
+        choices=PROVIDERS,
+        default=list(PROVIDERS),
+        metavar="NAME",
+        help=f"{', '.join(PROVIDERS)}; default: all",
+    )
+    parser.add_argument(
+        "--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: both"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="of the CPU; default here: %(default)s",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="measurements per row; default: %(default)s"
+    )
     parser.add_argument("--smoke", action="store_true", help="a tiny case with 6 masks")
-    parser.add_argument("--json", type=Path, default=RESULTS / f"mask_pool-{stamp}.jsonl")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=RESULTS / f"mask_pool-{stamp}.jsonl",
+        metavar="FILE",
+        help="JSON lines file to write; default: a new one in benchmarks/results/",
+    )
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     chosen = [SMOKE] if arguments.smoke else [c for c in CASES if c.name in arguments.case]

@@ -161,15 +161,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         nargs="+",
         default=sorted(RESULTS.glob("recorded-*.jsonl")),
-        help="default: benchmarks/results/recorded-*.jsonl",
+        metavar="FILE",
+        help="rows to compare with; default: benchmarks/results/recorded-*.jsonl",
     )
     parser.add_argument(
-        "--fresh", type=Path, nargs="+", help="compare these rows instead of measuring"
+        "--fresh",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="compare these rows instead of measuring",
     )
     parser.add_argument("--case", nargs="+", metavar="NAME", help="default: all recorded")
-    parser.add_argument("--rounds", type=int, help="rounds per measurement")
-    parser.add_argument("--all-peers", action="store_true", help="not only torchvision")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--rounds", type=int, help="rounds per measurement; default: the benchmark's"
+    )
+    parser.add_argument(
+        "--all-peers", action="store_true", help="compare with every peer, not only torchvision"
+    )
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default here: %(default)s",
+    )
     arguments = parser.parse_args(argv)
 
     recorded = [row for path in arguments.recorded for row in read_rows(path)]

@@ -163,9 +163,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
     )
-    parser.add_argument("rows", type=Path, nargs="+", metavar="ROWS.jsonl")
     parser.add_argument(
-        "--output", type=Path, metavar="PICTURE.png", help="default: the first ROWS, with .png"
+        "rows", type=Path, nargs="+", metavar="ROWS.jsonl", help="files that the benchmarks wrote"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="PICTURE.png",
+        help="to write; default: the first ROWS, with .png",
     )
     parser.add_argument("--overview", action="store_true", help="the forward pass of all cases")
     arguments = parser.parse_args()

@@ -1,6 +1,9 @@
-"""Predict the times of the CUDA kernels by counting; nothing is measured.
+"""Predicts the times of the CUDA kernels by counting; nothing is measured.
 
-python benchmarks/predict_cuda.py [--case NAME...] [--write]
+    python benchmarks/predict_cuda.py --case p2_7x7 c4
+    python benchmarks/predict_cuda.py --write
+
+What every kernel does in a case is counted and multiplied with assumed latencies and bandwidths.
 """
 
 import argparse
@@ -9,9 +12,22 @@ from cuda_model.page import PAGE, PREDICTED, render
 from cuda_model.text import ALL
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--case", nargs="+", choices=ALL, default=PREDICTED, metavar="NAME")
-    parser.add_argument("--write", action="store_true", help=f"all cases, to {PAGE.name}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--case",
+        nargs="+",
+        choices=ALL,
+        default=PREDICTED,
+        metavar="NAME",
+        help=f"among {', '.join(ALL)}; default: {', '.join(PREDICTED)}",
+    )
+    parser.add_argument(
+        "--write",
+        action="store_true",
+        help=f"write the page benchmarks/{PAGE.name} instead of printing it",
+    )
     options = parser.parse_args()
     if options.write:
         PAGE.write_text(render())

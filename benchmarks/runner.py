@@ -351,7 +351,11 @@ exit status: 1 when a provider disagrees with the reference, this library fails 
 A peer that cannot run a case gets a row with the reason.""",
     )
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default here: %(default)s",
+    )
     parser.add_argument(
         "--case",
         nargs="+",
@@ -360,16 +364,28 @@ A peer that cannot run a case gets a row with the reason.""",
         help="default: all cases of the device",
     )
     parser.add_argument("--curve", choices=CURVES, default="", help="vary one size of a case")
-    parser.add_argument("--provider", nargs="+", metavar="NAME", help="default: all")
+    parser.add_argument("--provider", nargs="+", metavar="NAME", help="peers to time; default: all")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])
-    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=["float32"],
+        help="of the features; default: float32",
+    )
+    parser.add_argument(
+        "--layout",
+        nargs="+",
+        choices=LAYOUTS,
+        default=list(LAYOUTS),
+        help="memory formats of the features; default: both",
+    )
     parser.add_argument(
         "--deterministic",
         nargs="+",
         choices=["off", "on"],
         default=["off"],
-        help="torch.use_deterministic_algorithms",
+        help="torch.use_deterministic_algorithms; default: off",
     )
     parser.add_argument("--threads", nargs="+", type=int, help="CPU threads; default: torch's")
     parser.add_argument(
@@ -378,7 +394,9 @@ A peer that cannot run a case gets a row with the reason.""",
         help="let glibc keep freed memory; without this, large results are page-faulted and zeroed",
     )
     parser.add_argument(
-        "--rounds", type=int, help="default: 7, on CUDA 30; slow providers run fewer"
+        "--rounds",
+        type=int,
+        help="measurements per row; default: 7, on CUDA 30; slow providers run fewer",
     )
     parser.add_argument(
         "--quick", action="store_true", help="one case, at most 5 rounds, nothing to compile"
@@ -390,7 +408,8 @@ A peer that cannot run a case gets a row with the reason.""",
         "--json",
         type=Path,
         default=RESULTS / f"{suite.name}-{stamp}.jsonl",
-        help="output file; default: %(default)s",
+        metavar="FILE",
+        help="JSON lines file to write; default: a new one in benchmarks/results/",
     )
     arguments = parser.parse_args(argv)
     arguments.threads = arguments.threads or [torch.get_num_threads()]

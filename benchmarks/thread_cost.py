@@ -1,4 +1,4 @@
-"""What a plan for many threads costs: processor time over that of one thread, by number of threads.
+"""Measures what more threads cost: processor time over that of one thread, by number of threads.
 
 More threads take smaller pieces of work, and each piece builds the taps of its boxes anew. The
 processor time of a call, summed over its threads, shows it on a machine of any number of cores.
@@ -56,10 +56,23 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter, description=__doc__
     )
     parser.add_argument(
-        "--case", nargs="+", choices=known, metavar="NAME", default=list(DEFAULT_CASES)
+        "--case",
+        nargs="+",
+        choices=known,
+        metavar="NAME",
+        default=list(DEFAULT_CASES),
+        help=f"among {', '.join(known)}; default: {' '.join(DEFAULT_CASES)}",
     )
-    parser.add_argument("--threads", nargs="+", type=int, default=[2, 4, 8, 16, 64])
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--threads",
+        nargs="+",
+        type=int,
+        default=[2, 4, 8, 16, 64],
+        help="numbers of threads; default: 2 4 8 16 64",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="measurements per number; default: %(default)s"
+    )
     arguments = parser.parse_args()
     numbers = [f"{threads} threads" for threads in arguments.threads]
     table = [["case", "layout", "pass", "one thread, ms", *numbers]]

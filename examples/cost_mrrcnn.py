@@ -1,4 +1,4 @@
-"""What the refining module costs: time of Mask R-CNN and of MR R-CNN, per image.
+"""Measures what the refining module costs: time of Mask R-CNN and of MR R-CNN, per image.
 
     python examples/cost_mrrcnn.py --weights runs/mrrcnn/rm_saroialign.pth
 
@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.ops import MultiScaleRoIAlign as TorchvisionRoIAlign
 from torchvision.transforms.v2.functional import to_dtype, to_image
-from tqdm import tqdm
 
 from mrrcnn.backbones import BUILDERS, build_mask_rcnn
 from mrrcnn.model import MRRCNN, REFINE_PREFIX, RefineConfig
@@ -36,6 +35,7 @@ from mrrcnn.weights import load_weights
 from study.datasets.huddle import HuddleConfig, make_image
 from training.data import decode_mask
 from training.identity import describe_run
+from training.progress import track
 
 OURS, COMPOSED = "shape_roi_align", "torchvision"
 VANILLA = "Mask R-CNN"
@@ -109,14 +109,40 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--backbone", choices=sorted(BUILDERS), default="small")
-    parser.add_argument("--image-size", type=int, default=128, help="default %(default)s")
-    parser.add_argument("-b", "--batch-size", type=int, default=8, help="default %(default)s")
-    parser.add_argument("--weights", type=Path, help="of Mask R-CNN or MR R-CNN on Huddle")
-    parser.add_argument("--rounds", type=int, default=7, help="default %(default)s")
+    parser.add_argument(
+        "--backbone",
+        choices=sorted(BUILDERS),
+        default="small",
+        help="architecture of --weights; default %(default)s",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        default=128,
+        metavar="PIXELS",
+        help="side of the generated images; default %(default)s",
+    )
+    parser.add_argument(
+        "-b", "--batch-size", type=int, default=8, help="images per batch; default %(default)s"
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="of Mask R-CNN or MR R-CNN, trained on generated images; default: random",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="measurements per variant; default %(default)s"
+    )
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="such as cpu or cuda:1; default here: %(default)s",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="JSON lines file to write the rows to"
+    )
     return parser.parse_args(argv)
 
 
@@ -193,7 +219,7 @@ def measure(
 ) -> dict[tuple[str, str], float]:
     """Median seconds of each call; the calls take turns."""
     seconds: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
-    for number in tqdm(range(rounds + 1), disable=None):
+    for number in track(range(rounds + 1), "timing", rounds + 1):
         for name, call in calls.items():
             _synchronize(device)
             start = time.perf_counter()

@@ -55,17 +55,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="an image of any size, a folder of images, or a video (needs PyAV: pip install av)",
     )
     parser.add_argument(
-        "--weights", type=Path, required=True, help="of Mask R-CNN or MR R-CNN: see above"
+        "--weights",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="of Mask R-CNN or MR R-CNN: what train_mrrcnn.py wrote, or bare weights",
     )
     parser.add_argument(
         "--image-size",
         type=int,
+        metavar="PIXELS",
         help="shorter side in pixels, as the model sees it; default: the weights' own, for bare "
         "weights the architecture's",
     )
     parser.add_argument(
         "--class-names",
         type=Path,
+        metavar="FILE",
         help="COCO annotation file whose categories name the classes; default: the weights' names, "
         f"COCO's for bare weights of {len(COCO_CLASSES)} classes, else numbers",
     )
@@ -85,7 +91,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--refine",
         choices=REFINE_SETTINGS,
-        help="the refining module's options, for bare weights that hold one",
+        help="settings of the refining module, for bare weights that hold one; "
+        "default: those in the file, else paper",
     )
     parser.add_argument(
         "--set",
@@ -94,9 +101,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar=f"{REFINE_OPTION}OPTION=VALUE",
         help="change an option of the refining module; may be given several times",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
-        "--output-dir", type=Path, default=Path("runs/predictions"), help="default %(default)s"
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="such as cpu or cuda:1; default here: %(default)s",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("runs/predictions"),
+        metavar="FOLDER",
+        help="of drawings and detections.json; default %(default)s",
     )
     args = parser.parse_args(argv)
     try:

@@ -1,44 +1,76 @@
-"""Two crossing bars share a box; with a map each, Shape-aware RoIAlign pools them apart.
+"""Pools overlapping boxes of a photograph with RoIAlign and with Shape-aware RoIAlign.
 
-Writes quickstart.png: the sampling points coloured by the map, the weight with which the operator
-reads each pixel, and the pooled features of both bars.
+    python examples/quickstart.py
+
+Mushrooms grow into one another, so the box of one also holds parts of others. RoIAlign pools
+everything in a box. Shape-aware RoIAlign weights each sampling point by a map of where the box's
+own object is. Prints how much of what both read belongs to other mushrooms, and draws it for one
+of the boxes. Takes seconds on a CPU. Needs matplotlib and Pillow.
 """
 
-import matplotlib
-import matplotlib.pyplot as plt
-import torch
+import argparse
+from pathlib import Path
 
-from shape_roi_align import roi_align, sa_roi_align
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from shape_roi_align import RoIAlign, SaRoIAlign, masks_to_prob_maps
 from shape_roi_align.visualize import BoxView, draw_sampling_points, pixel_weights
 
-matplotlib.use("Agg")
-SIZE, BINS, SAMPLES = 64, 7, 2
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument(
+    "--output", default="quickstart.png", help="picture to write; default: %(default)s"
+)
+picture = parser.parse_args().output
 
-image = torch.zeros(1, 1, SIZE, SIZE)
-image[..., 28:36, 12:52] = 1.0  # a bright bar from left to right
-image[..., 12:52, 28:36] = 0.5  # a darker one from top to bottom, in front
-box = (12.0, 12.0, 52.0, 52.0)
-boxes = torch.tensor([[0, *box], [0, *box]])  # batch index, x1, y1, x2, y2
-maps = torch.zeros(2, 28, 28)
-maps[0, 11:17], maps[1, :, 11:17] = 1.0, 1.0  # how likely each cell of the box is the bar's
-maps[0, 11:17, 11:17] = 0.0  # hidden behind the other
+# An image, and which object each pixel belongs to (0: none). In a detector, the image is a feature
+# map, and the objects are predicted.
+folder = Path(__file__).with_name("photograph")
+pixels = np.array(Image.open(folder / "mushrooms.png"))
+image = torch.from_numpy(pixels).movedim(2, 0)[None] / 255  # [1, 3, H, W]
+objects = torch.from_numpy(np.array(Image.open(folder / "objects.png"))).int()[None]  # [1, H, W]
 
-plain = roi_align(image, boxes, BINS, sampling_ratio=SAMPLES)
-shaped = sa_roi_align(image, boxes, maps, BINS, sampling_ratio=SAMPLES)
-print("mean of the pooled features of the bars")
-print("  RoIAlign  ", plain.mean(dim=(1, 2, 3)).tolist())
-print("  SaRoIAlign", shaped.mean(dim=(1, 2, 3)).tolist())
+# A box around each object, and the probability that each of 28 x 28 cells of the box is the
+# object's.
+boxes, maps, ids = masks_to_prob_maps(objects, size=28)  # [K, 5], [K, 28, 28], [K]
 
-view = BoxView(box, SIZE, SIZE, BINS, sampling_ratio=SAMPLES, prob_map=maps[0])
-weights = torch.from_numpy(pixel_weights(view))
+# 14 x 14 bins per box, each the average of as many sampling points as it has pixels (-1).
+roi_align = RoIAlign(output_size=14, spatial_scale=1, sampling_ratio=-1, aligned=True)
+sa_roi_align = SaRoIAlign(output_size=14, spatial_scale=1, sampling_ratio=-1, aligned=True)
+plain = roi_align(image, boxes)  # [K, 3, 14, 14]
+shaped = sa_roi_align(image, boxes, maps)
 
-figure, axes = plt.subplots(1, 4, figsize=(16, 4.5), layout="constrained")
-axes[0].imshow(image[0, 0], cmap="gray")
-draw_sampling_points(axes[0], view)
-axes[1].imshow(weights, cmap="magma")
-axes[2].imshow(plain[0, 0], vmin=0, vmax=1)
-axes[3].imshow(shaped[0, 0], vmin=0, vmax=1)
-titles = ("sampling points, map", "weight of each pixel", "RoIAlign", "SaRoIAlign")
+# How much of what is read belongs to other objects: pool an image that is 1 there, and ones.
+others = (objects > 0) & (objects != ids[:, None, None])  # [K, H, W]
+layers = torch.cat([others, torch.ones_like(others[:1])]).float()[None]  # [1, K + 1, H, W]
+print("read from other mushrooms, by box")
+for name, read in (
+    ("RoIAlign", roi_align(layers, boxes)),
+    ("SaRoIAlign", sa_roi_align(layers, boxes, maps)),
+):
+    totals = read.sum((2, 3))  # [K, K + 1]
+    shares = totals.diagonal() / totals[:, -1]
+    print(f"  {name:10}", "".join(f"{share:6.0%}" for share in shares.tolist()))
+
+# The second box in pictures.
+x1, y1, x2, y2 = boxes[1, 1:].tolist()
+height, width = image.shape[2:]
+view = BoxView((x1, y1, x2, y2), height, width, 14, 1, -1, aligned=True, prob_map=maps[1])
+figure = Figure(figsize=(16, 4.5), layout="constrained")
+axes = figure.subplots(1, 4)
+axes[0].imshow(pixels)
+draw_sampling_points(axes[0], view, s=3)
+axes[1].imshow(pixel_weights(view), cmap="magma")
+for axis in axes[:2]:
+    axis.set(xlim=(x1 - 10, x2 + 10), ylim=(y2 + 10, y1 - 10))
+axes[2].imshow(plain[1].movedim(0, 2).numpy())
+axes[3].imshow(shaped[1].movedim(0, 2).numpy())
+titles = ("sampling points, coloured by the map", "weight of each pixel", "RoIAlign", "SaRoIAlign")
 for axis, title in zip(axes, titles, strict=True):
     axis.set_title(title)
-figure.savefig("quickstart.png", dpi=80)
+figure.savefig(picture, dpi=80)
+print(f"Wrote {picture}.")

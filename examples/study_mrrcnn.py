@@ -1,4 +1,4 @@
-"""The paper's tables and figures on generated images and photographs, with controls and placebos.
+"""Makes the paper's tables and figures on generated images and photographs, with controls.
 
     python examples/study_mrrcnn.py --data shape --runs 0 1 2
     python examples/study_mrrcnn.py --data bin --data-dir FOLDER --runs 0 1 2 3
@@ -39,8 +39,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu")
-    parser.add_argument("--data", nargs="+", choices=DATA, default=["shape"])
+    parser.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        default="cpu",
+        help="sizes of models and schedules; smoke: seconds, to try; default %(default)s",
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        choices=DATA,
+        default=["shape"],
+        help="shape and color are generated, bin and mushrooms are photographs in --data-dir; "
+        "default: shape",
+    )
     parser.add_argument(
         "--runs", nargs="+", type=int, default=[0], help="seeds, of photographs folds; default 0"
     )
@@ -57,7 +69,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=0, help="loader processes; default %(default)s"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="such as cpu or cuda:1; default here: %(default)s",
+    )
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder of the rows; default %(default)s"
     )

@@ -1,9 +1,9 @@
-"""Train Mask R-CNN, upon it MR R-CNN with plain and with Shape-aware RoIAlign, and compare.
+"""Train Mask R-CNN and, on top of it, MR R-CNN with plain and with Shape-aware RoIAlign; compare.
 
-Without arguments: generates images of huddled shapes, trains a small model on them, on a CPU in
-under ten minutes, prints a table of average precisions and writes it, the weights and a picture to
---output-dir. The base is frozen then, so that whatever the rows differ in is the refining module's
-doing.
+Without arguments: the demo. It generates images of huddled shapes, trains a small model on them on
+a CPU in minutes, prints a table of average precisions and writes it, the weights and a picture to
+--output-dir. Mask R-CNN's weights are frozen while the refining module trains, so only that module
+makes the rows differ.
 
 With --data-path: a COCO-format folder, ResNet-50-FPN and the paper's schedule (arXiv 1911.11263: 9k
 iterations on a trained Mask R-CNN, nothing frozen). --base takes torchvision's published
@@ -56,6 +56,7 @@ from training.evaluate import (
 )
 from training.layouts import Parts
 from training.presets import BASE, RM, ROWS, SARA, choose_preset, scale_to_data
+from training.summary import describe_plan, next_steps
 from training.visualize import compare
 
 PICTURED_IMAGES = 6
@@ -68,10 +69,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return options.parse_arguments(argv, __doc__, images)
 
 
-def prepare_data(args: argparse.Namespace) -> Path | Parts:
-    """The given folder or files, or a generated folder."""
+def generated_data(args: argparse.Namespace) -> HuddleConfig | None:
+    """What to generate; None where data are given."""
     if args.data_path or args.parts:
-        return args.data_path or args.parts
+        return None
     config = HuddleConfig(
         train_images=args.train_images,
         val_images=args.val_images,
@@ -82,7 +83,27 @@ def prepare_data(args: argparse.Namespace) -> Path | Parts:
         config = replace(
             config, train_images=QUICK_DATA.train_images, val_images=QUICK_DATA.val_images
         )
+    return config
+
+
+def prepare_data(args: argparse.Namespace) -> Path | Parts:
+    """The given folder or files, or a generated folder."""
+    config = generated_data(args)
+    if config is None:
+        return args.data_path or args.parts
     return write_huddle(args.output_dir / "huddle", config)
+
+
+def announce(args: argparse.Namespace) -> None:
+    """Print what the run will do."""
+    config = generated_data(args)
+    if config is None:
+        data = f"read {args.data_path or 'the given annotation files'}"
+    else:
+        images = f"{config.train_images} training and {config.val_images} validation images"
+        data = f"generate {images} in {args.output_dir / 'huddle'}, unless they are there"
+    is_demo_data = config == HuddleConfig(seed=args.seed)
+    print(describe_plan(args, data, is_demo_data=is_demo_data), end="\n\n", flush=True)
 
 
 class Experiment:
@@ -356,12 +377,12 @@ class Experiment:
 
     def report(self, models: dict[str, nn.Module], start: float) -> None:
         """Table, results and picture of what there is."""
-        written = []
+        picture = None
         *others, last = models
         if "huddled" in self.splits and BASE in others:
-            written.append(self.picture({name: models[name] for name in (BASE, last)}))
+            picture = self.picture({name: models[name] for name in (BASE, last)})
         self.seconds["total"] = time.perf_counter() - start
-        written.insert(0, self.write_results())
+        results = self.write_results()
         if self.scores:
             print(f"\n{format_table(self.scores)}\n")
             print(
@@ -371,7 +392,14 @@ class Experiment:
         if len(self.scores) > 1 and not self.args.test_only:
             more = self.preset.refine.iterations
             print(f"The refined models have trained for {more} iterations more than {BASE}.")
-        print(f"{self.seconds['total']:.0f} s. Wrote {' and '.join(map(str, written))}.")
+        print(f"{self.seconds['total']:.0f} s. Wrote {results}.")
+        if not self.args.test_only:
+            base = self._weights_file(BASE) if self.trains_base else self.args.base
+            is_demo_data = generated_data(self.args) is not None
+            weights, images = self._weights_file(last), self.val_data.folder
+            print(f"\n{next_steps(weights, base, images, picture, is_demo_data=is_demo_data)}")
+        elif picture is not None:
+            print(f"Look at {picture}: the models beside the ground truth.")
 
     def _weights_file(self, name: str) -> Path:
         return self.args.output_dir / f"{name}.pth"
@@ -391,6 +419,7 @@ def main(argv: list[str] | None = None) -> dict[str, Scores]:
     args = parse_arguments(argv)
     with distributed.process_group(args.device) as device:
         start = time.perf_counter()
+        distributed.on_main(lambda: announce(args))
         run = Experiment(args, device)
         models: dict[str, nn.Module] = {}
         base = run.base()

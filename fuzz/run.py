@@ -244,13 +244,33 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--seconds", type=int, default=300, help="of all targets; 0: no limit")
-    parser.add_argument("--inputs", type=int, default=0, help="of each target; 0: no limit")
-    parser.add_argument("--seed", type=int, default=0, help="of libFuzzer; 0: of the clock")
-    parser.add_argument("--record", type=Path, help="a JSON file that the runs are added to")
-    parser.add_argument("--keep", action="store_true", help="renew fuzz/corpus/")
-    parser.add_argument("--reproduce", type=Path, help="run one input of a target's folder")
+    parser.add_argument(
+        "--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=int,
+        default=300,
+        help="of all targets together; 0: no limit; default: %(default)s",
+    )
+    parser.add_argument(
+        "--inputs", type=int, default=0, help="of each target; 0, the default: no limit"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of libFuzzer; 0, the default: from the clock"
+    )
+    parser.add_argument(
+        "--record", type=Path, metavar="FILE", help="JSON list that the runs are added to"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="write a few of the new inputs to fuzz/corpus/"
+    )
+    parser.add_argument(
+        "--reproduce",
+        type=Path,
+        metavar="FILE",
+        help="run one input, in the folder of its target",
+    )
     return parser.parse_args()
 
 

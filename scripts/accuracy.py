@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The error of the pooled tensor in units in the last place, beside torchvision's.
+"""Measures the error of the pooled tensor in units in the last place, beside torchvision's.
 
     python scripts/accuracy.py                     a table in Markdown
     python scripts/accuracy.py --json rows.json --device cuda
@@ -153,10 +153,16 @@ def print_table(rows: list[Row]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--repeats", type=int, default=3, help="random inputs per row")
-    parser.add_argument("--json", type=Path, help="write the rows, and where they were made")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; default: %(default)s")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="random inputs per row; default: %(default)s"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the rows, and where they were made"
+    )
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"
     where = {

@@ -95,9 +95,15 @@ def differences(wanted: str, found: dict[str, Counter[str]]) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("wheel", type=Path)
-    parser.add_argument("--architectures", metavar="LIST", help='such as "8.0;9.0+PTX"')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("wheel", type=Path, metavar="WHEEL", help="file to check")
+    parser.add_argument(
+        "--architectures",
+        metavar="LIST",
+        help='such as "8.0;9.0+PTX"; default: TORCH_CUDA_ARCH_LIST, else that of setup.py',
+    )
     options = parser.parse_args()
     wanted = (
         options.architectures or os.environ.get("TORCH_CUDA_ARCH_LIST") or default_architectures()

@@ -1,10 +1,13 @@
-"""Checks an installed shape-roi-align: the kernels agree with the reference, pass torch's checks of
-operators, compile, have derivatives under transforms, and replace torchvision's if it is there.
+"""Checks an installed shape-roi-align, on every device.
+
+The kernels must agree with the reference, pass torch's checks of operators, compile, have
+derivatives under transforms, and replace torchvision's if it is there.
 
 Needs only torch, NumPy and the package. Run it outside the source tree, so that Python imports the
 installed package. Also checks CUDA if there is a GPU and the CUDA kernels were built.
 """
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -83,4 +86,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     sys.exit(main())

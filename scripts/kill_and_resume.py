@@ -190,10 +190,20 @@ def experiment(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--record", type=Path, default=RECORD)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--kills", type=int, default=100, help="attempts to kill; default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        default=RECORD,
+        metavar="FILE",
+        help="JSON file to write; default: %(default)s",
+    )
     args = parser.parse_args(argv)
     args.record.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

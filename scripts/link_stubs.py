@@ -142,11 +142,18 @@ def write_stubs(folder: Path, compiler: str, newest: Mapping[str, Version]) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--glibc", type=parse_version, default=NEWEST["GLIBC"])
-    parser.add_argument("--glibcxx", type=parse_version, default=NEWEST["GLIBCXX"])
-    parser.add_argument("--cxxabi", type=parse_version, default=NEWEST["CXXABI"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="to write")
+    for family in NEWEST:
+        parser.add_argument(
+            f"--{family.lower()}",
+            type=parse_version,
+            default=NEWEST[family],
+            metavar="VERSION",
+            help=f"newest symbol version; default: {'.'.join(map(str, NEWEST[family]))}",
+        )
     options = parser.parse_args()
     newest = {"GLIBC": options.glibc, "GLIBCXX": options.glibcxx, "CXXABI": options.cxxabi}
     write_stubs(options.folder, os.environ.get("CXX", "c++"), newest)

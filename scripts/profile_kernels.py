@@ -24,11 +24,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("case", choices=[case.name for case in SINGLE_LEVEL], metavar="CASE")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
-    parser.add_argument("--layout", choices=LAYOUTS, default="contiguous")
-    parser.add_argument("--deterministic", action="store_true")
-    parser.add_argument("--device", default="cuda")
+    names = [case.name for case in SINGLE_LEVEL]
+    parser.add_argument("case", choices=names, metavar="CASE", help=f"one of {', '.join(names)}")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the features; default: %(default)s"
+    )
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="contiguous",
+        help="memory format of the features; default: %(default)s",
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="use torch's deterministic algorithms"
+    )
+    parser.add_argument("--device", default="cuda", help="cuda or cpu; default: %(default)s")
     parser.add_argument(
         "--times",
         action="store_true",

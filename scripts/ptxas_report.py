@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Registers, spills and shared memory of every CUDA kernel, from the output of `nvcc -Xptxas -v`.
+"""Lists registers, spills and shared memory of every CUDA kernel, from `nvcc -Xptxas -v`.
 
     nvcc -Xptxas -v ... 2>&1 | python scripts/ptxas_report.py [--update]
 
@@ -87,9 +87,17 @@ def regressions(
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--baseline", type=Path, default=BASELINE)
-    parser.add_argument("--update", action="store_true", help="write the baseline")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        default=BASELINE,
+        metavar="FILE",
+        help="to compare with; default: scripts/ptxas_baseline.tsv",
+    )
+    parser.add_argument("--update", action="store_true", help="write the baseline first")
     options = parser.parse_args()
     kernels = list(parse(sys.stdin))
     if not kernels:

@@ -45,9 +45,11 @@ def repair(wheel: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("wheel", type=Path)
-    parser.add_argument("folder", type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("wheel", type=Path, metavar="WHEEL", help="file to repair")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the repaired wheel")
     options = parser.parse_args()
     print(repair(options.wheel, options.folder))
 

@@ -10,10 +10,10 @@ zlib of this Python.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import io
 import os
-import sys
 import tarfile
 import time
 import zipfile
@@ -73,5 +73,11 @@ def rewrite(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        rewrite(Path(argument))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="a .whl or .tar.gz, rewritten in place"
+    )
+    for path in parser.parse_args().files:
+        rewrite(path)

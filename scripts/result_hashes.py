@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Hashes of results, to compare releases of torch, machines and builds bit for bit.
+"""Hashes results, to compare releases of torch, machines and builds bit for bit.
 
     python scripts/result_hashes.py --output torch-2.10.json
     python scripts/result_hashes.py --compare torch-2.10.json
@@ -118,9 +118,11 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, help="a JSON file to write")
-    parser.add_argument("--compare", type=Path, help="a JSON file that --output wrote")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="a JSON file to write")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="what --output wrote")
     parser.add_argument("--this-process", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.this_process:

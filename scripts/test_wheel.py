@@ -109,9 +109,17 @@ def replace_section(page: Path, text: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("wheel", type=Path)
-    parser.add_argument("--torch", nargs="+", default=[], metavar="VERSION")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("wheel", type=Path, metavar="WHEEL", help="file to test")
+    parser.add_argument(
+        "--torch",
+        nargs="+",
+        default=[],
+        metavar="VERSION",
+        help="releases of torch to test under this Python",
+    )
     parser.add_argument(
         "--trial",
         action="append",
@@ -119,7 +127,9 @@ def main() -> int:
         metavar='"PYTHON REQUIREMENT..."',
         help="an interpreter and what pip installs into its environment",
     )
-    parser.add_argument("--page", type=Path, help="Markdown file to put the table into")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="Markdown file to put the table into"
+    )
     options = parser.parse_args()
     wanted = [[sys.executable, f"torch=={version}", "numpy"] for version in options.torch]
     wanted += [trial.split() for trial in options.trial]

@@ -7,6 +7,7 @@ import runpy
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,21 +90,18 @@ def test_a_package_that_the_build_lacks(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_library_that_is_missing_or_of_another_version(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    missing = tmp_path / "clone" / "shape_roi_align" / f"{NAME}.so"
-    missing.parent.mkdir(parents=True)
+    missing = tmp_path / "libshape_roi_align.so"
     monkeypatch.setattr(_library, "OPERATORS", missing)
-    with pytest.raises(ImportError) as alone:
-        _library.load()
-    installed = tmp_path / "site" / missing.parent.name / missing.name
-    information = tmp_path / "site" / "shape_roi_align-1.dist-info"
-    for folder in (installed.parent, information):
-        folder.mkdir(parents=True)
-    installed.touch()
-    (information / "METADATA").write_text("Name: shape-roi-align\nVersion: 1\n")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    with pytest.raises(ImportError) as hidden:
-        _library.load()
-    check_shown("The library is not built", as_shown(alone.value), as_shown(hidden.value))
+    installed = tmp_path / "site"
+    (installed / tmp_path.name).mkdir(parents=True)
+    (installed / tmp_path.name / missing.name).touch()
+    messages = []
+    for found in ([], [SimpleNamespace(locate_file=lambda name: installed / name)]):
+        monkeypatch.setattr("importlib.metadata.distributions", lambda name, found=found: found)
+        with pytest.raises(ImportError) as raised:
+            _library.load()
+        messages.append(as_shown(raised.value))
+    check_shown("The library is not built", *messages)
     missing.write_bytes(b"not a library")
     with pytest.raises(ImportError) as unloadable:
         _library._load(missing)

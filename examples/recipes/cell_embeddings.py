@@ -83,8 +83,10 @@ def main(cells: int, frames: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cells", type=int, default=60)
-    parser.add_argument("--frames", type=int, default=8)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cells", type=int, default=60, help="default: %(default)s")
+    parser.add_argument("--frames", type=int, default=8, help="of the movie; default: %(default)s")
     arguments = parser.parse_args()
     main(arguments.cells, arguments.frames)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
 import torch
@@ -72,8 +73,11 @@ def generated_images(count: int, height: int = 130, width: int = 160) -> list[di
     return images
 
 
-def demonstrate(roi_heads: str, steps: int = 3) -> None:
+def demonstrate(roi_heads: str) -> None:
     """Trains and detects, and prints the losses and what the second pooling changes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=3, help="training steps; default: %(default)s")
+    steps = parser.parse_args().steps
     torch.manual_seed(0)
     model = build_model(small_config(roi_heads))
     inputs = generated_images(2)

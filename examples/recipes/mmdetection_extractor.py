@@ -9,6 +9,7 @@ maps it is SingleRoIExtractor; a RoI head with masks passes them as ``prob_maps`
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,4 +115,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     main()

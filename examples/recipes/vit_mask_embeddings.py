@@ -71,6 +71,10 @@ def main(num_masks: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--masks", type=int, default=200, help="number of masks")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--masks", type=int, default=200, help="number of masks; default: %(default)s"
+    )
     main(parser.parse_args().masks)

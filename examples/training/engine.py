@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from mrrcnn import weights
 
 from . import checkpoint, distributed
 from .data import ShuffledBatches, take_batches
 from .metrics import MetricsWriter
+from .progress import Progress
 
 __all__ = ["Options", "Schedule", "Training", "train"]
 
@@ -146,20 +146,14 @@ class Training:
         """
         last = self.schedule.iterations
         start = time.perf_counter() - self.seconds
-        with tqdm(
-            desc=description,
-            total=last,
-            initial=self.iteration,
-            unit="it",
-            disable=distributed.no_progress_bar(),
-        ) as bar:
+        with Progress(description, last, initial=self.iteration) as progress:
             while self.iteration < last:
                 values = self.step()
                 self.seconds = time.perf_counter() - start
-                bar.update()
+                note = None
                 if (self.iteration - 1) % LOG_EVERY == 0 or self.iteration == last:
                     total = sum(values.values())
-                    bar.set_postfix(loss=f"{total:.3f}")
+                    note = f"loss {total:.3f}"
                     metrics.add(
                         {
                             "phase": description,
@@ -170,6 +164,7 @@ class Training:
                             **values,
                         }
                     )
+                progress.update(note)
                 if after_step is not None:
                     after_step(self)
                     self.model.train()

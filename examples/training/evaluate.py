@@ -14,12 +14,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
-from tqdm import tqdm
 
 from mrrcnn.base import binary_masks
 
 from .crowding import huddledness
-from .distributed import no_progress_bar
+from .progress import track
 
 # Upper ends of the bins, the last of which is open. q is the intruder ratio: pixels of other
 # instances in the box per pixel of the instance. IoU is the box's largest with another instance's.
@@ -112,7 +111,8 @@ def crowding(ground_truth: COCO) -> dict[int, Crowding]:
     The keys that Huddle writes are taken; where they are absent the masks are measured.
     """
     measured: dict[int, Crowding] = {}
-    for image_id in tqdm(ground_truth.getImgIds(), desc="measuring huddles", disable=None):
+    image_ids = ground_truth.getImgIds()
+    for image_id in track(image_ids, "measuring huddles", len(image_ids), unit="img"):
         objects = ground_truth.loadAnns(ground_truth.getAnnIds([image_id], iscrowd=False))
         if all("intruder" in a and "huddle_iou" in a for a in objects):
             measured |= {a["id"]: Crowding(a["intruder"], a["huddle_iou"]) for a in objects}
@@ -171,7 +171,7 @@ def detect(
     device = next(model.parameters()).device
     label_to_category = _label_to_category(loader.dataset)
     results: list[Result] = []
-    for images, targets in tqdm(loader, desc=description, disable=no_progress_bar()):
+    for images, targets in track(loader, description, len(loader)):
         shown = None
         if show_targets:
             shown = [{k: t[k].to(device) for k in ("boxes", "labels", "masks")} for t in targets]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from .data import TEST_DEV
 from .engine import AMP_TYPES, Options
 from .layouts import Part, Parts, given_part
 from .overrides import REFINE_OPTION, describe_fields, parse_overrides
-from .presets import FINETUNE, PRESETS, REFINE_SETTINGS, ROWS, choose_preset
+from .presets import FINETUNE, PRESETS, REFINE_SETTINGS, ROWS, Preset, choose_preset
 
 SPLITS = ("train", "val")
 EPILOG = f"""\
@@ -176,10 +176,15 @@ def _add_data(group: argparse._ArgumentGroup, generated_images: Mapping[str, int
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--backbone", choices=BUILDERS, help="demo: small, paper: resnet50")
+    group.add_argument(
+        "--backbone",
+        choices=BUILDERS,
+        help="default: that of --base, demo: small, paper: resnet50",
+    )
     group.add_argument(
         "--image-size",
         type=int,
+        metavar="PIXELS",
         help="shorter side in pixels, as the model sees it; the longer is 1.67 times that at most; "
         "default: that of --base, demo: 128, paper: 800",
     )
@@ -194,6 +199,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--proposals",
         type=int,
+        metavar="BOXES",
         help="most boxes per image that reach the small backbone's box head; default 100",
     )
     group.add_argument(
@@ -247,13 +253,50 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _defaults(of: Callable[[Preset], float]) -> str:
+    """A preset's value, of the demo and the paper."""
+    return f"demo: {of(PRESETS['demo']):g}, paper: {of(PRESETS['paper']):g}"
+
+
 def _add_schedule(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--iterations", type=int, help="of Mask R-CNN")
-    group.add_argument("--lr", type=float, help="of Mask R-CNN")
-    group.add_argument("--refine-iterations", type=int, help="of each refinement")
-    group.add_argument("--refine-lr", type=float, help="of each refinement")
-    group.add_argument("--optimizer", choices=("adamw", "sgd"), help="demo: adamw, paper: sgd")
-    group.add_argument("-b", "--batch-size", type=int, help="images of all processes together")
+    base_epochs, refine_epochs = FINETUNE.epochs or (0, 0)
+    group.add_argument(
+        "--iterations",
+        type=int,
+        help=f"of Mask R-CNN; {_defaults(lambda x: x.base.iterations)}, "
+        f"finetune: {base_epochs:g} epochs",
+    )
+    group.add_argument(
+        "--lr",
+        type=float,
+        help=f"learning rate of Mask R-CNN; {_defaults(lambda x: x.base.lr)}, "
+        "finetune: by the batch size",
+    )
+    group.add_argument(
+        "--refine-iterations",
+        type=int,
+        help=f"of each refined model; {_defaults(lambda x: x.refine.iterations)}, "
+        f"finetune: {refine_epochs:g} epochs",
+    )
+    group.add_argument(
+        "--refine-lr",
+        type=float,
+        help=f"learning rate of each refined model; {_defaults(lambda x: x.refine.lr)}, "
+        "finetune: by the batch size",
+    )
+    group.add_argument(
+        "--optimizer",
+        choices=("adamw", "sgd"),
+        help="demo: adamw, paper: sgd, finetune: adamw for the small backbone, else sgd",
+    )
+    group.add_argument(
+        "-b",
+        "--batch-size",
+        type=int,
+        metavar="IMAGES",
+        help=f"of all processes together; {_defaults(lambda x: x.batch_size)}, "
+        f"finetune: {FINETUNE.batch_size}",
+    )
     for direction, default in (("horizontal", "yes"), ("vertical", "demo only")):
         group.add_argument(
             f"--{direction}-flip",
@@ -275,13 +318,17 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
         f"finetune: {FINETUNE.evaluations} times in each training, else never",
     )
     group.add_argument(
-        "--clip-grad-norm", type=float, metavar="NORM", help="largest norm of all gradients"
+        "--clip-grad-norm",
+        type=float,
+        metavar="NORM",
+        help="largest norm of all gradients together; default: no limit",
     )
     group.add_argument(
         "--ema-decay",
         type=float,
         metavar="RATE",
-        help="average the weights over the iterations, e.g. 0.999, and keep the average",
+        help="average the weights over the iterations, e.g. 0.999, and keep the average; "
+        "default: keep the last weights",
     )
     group.add_argument(
         "--seed", type=int, default=0, help="of data, weights and order; default %(default)s"
@@ -319,7 +366,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--checkpoint-every",
         type=int,
         metavar="ITERATIONS",
-        help=f"default {Options.checkpoint_every}",
+        help=f"between checkpoints; default {Options.checkpoint_every}",
     )
     group.add_argument(
         "--test-only",

@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+
+from training.progress import track
 
 from .photographs import (
     Instance,
@@ -52,7 +53,7 @@ def convert(
         labelled = defaultdict(list)
         for annotation in coco["annotations"]:
             labelled[annotation["image_id"]].append(annotation)
-        for record in tqdm(coco["images"], desc=f"converting {part}", disable=None):
+        for record in track(coco["images"], f"converting {part}", len(coco["images"])):
             number = int(record["extra"]["name"].split("_")[0])
             path = source / part / record["file_name"]
             picture = Image.open(path).convert("RGB")

@@ -8,7 +8,7 @@ file decodes to exactly the pixels that were painted.
 
 import colorsys
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from training.crowding import box_iou, huddledness
+from training.progress import track
 
 SHAPES = ("bar", "ellipse", "triangle", "crescent")
 COLORS = ("red", "green", "cyan", "purple")
@@ -315,7 +315,7 @@ def write_huddle(root: str | Path, config: HuddleConfig | None = None) -> Path:
 def _write_split(folder: Path, config: HuddleConfig, split: str, count: int) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     images, instances = [], []
-    for index in _progress(count, f"writing {split}2017"):
+    for index in track(range(count), f"writing {split}2017", count, unit="img"):
         pixels, record = make_image(config, split, index)
         image_id = index + 1
         file_name = f"{image_id:012d}.png"
@@ -342,7 +342,3 @@ def _write_split(folder: Path, config: HuddleConfig, split: str, count: int) -> 
             for i, name in enumerate(config.class_names)
         ],
     }
-
-
-def _progress(count: int, description: str) -> Iterator[int]:
-    return iter(tqdm(range(count), desc=description, unit="img", disable=None))

@@ -170,9 +170,11 @@ def make_parser(document: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=document, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--folds", type=int, default=4, help="default %(default)s")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of the data as cloned")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write fold0 and so on to")
+    parser.add_argument(
+        "--folds", type=int, default=4, help="number of train/val splits; default %(default)s"
+    )
     return parser
 
 
