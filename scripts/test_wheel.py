@@ -1,6 +1,6 @@
 """Tests one wheel under several Pythons and torch releases, each in its own virtual environment.
 
-    python scripts/test_wheel.py dist/shape_roi_align-0.1.0-py3-none-manylinux_2_28_x86_64.whl \
+    python scripts/test_wheel.py dist/shape_roi_align-0.2.0-py3-none-manylinux_2_28_x86_64.whl \
         --torch 2.10.0 2.15.0 \
         --trial "python3.10 torch==2.10.0 torchvision numpy==1.26.4" \
         --page docs/shipping.md
