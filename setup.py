@@ -57,6 +57,8 @@ HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE
 # Names of source files in error messages start at the root of the sources and of site-packages.
 FILE_NAMES = [f"-ffile-prefix-map={root}/=" for root in (os.getcwd(), TORCH_ROOT.parent)]
 CXX_FLAGS += [*HARDENING, *FILE_NAMES]
+# An option of nvcc's front end that its manual leaves out. The last value counts.
+SOURCE_PATH = "--orig_src_path_name"
 # No build id: it would cover the names of nvcc's temporary files.
 LINK_FLAGS = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,--build-id=none"]
 
@@ -64,6 +66,7 @@ LINK_FLAGS = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,--build-id=none"]
 class CudaToolkit(NamedTuple):
     home: Path
     version: str  # "13.0"
+    passes_path: bool  # of the source file, to its front end
 
 
 def find_cuda_toolkit() -> CudaToolkit | None:
@@ -81,7 +84,8 @@ def find_cuda_toolkit() -> CudaToolkit | None:
             top = re.search(r"^#\$ TOP=(.+)$", dryrun.stderr, re.MULTILINE)
             release = re.search(r"release (\d+\.\d+)", version.stdout)
             if top and release:
-                return CudaToolkit(Path(top[1]).resolve(), release[1])
+                passes_path = SOURCE_PATH in dryrun.stderr
+                return CudaToolkit(Path(top[1]).resolve(), release[1], passes_path)
     return None
 
 
@@ -225,8 +229,10 @@ def operator_library(name: str, sources: list[str], **link: list[str]) -> Extens
     if TOOLKIT and int(TOOLKIT.version.split(".")[0]) >= 13:
         # A third of the size. Drivers of CUDA 13 read it, but not all of CUDA 12.
         nvcc_flags.append("--compress-mode=size")
-        # In place of the process id in names. The path of the source file stays part of them.
+        # In place of the process id in names with internal linkage.
         nvcc_flags.append("--frandom-seed=shape_roi_align")
+        if TOOLKIT.passes_path:  # in place of its hash in these names
+            nvcc_flags.append(f"-Xcudafe={SOURCE_PATH}=shape_roi_align")
     return Extension(
         f"shape_roi_align.{name}",
         sources,
