@@ -144,6 +144,15 @@ def check_compiler(compiler: str) -> None:
         stop(cause, "Build with a newer one: CXX=g++-12 pip install .")
 
 
+def check_folder() -> None:
+    """setuptools too writes into the folder of the sources, before it compiles."""
+    for folder in (".", "build", "shape_roi_align.egg-info"):
+        if os.path.exists(folder) and not os.access(folder, os.W_OK):
+            copy = "cp -r . ~/shape-roi-align && pip install ~/shape-roi-align"
+            cause = f"this user may not write in {os.path.abspath(folder)}."
+            stop(cause, f"Build in a folder of your own: {copy}")
+
+
 def choose_cuda_architectures(toolkit: CudaToolkit | None) -> str:
     chosen = os.environ.get("TORCH_CUDA_ARCH_LIST")
     if chosen or toolkit is None:
@@ -213,12 +222,8 @@ def write_build_facts() -> None:
     lines = [f'#define SHAPE_ROI_ALIGN_{name} "{value}"\n' for name, value in facts.items()]
     text = "#pragma once\n" + "".join(lines)
     if not BUILD_FACTS.exists() or BUILD_FACTS.read_text() != text:
-        try:
-            BUILD_FACTS.parent.mkdir(parents=True, exist_ok=True)
-            BUILD_FACTS.write_text(text)
-        except PermissionError as error:
-            copy = "cp -r . ~/shape-roi-align && pip install ~/shape-roi-align"
-            stop(f"{error}.", f"Build in a folder of your own: {copy}")
+        BUILD_FACTS.parent.mkdir(parents=True, exist_ok=True)
+        BUILD_FACTS.write_text(text)
 
 
 def operator_library(name: str, sources: list[str], **link: list[str]) -> Extension:
@@ -281,4 +286,5 @@ if TOOLKIT:
     extensions.append(cuda_library)
 
 if __name__ == "__main__":
+    check_folder()
     setup(ext_modules=extensions, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": TagWheel})
