@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CHECK = Path(__file__).resolve().with_name("check_installation.py")
-COLUMNS = ("python", "torch", "torchvision", "numpy")
+COLUMNS = ("python", "glibc", "torch", "torchvision", "numpy")
 BEGIN, END = "<!-- begin: scripts/test_wheel.py -->\n", "<!-- end -->\n"
 
 
@@ -47,6 +47,7 @@ def installed_versions(python: Path) -> dict[str, str]:
     packages = json.loads(ask("-m", "pip", "list", "--format=json") or "[]")
     versions = {package["name"]: package["version"] for package in packages}
     versions["python"] = ask("-c", "import platform; print(platform.python_version())")
+    versions["glibc"] = ask("-c", "import platform; print(platform.libc_ver()[1])")
     return {name: versions.get(name, "") for name in COLUMNS}
 
 
