@@ -33,8 +33,8 @@ def pool_and_reduce(
 
 
 def _with_wide_maps(sums: PoolArguments) -> PoolArguments:
-    """Maps in the dtype of the sums: their gradient is a difference of two gradients, which must not
-    be rounded to 16 bits before they are subtracted."""
+    """Maps in the dtype of the sums. Their gradient is a difference of two gradients, which are not
+    rounded to 16 bits before."""
     if sums.prob_maps is None:
         return sums
     dtype = torch.promote_types(sums.inputs[0].dtype, torch.float32)
