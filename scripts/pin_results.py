@@ -20,6 +20,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from shape_roi_align._build_info import build_info, cpu_capability
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "stability"
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
-IMAGE_SHAPES = [(24, 28), (22, 28)]
+IMAGE_SHAPES = [(20, 24), (18, 24)]
 
 Results = dict[str, Tensor]
 
@@ -41,11 +42,11 @@ Results = dict[str, Tensor]
 class Inputs(NamedTuple):
     """float64; the operands of each case are these in its dtype."""
 
-    features: Tensor  # [2, 20, 6, 7]
-    coarse_features: Tensor  # [2, 20, 3, 4]
+    features: Tensor  # [2, 12, 5, 6]
+    coarse_features: Tensor  # [2, 12, 3, 3]
     rois: Tensor  # [5, 5]
     prob_maps: Tensor  # [5, 4, 6]
-    grad: Tensor  # [5, 20, 2, 3]
+    grad: Tensor  # [5, 12, 2, 3]
 
 
 def make_inputs() -> Inputs:
@@ -63,11 +64,11 @@ def make_inputs() -> Inputs:
         [1, 40, 40, 50, 60],
     ]
     return Inputs(
-        values(2, 20, 6, 7),
-        values(2, 20, 3, 4),
+        values(2, 12, 5, 6),
+        values(2, 12, 3, 3),
         torch.tensor(rois, dtype=torch.float64),
         values(5, 4, 6).abs(),
-        values(5, 20, 2, 3),
+        values(5, 12, 2, 3),
     )
 
 
@@ -122,8 +123,8 @@ def pool_with_gradients(inputs: Inputs, channels: int, dtype: torch.dtype, layou
 
 CASES = (
     *((3, dtype, "contiguous_format") for dtype in (torch.float64, torch.float32)),
-    *((20, dtype, "channels_last") for dtype in (torch.float32, torch.float16, torch.bfloat16)),
-    (20, torch.float32, "contiguous_format"),
+    *((12, dtype, "channels_last") for dtype in (torch.float32, torch.float16, torch.bfloat16)),
+    (12, torch.float32, "contiguous_format"),
 )
 
 
@@ -167,6 +168,32 @@ def results_of(instruction_set: str, path: Path) -> Results | None:
     return found["results"] if found["instruction_set"] == instruction_set else None
 
 
+def remove_metadata(path: Path) -> None:
+    """Of an ONNX file: stack traces, which name files of this machine."""
+    import onnx
+
+    model = onnx.load(path)
+    del model.metadata_props[:], model.graph.metadata_props[:]
+    for each in (*model.graph.node, *model.graph.value_info, *model.graph.input):
+        del each.metadata_props[:]
+    for function in model.functions:
+        del function.metadata_props[:]
+        for node in function.node:
+            del node.metadata_props[:]
+    onnx.save(model, path)
+
+
+def share_equal(found: Iterable[tuple[str, Results]]) -> dict[str, Results]:
+    """Makes results that are equal in several instruction sets one tensor, which is saved once."""
+    results: dict[str, Results] = {}
+    for instruction_set, tensors in found:
+        for name, tensor in tensors.items():
+            before = (others[name] for others in results.values())
+            tensors[name] = next((x for x in before if torch.equal(x, tensor)), tensor)
+        results[instruction_set] = tensors
+    return results
+
+
 def check_version() -> None:
     made_by = FOLDER / "made_by.json"
     if made_by.exists() and json.loads(made_by.read_text())["version"] == __version__:
@@ -182,6 +209,8 @@ def write() -> None:
     for name, make in PROGRAMS.items():
         module, arguments, dynamic_shapes = make(inputs)
         program = torch.export.export(module, arguments, dynamic_shapes=dynamic_shapes)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # names files of this machine
         torch.export.save(program, FOLDER / name)
     module, arguments, dynamic_shapes = sa_roi_align_module(inputs)
     torch.onnx.export(
@@ -194,8 +223,9 @@ def write() -> None:
         external_data=False,
         verbose=False,
     )
+    remove_metadata(FOLDER / "sa_roi_align.onnx")
     found = {name: results_of(name, FOLDER / "part") for name in INSTRUCTION_SETS}
-    results = {name: tensors for name, tensors in found.items() if tensors is not None}
+    results = share_equal((name, tensors) for name, tensors in found.items() if tensors)
     torch.save({"inputs": inputs._asdict(), "results": results}, FOLDER / "results.pt")
     (FOLDER / "schemas.txt").write_text(schemas())
     made_by = {"version": __version__, "torch": torch.__version__.split("+")[0], **build()}
