@@ -34,7 +34,7 @@ COMPILERS = (os.environ.get("CLANGXX", ""), "clang++-16", "clang++")
 SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
 FLAGS = [
     *("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror"),
-    *("-Wno-unknown-pragmas", "-Wno-pass-failed"),
+    *("-Wno-unknown-pragmas", "-Wno-pass-failed", "-Wno-missing-field-initializers"),
     *("-fno-math-errno", "-ffp-contract=fast"),  # as in setup.py
     *("-fsanitize=fuzzer-no-link", *SANITIZERS),
     *("-Ifuzz/stand_in", "-Ifuzz", "-Icsrc"),
