@@ -1,5 +1,5 @@
-// Preloaded: an operator new that fails on demand where libshape_roi_align.so calls it. scripts/soak.py
-// arms it.
+// Preloaded: an operator new that fails on demand where libshape_roi_align.so calls it.
+// scripts/soak.py arms it.
 #include <dlfcn.h>
 #include <link.h>
 

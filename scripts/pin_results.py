@@ -113,10 +113,10 @@ def pool_with_gradients(inputs: Inputs, channels: int, dtype: torch.dtype, layou
     memory_format = getattr(torch, layout)
     x = inputs.features[:, :channels].to(dtype).contiguous(memory_format=memory_format)
     rois = inputs.rois.to(torch.float64 if dtype == torch.float64 else torch.float32)
-    leaves = [x, rois, inputs.prob_maps.to(dtype)]
-    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
-    out = sa_roi_align(*leaves, (2, 3), 0.25, aligned=True)
-    grads = torch.autograd.grad(out, leaves, inputs.grad[:, :channels].to(dtype))
+    operands = (x, rois, inputs.prob_maps.to(dtype))
+    x, rois, maps = (tensor.clone().requires_grad_() for tensor in operands)
+    out = sa_roi_align(x, rois, maps, (2, 3), 0.25, aligned=True)
+    grads = torch.autograd.grad(out, (x, rois, maps), inputs.grad[:, :channels].to(dtype))
     names = ("output", "grad of features", "grad of boxes", "grad of prob_maps")
     return dict(zip(names, (out.detach(), *grads), strict=True))
 

@@ -195,13 +195,13 @@ def hashes_in_worker(numbers: list[int], to_parent: Any) -> None:
 
 
 def run_processes(soak: Soak, kind: str, seconds: float, seed: int) -> None:
-    """Forks or spawns two workers, again until the time is over."""
-    context = multiprocessing.get_context("fork" if kind == "forked" else "spawn")
+    """Forks two workers or spawns one, again until the time is over."""
+    context: Any = multiprocessing.get_context("fork" if kind == "forked" else "spawn")
     choice = random.Random(seed)
     deadline = time.monotonic() + seconds
     while True:
         workers = []
-        for _ in range(2):
+        for _ in range(2 if kind == "forked" else 1):
             numbers = [choice.randrange(CALLS) for _ in range(12)]
             receive, send = context.Pipe(duplex=False)
             worker = context.Process(target=hashes_in_worker, args=(numbers, send))
