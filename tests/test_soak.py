@@ -86,7 +86,7 @@ def test_calls_are_of_every_kind(phases: ModuleType) -> None:
     assert any(call.has_strange_boxes for call in calls)
 
 
-@pytest.mark.parametrize(("field", "per_round"), [("allocated_mib", 1.0), ("objects", 100)])
+@pytest.mark.parametrize(("field", "per_round"), [("allocated_mib", 2.0), ("objects", 100)])
 def test_memory_that_grows_is_found(
     phases: ModuleType, field: str, per_round: float, tmp_path: Path
 ) -> None:
