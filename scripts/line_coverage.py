@@ -33,10 +33,10 @@ COVERAGE = ["-fprofile-instr-generate", "-fcoverage-mapping"]
 
 CPU_TESTS = (
     *("test_forward", "test_gradients", "test_layouts", "test_few_channels", "test_dtypes"),
-    *("test_multiscale", "test_bad_input", "test_geometry", "test_crowds", "test_large"),
+    *("test_multiscale", "test_bad_input", "test_geometry", "test_crowds"),
     *("test_cpu_capabilities", "test_main"),
 )
-HOST_TESTS = ("test_cuda_coverage", "test_cuda_on_host", "test_cuda_scratch", "test_cuda_support")
+HOST_TESTS = ("test_cuda_on_host", "test_cuda_support")
 # Sanitizers are left out, and so are the tests of what they find.
 NOT_SANITIZERS = "not race and not faults and not threads"
 
