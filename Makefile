@@ -4,6 +4,7 @@ VENV ?= .venv
 ARGS ?=
 FOLDER ?= gpu-check
 FUZZ_SECONDS ?= 300
+SOAK_SECONDS ?= 1800
 TORCH ?= 2.10.0
 export MAX_JOBS ?= 2
 # The date of all files in wheels and source distributions.
@@ -15,13 +16,13 @@ BASE_PYTHON := $(shell command -v $(PYTHON))
 export PATH := $(abspath $(BIN)):$(PATH)
 VERSION := $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' shape_roi_align/_version.py)
 SOURCES := setup.py shape_roi_align/_version.py $(shell find csrc -type f)
-CPP_SOURCES := $(shell find csrc tests examples fuzz -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
+CPP_SOURCES := $(shell find csrc tests examples fuzz scripts -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 
 # One architecture, that of the GPU here if there is one, is quick to compile.
 HERE := import torch; print(*torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0), sep=".")
 ONE_ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c '$(HERE)')}"
 
-.PHONY: help demo study test test-fast fuzz docs lint format bench bench-check gpu-check wheel wheel-check clean
+.PHONY: help demo study test test-fast fuzz soak docs lint format bench bench-check gpu-check wheel wheel-check clean
 .PHONY: build-time release-sdist release-wheel release-publish
 
 help:
@@ -30,6 +31,7 @@ help:
 	@echo "make test       all tests; ARGS='-k name' for some"
 	@echo "make test-fast  the tests that are not marked slow, in under 2 minutes"
 	@echo "make fuzz       random calls of all kernels under sanitizers; FUZZ_SECONDS=300; needs Clang"
+	@echo "make soak       random calls for half an hour under threads, workers, interrupts, faults; SOAK_SECONDS=1800"
 	@echo "make docs       the documentation site, in build/docs/html; warnings are errors"
 	@echo "make lint       ruff, mypy and clang-format; make format lets them rewrite"
 	@echo "make bench      a short benchmark; its rows go to benchmarks/results/"
@@ -95,6 +97,9 @@ $(VENV)/docs-tools: $(VENV)/dependencies
 # Needs no torch.
 fuzz:
 	$(BASE_PYTHON) fuzz/run.py --seconds $(FUZZ_SECONDS) $(ARGS)
+
+soak: $(VENV)/built
+	$(BIN)/python scripts/soak.py --seconds $(SOAK_SECONDS) $(ARGS)
 
 lint: $(VENV)/dependencies
 	$(BIN)/ruff check .

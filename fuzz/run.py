@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -60,6 +60,7 @@ KEPT_BYTES = 60_000  # of a corpus in fuzz/corpus/
 class Program(NamedTuple):
     name: str
     sources: dict[str, list[str]]  # flags of each
+    corpus: str  # a folder of fuzz/corpus/
 
 
 class Target(NamedTuple):
@@ -75,8 +76,10 @@ def cpu_sources() -> Iterator[str]:
 
 
 COMMON = {"fuzz/call.cpp": FLAGS, "fuzz/check.cpp": FLAGS, "fuzz/oracle.cpp": ORACLE_FLAGS}
-CPU = Program("cpu", {**COMMON, "fuzz/cpu.cpp": FLAGS, **dict.fromkeys(cpu_sources(), FLAGS)})
-CUDA = Program("cuda", {**COMMON, "fuzz/cuda_on_host.cpp": HOST_CUDA_FLAGS})
+CPU = Program(
+    "cpu", {**COMMON, "fuzz/cpu.cpp": FLAGS, **dict.fromkeys(cpu_sources(), FLAGS)}, "cpu"
+)
+CUDA = Program("cuda", {**COMMON, "fuzz/cuda_on_host.cpp": HOST_CUDA_FLAGS}, "cuda")
 TARGETS = {
     target.name: target
     for target in (
@@ -125,7 +128,7 @@ def is_current(made: Path) -> bool:
     )
 
 
-def build(program: Program, compiler: str) -> Path:
+def build(program: Program, compiler: str, link: Sequence[str] = SANITIZERS) -> Path:
     folder = BUILD / "objects"
     folder.mkdir(parents=True, exist_ok=True)
     objects = []
@@ -140,17 +143,18 @@ def build(program: Program, compiler: str) -> Path:
     linked = BUILD / f"fuzz-{program.name}"
     newest = max(path.stat().st_mtime for path in objects)
     if not linked.exists() or linked.stat().st_mtime < newest:
-        command = [compiler, "-fsanitize=fuzzer", *SANITIZERS, *map(str, objects)]
+        command = [compiler, "-fsanitize=fuzzer", *link, *map(str, objects)]
         subprocess.run([*command, "-o", str(linked)], cwd=ROOT, check=True)
     return linked
 
 
 def environment(target: Target) -> dict[str, str]:
+    is_on_host = target.program.corpus == CUDA.corpus
     return os.environ | {
         "SHAPE_ROI_ALIGN_CPU_CAPABILITY": target.instruction_set or "",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         # Each fiber of a CUDA block would get a second stack.
-        "ASAN_OPTIONS": f"detect_stack_use_after_return={int(target.program != CUDA)}",
+        "ASAN_OPTIONS": f"detect_stack_use_after_return={int(not is_on_host)}",
     }
 
 
@@ -173,7 +177,7 @@ def run(target: Target, compiler: str, *, seconds: int, inputs: int, seed: int) 
     before = set(findings.iterdir())
     options = [f"-max_total_time={seconds}", f"-seed={seed}", f"-artifact_prefix={findings}/"]
     options += [f"-runs={inputs}"] if inputs else []
-    corpora = [corpus, FUZZ / "corpus" / target.program.name]
+    corpora = [corpus, FUZZ / "corpus" / target.program.corpus]
     command = [
         str(program),
         *LIMITS,
@@ -212,7 +216,7 @@ def run(target: Target, compiler: str, *, seconds: int, inputs: int, seed: int) 
 
 def keep(program: Program) -> None:
     """Replaces a corpus in fuzz/corpus/ by inputs that reach all edges that any input reaches."""
-    kept, merged = FUZZ / "corpus" / program.name, BUILD / "merged"
+    kept, merged = FUZZ / "corpus" / program.corpus, BUILD / "merged"
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir()
     targets = [target for target in TARGETS.values() if target.program == program]

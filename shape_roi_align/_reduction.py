@@ -21,6 +21,7 @@ def pool_and_reduce(
     ``Tensor[K, PH, PW]``. ``pool`` averages or adds up; ``weighted_mean`` follows from two sums."""
     sums = arguments._replace(options=arguments.options._replace(average=False))
     if reduction == "weighted_mean":
+        sums = _with_wide_maps(sums)
         weights = _weight_sums(pool, sums)
         pooled = _weighted_mean(pool, sums, weights)
     else:
@@ -29,6 +30,16 @@ def pool_and_reduce(
             return pooled
         weights = _weight_sums(pool, sums)
     return (pooled, weights) if return_weight_sum else pooled
+
+
+def _with_wide_maps(sums: PoolArguments) -> PoolArguments:
+    """Maps in the dtype of the sums. Their gradient is a difference of two gradients, which are not
+    rounded to 16 bits before."""
+    if sums.prob_maps is None:
+        return sums
+    dtype = torch.promote_types(sums.inputs[0].dtype, torch.float32)
+    dtype = torch.promote_types(sums.prob_maps.dtype, dtype)
+    return sums._replace(prob_maps=sums.prob_maps.to(dtype))
 
 
 def _weight_sums(pool: Pool, sums: PoolArguments) -> Tensor:

@@ -1,5 +1,5 @@
 """The fuzzer of the CUDA kernels builds and finds nothing in a short run; the record holds runs of
-all of them."""
+all of them. A defect that is planted is found."""
 
 from __future__ import annotations
 
@@ -39,6 +39,25 @@ def test_cuda_kernels_on_the_host_pass_the_corpus_and_new_inputs(
     done = fuzz.run(target, compiler, seconds=0, inputs=kept + NEW_INPUTS, seed=1)
     assert done.findings == 0, "the input is in build/fuzz/cuda/findings/"
     assert done.inputs >= kept + NEW_INPUTS
+
+
+@pytest.fixture(scope="module")
+def planted() -> ModuleType:
+    return load_script("fuzz/planted.py")
+
+
+def test_every_defect_can_be_planted(planted: ModuleType, tmp_path: Path) -> None:
+    for name, defect in planted.DEFECTS.items():
+        planted.plant(defect, tmp_path / name)
+        assert defect.wrong in (tmp_path / name / defect.file).read_text()
+
+
+def test_the_fuzzer_finds_a_bin_that_is_not_written(
+    fuzz: ModuleType, planted: ModuleType, compiler: str
+) -> None:
+    """The other defects take as long to compile: `python fuzz/planted.py`."""
+    defect = planted.DEFECTS["last_bin"]
+    assert planted.inputs_until_found(defect, fuzz, compiler, fuzz.CUDA) is not None
 
 
 def test_the_record_holds_runs_of_every_target_that_found_nothing(fuzz: ModuleType) -> None:

@@ -166,6 +166,28 @@ def test_halves_are_rounded_once_however_small_or_large_the_weights(dtype, devic
         assert torch.equal(reduce(call, "weighted_mean")[0], expected)
 
 
+@pytest.mark.parametrize("map_dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_of_16_bit_maps_are_rounded_once(dtype, map_dtype, device) -> None:
+    """They are differences of two gradients, here about 30 times as large."""
+    generator = torch.Generator().manual_seed(0)
+    x = (4 + torch.rand(1, 8, 20, 20, generator=generator)).to(device, dtype)
+    boxes = torch.tensor([[0, 2.0, 3.0, 18.0, 17.0]], device=device)
+    maps = (0.25 + torch.rand(1, 4, 4, generator=generator)).to(device, map_dtype)
+    maps.requires_grad_()
+    direction = torch.rand(1, 8, 2, 2, generator=generator).to(device, dtype)
+
+    def gradient(x, maps, direction):
+        pooled = sa_roi_align(x, boxes.double(), maps, 2, 1.0, 4, reduction="weighted_mean")
+        return torch.autograd.grad(pooled, maps, direction)[0]
+
+    expected = gradient(x.double(), maps.detach().double().requires_grad_(), direction.double())
+    got = gradient(x, maps, direction)
+    rounding = torch.finfo(map_dtype).eps / 2
+    rounding_of_sums = 0 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(got.double(), expected, rtol=rounding, atol=rounding_of_sums)
+
+
 @pytest.mark.parametrize("reduction", ["sum", "weighted_mean"])
 @pytest.mark.parametrize("name", ["crossing_adaptive", "no_map", "pyramid"])
 def test_gradients(name: str, reduction: str) -> None:

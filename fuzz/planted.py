@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Plants defects in copies of csrc/ and fuzzes them; exit status 1: one was not found.
+
+    python fuzz/planted.py                    all defects, one program each: minutes
+    python fuzz/planted.py --defects last_bin
+
+Each program is the fuzzer of the CUDA kernels on the host. A defect is found where the kept corpus
+or a few new inputs report it. Needs what fuzz/run.py needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+NEW_INPUTS = 2000
+QUICK = ["-O0", "-fsanitize=address"]  # compiles in a fifth of the time
+
+
+class Defect(NamedTuple):
+    name: str
+    file: str  # in csrc/
+    right: str
+    wrong: str
+
+
+DEFECTS = {
+    defect.name: defect
+    for defect in (
+        # Reads the pixel row after the last, with weight 0.
+        Defect("last_row", "geometry.h", "if (coordinate >= last) {", "if (coordinate > last) {"),
+        # Leaves an element of the output unwritten.
+        Defect(
+            "last_bin",
+            "cuda/forward.cuh",
+            "return {begin, least(begin + bins, patch.bins())};",
+            "return {begin, least(begin + bins, patch.bins() - 1)};",
+        ),
+        # A wrong value, at the border of the feature map only.
+        Defect(
+            "border",
+            "geometry.h",
+            "return coordinate >= T(-1) && coordinate <= T(size);",
+            "return coordinate > T(-0.75) && coordinate <= T(size);",
+        ),
+    )
+}
+
+
+def load_run() -> Any:
+    spec = importlib.util.spec_from_file_location("fuzz_run", ROOT / "fuzz" / "run.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fuzz_run"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def plant(defect: Defect, folder: Path) -> None:
+    """Makes `folder` a copy of csrc/ with the defect.
+
+    Raises:
+        ValueError: the right text is not there once.
+    """
+    csrc = ROOT / "csrc"
+    for source in filter(Path.is_file, csrc.rglob("*")):
+        name = source.relative_to(csrc)
+        text = source.read_text()
+        if name.as_posix() == defect.file:
+            if text.count(defect.right) != 1:
+                raise ValueError(f"{defect.file} must hold once: {defect.right}")
+            text = text.replace(defect.right, defect.wrong)
+        made = folder / name
+        if not made.exists() or made.read_text() != text:  # what is unchanged is not compiled again
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.write_text(text)
+
+
+def inputs_until_found(defect: Defect, fuzz: Any, compiler: str, program: Any) -> int | None:
+    """How many inputs ran until one reported the defect; None where none did. program: that of the
+    fuzzer without the defect."""
+    csrc = fuzz.BUILD / "planted" / defect.name
+    plant(defect, csrc)
+    kernels = "fuzz/cuda_on_host.cpp"  # the only source that includes them
+    flags = [flag for flag in program.sources[kernels] if flag not in (*fuzz.SANITIZERS, "-O1")]
+    sources = program.sources | {kernels: [f"-I{csrc}", *flags, *QUICK]}
+    planted = program._replace(name=f"{program.name}-{defect.name}", sources=sources)
+    target = fuzz.Target(f"planted-{defect.name}", planted)
+    shutil.rmtree(fuzz.BUILD / target.name, ignore_errors=True)
+    kept = len(list((fuzz.FUZZ / "corpus" / planted.corpus).iterdir()))
+    done = fuzz.run(target, compiler, seconds=0, inputs=kept + NEW_INPUTS, seed=1)
+    return done.inputs if done.findings else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--defects", nargs="+", choices=DEFECTS, default=list(DEFECTS))
+    arguments = parser.parse_args()
+    fuzz = load_run()
+    compiler = fuzz.find_compiler()
+    if compiler is None:
+        sys.exit("needs Clang with its fuzzer library (Debian: clang-16, libclang-rt-16-dev)")
+    is_missed = False
+    for name in arguments.defects:
+        inputs = inputs_until_found(DEFECTS[name], fuzz, compiler, fuzz.CUDA)
+        print(f"{name}: {'missed' if inputs is None else f'found after {inputs} inputs'}")
+        is_missed |= inputs is None
+    sys.exit(is_missed)
+
+
+if __name__ == "__main__":
+    main()
