@@ -122,7 +122,7 @@ struct BoxGradient {
 
   // coordinate = edge1 * scale - offset + uv * extent, where extent = (edge2 - edge1) * scale
   // unless the extent is fixed at the minimum size. grad_roi: [5] = (batch index, x1, y1, x2, y2).
-  // The scale is finite in T, because the box is valid.
+  // A box is invalid if the scale is not finite in T.
   __device__ void store(const BoxGeometry<T>& geometry, T spatial_scale, T* grad_roi) const {
     const T of_height = geometry.y.extent_varies ? y_times_v : T(0);
     const T of_width = geometry.x.extent_varies ? x_times_u : T(0);
