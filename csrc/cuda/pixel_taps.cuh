@@ -80,7 +80,7 @@ struct BoxBatch {
   static constexpr int32_t kBoxes = kBatchOf<pixels_per_warp>;
   Box<coord_t> boxes[kBoxes];
   Range<int32_t> bins[kTileLines<pixels_per_warp>][kBoxes];  // of rows, then of columns
-  int32_t ends[kTilePixels<pixels_per_warp>][kBoxes];  // taps of a pixel in boxes [0, b]
+  int32_t ends[kTilePixels<pixels_per_warp>][kBoxes];        // taps of a pixel in boxes [0, b]
 
   __device__ const Range<int32_t>& bins_of_row(const Tile& tile, int32_t pixel, int32_t b) const {
     return bins[tile.row_of(pixel)][b];
