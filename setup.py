@@ -57,6 +57,8 @@ HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE
 # Names of source files in error messages start at the root of the sources and of site-packages.
 FILE_NAMES = [f"-ffile-prefix-map={root}/=" for root in (os.getcwd(), TORCH_ROOT.parent)]
 CXX_FLAGS += [*HARDENING, *FILE_NAMES]
+# An option of nvcc's front end that its manual leaves out. The last value counts.
+SOURCE_PATH = "--orig_src_path_name"
 # No build id: it would cover the names of nvcc's temporary files.
 LINK_FLAGS = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,--build-id=none"]
 
@@ -64,6 +66,7 @@ LINK_FLAGS = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,--build-id=none"]
 class CudaToolkit(NamedTuple):
     home: Path
     version: str  # "13.0"
+    passes_path: bool  # of the source file, to its front end
 
 
 def find_cuda_toolkit() -> CudaToolkit | None:
@@ -81,7 +84,8 @@ def find_cuda_toolkit() -> CudaToolkit | None:
             top = re.search(r"^#\$ TOP=(.+)$", dryrun.stderr, re.MULTILINE)
             release = re.search(r"release (\d+\.\d+)", version.stdout)
             if top and release:
-                return CudaToolkit(Path(top[1]).resolve(), release[1])
+                passes_path = SOURCE_PATH in dryrun.stderr
+                return CudaToolkit(Path(top[1]).resolve(), release[1], passes_path)
     return None
 
 
@@ -138,6 +142,15 @@ def check_compiler(compiler: str) -> None:
     if run.returncode:
         cause = f"{compiler} does not compile what GCC 12 does: {run.stderr.strip()}"
         stop(cause, "Build with a newer one: CXX=g++-12 pip install .")
+
+
+def check_folder() -> None:
+    """setuptools too writes into the folder of the sources, before it compiles."""
+    for folder in (".", "build", "shape_roi_align.egg-info"):
+        if os.path.exists(folder) and not os.access(folder, os.W_OK):
+            copy = "cp -r . ~/shape-roi-align && pip install ~/shape-roi-align"
+            cause = f"this user may not write in {os.path.abspath(folder)}."
+            stop(cause, f"Build in a folder of your own: {copy}")
 
 
 def choose_cuda_architectures(toolkit: CudaToolkit | None) -> str:
@@ -209,12 +222,8 @@ def write_build_facts() -> None:
     lines = [f'#define SHAPE_ROI_ALIGN_{name} "{value}"\n' for name, value in facts.items()]
     text = "#pragma once\n" + "".join(lines)
     if not BUILD_FACTS.exists() or BUILD_FACTS.read_text() != text:
-        try:
-            BUILD_FACTS.parent.mkdir(parents=True, exist_ok=True)
-            BUILD_FACTS.write_text(text)
-        except PermissionError as error:
-            copy = "cp -r . ~/shape-roi-align && pip install ~/shape-roi-align"
-            stop(f"{error}.", f"Build in a folder of your own: {copy}")
+        BUILD_FACTS.parent.mkdir(parents=True, exist_ok=True)
+        BUILD_FACTS.write_text(text)
 
 
 def operator_library(name: str, sources: list[str], **link: list[str]) -> Extension:
@@ -225,8 +234,10 @@ def operator_library(name: str, sources: list[str], **link: list[str]) -> Extens
     if TOOLKIT and int(TOOLKIT.version.split(".")[0]) >= 13:
         # A third of the size. All drivers of CUDA 13 read this format, but not all of CUDA 12.
         nvcc_flags.append("--compress-mode=size")
-        # Replaces the process id in symbol names, which still contain the path of the source file.
+        # Replaces the process id in names with internal linkage.
         nvcc_flags.append("--frandom-seed=shape_roi_align")
+        if TOOLKIT.passes_path:  # replaces the hash of the path in these names
+            nvcc_flags.append(f"-Xcudafe={SOURCE_PATH}=shape_roi_align")
     return Extension(
         f"shape_roi_align.{name}",
         sources,
@@ -275,4 +286,5 @@ if TOOLKIT:
     extensions.append(cuda_library)
 
 if __name__ == "__main__":
+    check_folder()
     setup(ext_modules=extensions, cmdclass={"build_ext": BuildLibraries, "bdist_wheel": TagWheel})

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks that a wheel's CUDA library has kernels for exactly the architectures it was built for.
 
-    python scripts/check_fat_binary.py dist/shape_roi_align-0.1.0-cp311-cp311-linux_x86_64.whl
+    python scripts/check_fat_binary.py dist/shape_roi_align-0.2.0-py3-none-manylinux_2_28_x86_64.whl
 
 The architectures come from --architectures, else from TORCH_CUDA_ARCH_LIST, else from setup.py.
 Needs cuobjdump, from a CUDA toolkit or from triton, which comes with torch. Exit status 1: machine

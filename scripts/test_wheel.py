@@ -1,6 +1,6 @@
 """Tests one wheel under several Pythons and torch releases, each in its own virtual environment.
 
-    python scripts/test_wheel.py dist/shape_roi_align-0.1.0-py3-none-manylinux_2_28_x86_64.whl \
+    python scripts/test_wheel.py dist/shape_roi_align-0.2.0-py3-none-manylinux_2_28_x86_64.whl \
         --torch 2.10.0 2.15.0 \
         --trial "python3.10 torch==2.10.0 torchvision numpy==1.26.4" \
         --page docs/shipping.md
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CHECK = Path(__file__).resolve().with_name("check_installation.py")
-COLUMNS = ("python", "torch", "torchvision", "numpy")
+COLUMNS = ("python", "glibc", "torch", "torchvision", "numpy")
 BEGIN, END = "<!-- begin: scripts/test_wheel.py -->\n", "<!-- end -->\n"
 
 
@@ -47,6 +47,7 @@ def installed_versions(python: Path) -> dict[str, str]:
     packages = json.loads(ask("-m", "pip", "list", "--format=json") or "[]")
     versions = {package["name"]: package["version"] for package in packages}
     versions["python"] = ask("-c", "import platform; print(platform.python_version())")
+    versions["glibc"] = ask("-c", "import platform; print(platform.libc_ver()[1])")
     return {name: versions.get(name, "") for name in COLUMNS}
 
 

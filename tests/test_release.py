@@ -177,7 +177,8 @@ def test_the_table_of_a_wheel_has_a_row_per_trial_and_replaces_the_former_one(
     names = runpy.run_path(str(SCRIPTS / "test_wheel.py"))
     wheel = tmp_path / "x-1-py3-none-manylinux_2_28_x86_64.whl"
     write_wheel(wheel, ["x/libx.so"], (2024, 1, 1, 0, 0, 0), 0o644)
-    versions = {"python": "3.12.1", "torch": "2.10.0", "torchvision": "", "numpy": "1.23.5"}
+    versions = {"python": "3.12.1", "glibc": "2.36", "torch": "2.10.0", "torchvision": ""}
+    versions["numpy"] = "1.23.5"
     trials = [names["Trial"](versions, "passed", 61.4)]
     trials.append(names["Trial"](versions, "FAILED to check: /some/log", 2.0))
     page = tmp_path / "page.md"
@@ -187,6 +188,6 @@ def test_the_table_of_a_wheel_has_a_row_per_trial_and_replaces_the_former_one(
     assert text.startswith("before\n") and text.endswith("after\n")
     assert "old" not in text and "/some/log" not in text
     assert hashlib.sha256(wheel.read_bytes()).hexdigest() in text
-    assert "| 3.12.1 | 2.10.0 | none | 1.23.5 | 61 | passed |" in text
-    assert "| 3.12.1 | 2.10.0 | none | 1.23.5 | 2 | FAILED to check |" in text
+    assert "| 3.12.1 | 2.36 | 2.10.0 | none | 1.23.5 | 61 | passed |" in text
+    assert "| 3.12.1 | 2.36 | 2.10.0 | none | 1.23.5 | 2 | FAILED to check |" in text
     assert "| `x/libx.so` |" in text

@@ -145,7 +145,7 @@ def summarise(all_runs: list[DataRuns]) -> list[Record]:
                     "time": "equal_time" if b == "control_time" else "equal_iterations",
                     "seeds": found[0].runs,
                     **{
-                        kind: [round(v, 2) for v in (d.mean, d.low, d.high)]
+                        kind: [round(v, 3) for v in (d.mean, d.low, d.high)]
                         for kind, d in zip(("box", "mask"), found, strict=True)
                         if d is not None
                     },
