@@ -2,11 +2,11 @@
 
 Knobs, all environment variables:
     SHAPE_ROI_ALIGN_CUDA=0|1   0: no CUDA library; 1: fail where it cannot be built; default: try
-    SHAPE_ROI_ALIGN_PYTHON=0|1 0: no `_C`, the only part that is built for one Python: the wheel is
-                               for every Python; default: 1
+    SHAPE_ROI_ALIGN_PYTHON=0|1 0: leave out `_C`, the only part that is built for one Python, so
+                               that the wheel works with every Python; default: 1
     TORCH_CUDA_ARCH_LIST       CUDA architectures as torch reads them, e.g. "8.0;9.0+PTX"
-    CUDA_HOME                  the CUDA toolkit, where it is not the one of the nvcc on PATH
-    MAX_JOBS                   compilers to run at a time
+    CUDA_HOME                  the CUDA toolkit, if it is not the toolkit of the nvcc on PATH
+    MAX_JOBS                   number of compilers to run in parallel
 """
 
 import os
@@ -40,15 +40,15 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
 
 CSRC = os.path.abspath("csrc")
 TORCH_ROOT = Path(torch.__file__).parent
-# C++20, and what the vector kernels use of GCC 12.
+# Needs C++20 and the vector extensions of GCC 12 that the vector kernels use.
 PROBE = """
 typedef float Vector __attribute__((vector_size(16)));
 template <typename T> concept Any = true;
 Vector swap(Vector v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2); }
 """
 CUDA_LIBRARY = "libshape_roi_align_cuda"
-# Every GPU that torch's own wheels serve: 8.0 runs on 8.6 to 8.9, 10.0 on 10.3, 12.0 on 12.1. The
-# last one also as PTX, for what comes after it.
+# Every GPU that torch's wheels support: 8.0 runs on 8.6 to 8.9, 10.0 on 10.3, 12.0 on 12.1. The
+# last one also as PTX, for newer GPUs.
 CUDA_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno"]
 # The vector kernels fuse multiplications and additions. geometry.h does not, under any flag.
@@ -72,7 +72,7 @@ class CudaToolkit(NamedTuple):
 def find_cuda_toolkit() -> CudaToolkit | None:
     """The first of CUDA_HOME, CUDA_PATH, nvcc on PATH and /usr/local/cuda that has a compiler.
 
-    The compiler is asked where it lives, for it may be a wrapper script outside its toolkit.
+    Asks the compiler for its toolkit, because nvcc may be a wrapper script outside of it.
     """
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     compilers = [os.path.join(home, "bin", "nvcc") for home in homes if home]
@@ -90,7 +90,7 @@ def find_cuda_toolkit() -> CudaToolkit | None:
 
 
 def read_switch(name: str) -> str:
-    """``"0"``, ``"1"`` or, where it is not set, ``""``."""
+    """``"0"``, ``"1"``, or ``""`` if the variable is not set."""
     value = os.environ.get(name, "")
     if value not in ("", "0", "1"):
         sys.exit(f"{name} must be 0, 1 or unset, got {value!r}")
@@ -120,7 +120,7 @@ def decide_cuda() -> tuple[CudaToolkit | None, str]:
 
 
 def mend_cuda(torch_cuda: str | None) -> str:
-    """What gives torch and the toolkit one major version."""
+    """Instructions to get torch and a toolkit of the same major version."""
     if torch_cuda is None:
         return (
             "Install a torch with CUDA and build for it: pip install --no-build-isolation .\n"
@@ -179,7 +179,7 @@ from torch.utils.cpp_extension import BuildExtension, get_cxx_compiler  # noqa: 
 class BuildLibraries(BuildExtension):
     def finalize_options(self) -> None:
         super().finalize_options()
-        # Kept between builds, so that pip too recompiles only what changed.
+        # Kept between builds, so that pip also recompiles only changed files.
         self.build_temp = f"build/{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 
     def run(self) -> None:
@@ -189,7 +189,7 @@ class BuildLibraries(BuildExtension):
         print(f"  for one Python: {FOR_ONE_PYTHON}", file=sys.stderr, flush=True)
         check_compiler(get_cxx_compiler())
         for folder in [self.build_lib, "."] if self.inplace else [self.build_lib]:
-            package = Path(folder, "shape_roi_align")  # of an earlier build, would be packaged
+            package = Path(folder, "shape_roi_align")  # an earlier build, which would be packaged
             if TOOLKIT is None:
                 package.joinpath(f"{CUDA_LIBRARY}.so").unlink(missing_ok=True)
             if not FOR_ONE_PYTHON:
@@ -212,7 +212,7 @@ class TagWheel(bdist_wheel):
 
 
 def write_build_facts() -> None:
-    """The header for csrc/build_info.h. Unchanged facts leave it unchanged: nothing recompiles."""
+    """Writes the header for csrc/build_info.h, only if a fact has changed, to avoid recompiling."""
     facts = {
         "VERSION": VERSION,
         "TORCH_VERSION": torch.__version__,
@@ -232,11 +232,11 @@ def operator_library(name: str, sources: list[str], **link: list[str]) -> Extens
     link["library_dirs"] = [str(TORCH_ROOT / "lib"), *link.get("library_dirs", [])]
     nvcc_flags = ["-std=c++20", "-O3", "--threads=2", "-Xcompiler=" + ",".join(CXX_FLAGS[2:])]
     if TOOLKIT and int(TOOLKIT.version.split(".")[0]) >= 13:
-        # A third of the size. Drivers of CUDA 13 read it, but not all of CUDA 12.
+        # A third of the size. All drivers of CUDA 13 read this format, but not all of CUDA 12.
         nvcc_flags.append("--compress-mode=size")
-        # In place of the process id in names with internal linkage.
+        # Replaces the process id in names with internal linkage.
         nvcc_flags.append("--frandom-seed=shape_roi_align")
-        if TOOLKIT.passes_path:  # in place of its hash in these names
+        if TOOLKIT.passes_path:  # replaces the hash of the path in these names
             nvcc_flags.append(f"-Xcudafe={SOURCE_PATH}=shape_roi_align")
     return Extension(
         f"shape_roi_align.{name}",

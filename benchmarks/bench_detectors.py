@@ -2,8 +2,8 @@
 
 ``replace_roi_align`` swaps the layers. Random weights, one image, CPU.
 
-Prints a Markdown table, medians in seconds: the RoIAlign layers (their forward pass), and the whole
-forward pass or training step. --json FILE keeps the numbers.
+Prints a Markdown table of medians in seconds: the forward pass of the RoIAlign layers, and the
+whole forward pass or training step of the model. --json FILE keeps the numbers.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def timed_forward(modules: Sequence[nn.Module]) -> Iterator[list[float]]:
 def measure(
     model: nn.Module, run: Callable[[], object], rounds: int
 ) -> dict[str, tuple[float, float]]:
-    """Medians of (pooling, whole run) in seconds with each library's layers, which take turns. One
-    round more is not counted."""
+    """Medians of (pooling, whole run) in seconds with each library's layers. Runs of the libraries
+    alternate; the first round is a warm-up and is not counted."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in LAYERS}
     for _ in range(rounds + 1):
         for name in LAYERS:

@@ -21,7 +21,7 @@ from timing import Call, Measurement, copy_bandwidth, describe, measure
 
 MODES = ("forward", "forward+backward")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-MOST_BYTES = 6 << 30  # of one tensor; a provider that needs more gets a row that says so
+MOST_BYTES = 6 << 30  # of one tensor; a provider that needs more gets a failure row
 TOLERANCE = 1e-4  # of the largest value
 CHECKED = 5  # masks compared with the float64 formula before a provider is timed
 
@@ -41,7 +41,7 @@ class Case(NamedTuple):
 class Inputs(NamedTuple):
     features: Tensor  # [N, C, H, W]
     masks: Tensor  # bool [N, Q, Hm, Wm]
-    labels: Tensor  # int32 [N, Hm, Wm]: the same masks, where they overlap the last one
+    labels: Tensor  # int32 [N, Hm, Wm]: the same masks; the last one wins where masks overlap
 
 
 LEVELS = [
@@ -91,7 +91,7 @@ def make_inputs(case: Case, num_masks: int, layout: str) -> Inputs:
 
 
 def shrink(masks: Tensor, grid: Sequence[int]) -> Tensor:
-    """Area means of ``[N, Q, Hm, Wm]``; of whole multiples only is torch's "area" exact."""
+    """Area means of ``[N, Q, Hm, Wm]``. torch's "area" is exact for integer ratios only."""
     if any(side % cells for side, cells in zip(masks.shape[2:], grid, strict=True)):
         raise NotImplementedError("torch has no exact area mean of fractional ratios")
     return F.interpolate(masks.float(), list(grid), mode="area")
@@ -274,7 +274,7 @@ def format_table(rows: list[dict]) -> str:
 
 
 def run(argv: list[str] | None = None) -> int:
-    """Exit status: 1 when a provider is wrong, mask_pool fails or nothing was measured."""
+    """Exit status: 1 if a provider is wrong, mask_pool fails or nothing was measured."""
     listing = "\n".join(f"  {case.name:<14} {case.source}" for case in CASES)
     parser = argparse.ArgumentParser(
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -322,7 +322,7 @@ FEW_CHANNELS = [
     ),
 ]
 
-# Runs in seconds; for the test that the benchmarks run.
+# Runs in seconds; for the test that checks that the benchmarks run.
 SMOKE = replace(BOX_HEAD, name="smoke", channels=8, num_images=1, boxes_per_image=16)
 SMOKE_FEW_CHANNELS = replace(
     CROP_224,
@@ -334,7 +334,7 @@ SMOKE_FEW_CHANNELS = replace(
 )
 SMOKE_MULTI_SCALE = replace(MULTI_SCALE[0], name="smoke", channels=8, boxes_per_image=16)
 
-# Values of one size of a case. Keys as in Case.problem().
+# The values that a curve gives one size of a case. Keys as in Case.problem().
 CURVES = {
     "boxes": (8, 16, 32, 64, 128, 256, 512, 1024, 2048),
     "channels": (16, 32, 64, 128, 256, 512, 1024),
@@ -393,7 +393,7 @@ def level_of_boxes(case: Case, boxes: Tensor) -> Tensor:
 
 
 def pixels_under_boxes(case: Case, inputs: Inputs) -> int:
-    """Number of feature pixels, over all images and levels, that at least one box covers."""
+    """Number of feature pixels that at least one box covers, over all images and levels."""
     count = 0
     for boxes in inputs.boxes:
         level_of_box = level_of_boxes(case, boxes)

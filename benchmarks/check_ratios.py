@@ -2,10 +2,10 @@
 
 Repeats the measurements recorded in benchmarks/results/ for this kind of device, number of threads
 and CPU capability, and compares ratios of medians: ours / torchvision's, or with --all-peers ours /
-each peer's, which takes three times as long. Rows of the same processor are taken where there are
-any. Ratios within one run are more robust than times: another or a busy machine changes both
-medians, though not always by the same factor. Cases that are worse are measured up to twice more;
-the best of their ratios counts.
+each peer's, which takes three times as long. Prefers recorded rows of the same processor. Ratios
+within one run are more robust than times: another or a busy machine changes both medians, though
+not always by the same factor. Cases with a worse ratio are measured up to two more times; the best
+ratio counts.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def ratios(rows: Iterable[Row]) -> dict[Pair, float | None]:
 
 
 def of_nearest_processor(recorded: Sequence[Row], fresh: Sequence[Row]) -> list[Row]:
-    """Of each setting, the rows of the processor that measured `fresh`; where it has none, all."""
+    """For each setting, the rows of the processor that measured `fresh`, or all if it has none."""
     here = {processor(row) for row in fresh}
     settings = {(row.setting(), keeps_memory(row)) for row in recorded if processor(row) in here}
     return [

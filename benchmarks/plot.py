@@ -1,9 +1,9 @@
 """Plots benchmark rows.
 
-Named cases: a panel per case and mode, a bar per provider and layout, labelled with its share of
-the limit. Curves: a panel per curve, layout and mode, a line per provider. --overview: the forward
-pass of all cases on one axis, this library beside torchvision, the fastest other peer and the
-limit. The limit is the time of the least traffic at copy bandwidth.
+Named cases: a panel per case and mode, a bar per provider and layout, labelled with the fraction of
+the limit that it reaches. Curves: a panel per curve, layout and mode, a line per provider.
+--overview: the forward pass of all cases on one axis: this library, torchvision, the fastest other
+peer and the limit. The limit is the time of the minimum memory traffic at copy bandwidth.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def draw_lines(panel: Axes, rows: Sequence[Row], colors: dict[str, str]) -> None
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """`rows` are from one machine; all of them belong to curves, or none."""
+    """`rows` are from one machine. Either all or none of them belong to curves."""
     colors = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row.provider for row in rows))}
 
     def line_of(row: Row) -> str:
@@ -98,8 +98,8 @@ def fastest(rows: Sequence[Row]) -> float | None:
 
 
 def draw_overview(rows: Sequence[Row]) -> Figure:
-    """`rows` are from one machine. Draws those of the first row's capability, type, threads and
-    kind of memory. Peers read contiguous features."""
+    """`rows` are from one machine. Draws the rows with the first row's capability, type, threads
+    and memory setting. Peers read contiguous features."""
 
     def kind(row: Row) -> tuple[object, ...]:
         identity = row.identity
@@ -170,7 +170,7 @@ if __name__ == "__main__":
         "--output",
         type=Path,
         metavar="PICTURE.png",
-        help="to write; default: the first ROWS, with .png",
+        help="file to write; default: the first ROWS with the suffix .png",
     )
     parser.add_argument("--overview", action="store_true", help="the forward pass of all cases")
     arguments = parser.parse_args()

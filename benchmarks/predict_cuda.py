@@ -1,9 +1,10 @@
-"""Predicts the times of the CUDA kernels by counting; nothing is measured.
+"""Predicts the times of the CUDA kernels from operation counts; measures nothing.
 
     python benchmarks/predict_cuda.py --case p2_7x7 c4
     python benchmarks/predict_cuda.py --write
 
-What every kernel does in a case is counted and multiplied with assumed latencies and bandwidths.
+Counts the operations of every kernel in a case and multiplies them by assumed latencies and
+bandwidths.
 """
 
 import argparse

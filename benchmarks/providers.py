@@ -1,7 +1,7 @@
 """Providers: the implementations to measure. Each maps the inputs of a case to [K, C, PH, PW].
 
-Providers with `uses_maps` compute shape-aware RoIAlign. The others are yardsticks: plain RoIAlign,
-without map weighting. A provider is timed only if it agrees with the reference.
+Providers with `uses_maps` compute shape-aware RoIAlign. The others compute plain RoIAlign, without
+map weighting, for comparison. A provider is timed only if it agrees with the reference.
 """
 
 import importlib
@@ -31,8 +31,8 @@ class Provider(NamedTuple):
     fixed_sampling_only: bool = False
     compiles: bool = False
     synchronises: bool = False  # cannot be captured in a CUDA graph
-    has_gradients: bool = True  # False: on a CPU, float32 only
-    resizes_crops: bool = False  # of boxes of whole pixels; reads nothing outside of them
+    has_gradients: bool = True  # without gradients: runs on a CPU only, in float32 only
+    resizes_crops: bool = False  # takes boxes of whole pixels; reads nothing outside of them
 
     def takes(self, case: Case, dtype: torch.dtype, device: torch.device) -> bool:
         return (
@@ -77,7 +77,8 @@ def weighted_mean(samples: Tensor, prob_maps: Tensor, per_bin: int) -> Tensor:
 
 
 def composition(case: Case) -> Pool:
-    """From torchvision operators: RoIAlign with one bin per sample, times the resized map."""
+    """A composition of torchvision operators: RoIAlign with one bin per sample, times the resized
+    map."""
     size = tuple(case.sampling_ratio * n for n in case.bins)
     pool = torchvision.ops.RoIAlign(size, scale_of(case), 1, case.aligned)
 
@@ -192,7 +193,7 @@ def onnx_runtime(case: Case) -> Pool:
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    # Its threads would go on spinning while the next provider is timed.
+    # Otherwise its threads keep spinning while the next provider is timed.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = runtime.InferenceSession(
         onnx_roi_align(case), options, providers=["CPUExecutionProvider"]
@@ -213,7 +214,7 @@ def openvino(case: Case) -> Pool:
 
 
 def crops(inputs: Inputs) -> list[Tensor]:
-    """What lies under each box: [C, h, w], a view."""
+    """The crop of each box, [C, h, w], as a view."""
     image = inputs.features[0].detach()
     return [image[i, :, y1:y2, x1:x2] for i, x1, y1, x2, y2 in inputs.rois.int().tolist()]
 
@@ -227,7 +228,7 @@ def interpolate_loop(case: Case) -> Pool:
 
 
 def opencv_loop(case: Case) -> Pool:
-    """cv2.resize, a box at a time: of all channels where they are innermost, else of each."""
+    """cv2.resize box by box: all channels at once if channels are innermost, else one by one."""
     cv2 = importlib.import_module("cv2")
     cv2.setNumThreads(torch.get_num_threads())
     height, width = case.bins
@@ -259,7 +260,7 @@ def is_importable(module: str) -> bool:
 
 
 def single_level() -> list[Provider]:
-    """The providers available here. Names of this library's begin with OURS."""
+    """The providers available here. The names of this library's providers begin with OURS."""
     others = {"mmcv": ("mmcv.ops", mmcv), "detectron2": ("detectron2.layers", detectron2)}
     return [
         Provider(OURS, True, ours),
@@ -304,7 +305,7 @@ def single_level() -> list[Provider]:
                 False,
                 build,
                 dtypes=(torch.float32,),
-                fixed_sampling_only=True,  # ONNX's adaptive sampling is unlike torchvision's
+                fixed_sampling_only=True,  # ONNX's adaptive sampling differs from torchvision's
                 has_gradients=False,
             )
             for name, (module, build) in {

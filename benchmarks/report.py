@@ -40,7 +40,7 @@ class Row:
     peak_extra_bytes: int | None
     least_traffic_bytes: int
     fraction_of_limit: float | None  # time of the traffic at copy bandwidth / median
-    speedup_over_torchvision: float | None  # plain RoIAlign's median / median
+    speedup_over_torchvision: float | None  # median of torchvision's plain RoIAlign / median
     identity: dict[str, object] = field(repr=False)
 
     def setting(self) -> tuple[object, ...]:
@@ -70,8 +70,8 @@ def describe_run(device: torch.device, bandwidth: float) -> dict[str, object]:
 
 
 def commit() -> tuple[str, bool]:
-    """The measured commit, and whether files differ from it. Set BENCHMARK_COMMIT for sources
-    outside a git repository; a trailing "+" means that files differ."""
+    """The measured commit, and whether files differ from it. For sources outside a git repository,
+    set BENCHMARK_COMMIT; a trailing "+" means that files differ."""
     name = os.environ.get("BENCHMARK_COMMIT", "")
     if not name:
         command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
@@ -92,7 +92,7 @@ def write_rows(rows: Iterable[Row], path: Path, *, append: bool = False) -> None
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows with the current fields. Rows of older versions differ and are left out."""
+    """Rows with the current fields. Skips rows of older versions, whose fields differ."""
     parsed = map(json.loads, path.read_text().splitlines())
     return [Row(**row) for row in parsed if row.keys() == Row.__dataclass_fields__.keys()]
 

@@ -52,7 +52,7 @@ TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 HALF_COORDINATES = 0.5
 
 
-# Where cases are measured that are not asked for by name, as --help says it.
+# The suffix in --help for the devices on which a case runs by default.
 WHERE = {("cpu", "cuda"): "", ("cuda",): " (CUDA only)", (): " (by name only)"}
 
 
@@ -88,7 +88,7 @@ class Wrong(Exception):
 
 
 def run(suite: Suite, argv: Sequence[str] | None = None) -> int:
-    """Exit status: 1 when a provider is wrong, this library fails or nothing was measured."""
+    """Exit status: 1 if a provider is wrong, this library fails or nothing was measured."""
     arguments = parse(suite, argv)
     device = torch.device(arguments.device)
     chosen = choose_providers(suite, arguments)
@@ -117,7 +117,7 @@ def run(suite: Suite, argv: Sequence[str] | None = None) -> int:
             )
             with deterministic_algorithms(deterministic):
                 news = list(measure_setting(setting, chosen))
-            write_rows(news, arguments.json, append=True)  # now: a long run may be interrupted
+            write_rows(news, arguments.json, append=True)  # at once: a long run may be interrupted
             rows += news
     if rows:
         print(format_table(rows))
@@ -271,7 +271,7 @@ def output_and_gradients(pool: Pool, inputs: Inputs) -> list[Tensor]:
 
 
 def expect(case: Case, provider: Provider, inputs: Inputs) -> list[Tensor]:
-    """Output and, except of resized crops, gradients."""
+    """Output and gradients; output alone for providers that resize crops."""
     if provider.resizes_crops:
         return [resize_reference(case, inputs)]
     return output_and_gradients(partial(pool_reference, case, provider.uses_maps), inputs)
@@ -289,7 +289,7 @@ def pool_reference(case: Case, uses_maps: bool, inputs: Inputs) -> Tensor:
 
 
 def resize_reference(case: Case, inputs: Inputs) -> Tensor:
-    """Each box as an image of its own, pooled whole. Nothing outside of it is read."""
+    """Pools each box as a separate image, so that nothing outside of the box is read."""
     pooled = []
     for crop in providers.crops(inputs):
         height, width = crop.shape[1:]
@@ -334,8 +334,9 @@ def parse(suite: Suite, argv: Sequence[str] | None) -> argparse.Namespace:
         description=f"""Times {suite.name}, forward, backward and both, against its peers.
 
 Every provider must first agree with the float64 reference. Times are medians over rounds; each
-round times every provider once. "of limit" is the time of the least traffic at copy bandwidth,
-divided by the measured time. On CUDA, the time after a slash is the replay of a CUDA graph.
+round times every provider once. "of limit" is the time of the minimum memory traffic at copy
+bandwidth, divided by the measured time. On CUDA, the time after a slash is the replay of a CUDA
+graph.
 SHAPE_ROI_ALIGN_CPU_CAPABILITY=portable|avx2|avx512 chooses the CPU kernels.""",
         epilog=f"""cases (--quick and --curve use the first):
 {listing}
@@ -347,7 +348,7 @@ examples:
   --dtype float16 bfloat16           half types; float32 alone is the default
   --deterministic off on             the cost of deterministic gradients on CUDA
 
-exit status: 1 when a provider disagrees with the reference, this library fails or nothing ran.
+exit status: 1 if a provider disagrees with the reference, this library fails or nothing ran.
 A peer that cannot run a case gets a row with the reason.""",
     )
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
@@ -396,7 +397,7 @@ A peer that cannot run a case gets a row with the reason.""",
     parser.add_argument(
         "--rounds",
         type=int,
-        help="measurements per row; default: 7, on CUDA 30; slow providers run fewer",
+        help="measurements per row; default: 7, on CUDA 30; slow providers get fewer",
     )
     parser.add_argument(
         "--quick", action="store_true", help="one case, at most 5 rounds, nothing to compile"

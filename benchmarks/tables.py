@@ -1,7 +1,7 @@
-"""Writes the tables of README.md and benchmarks/README.md from the recorded rows and the study's.
+"""Writes the tables of README.md and benchmarks/README.md from the recorded rows and the study.
 
-A table stands between the lines ``<!-- table NAME -->`` and ``<!-- end -->``. Rows are those of
-benchmarks/results/recorded-*.jsonl.
+A table stands between the lines ``<!-- table NAME -->`` and ``<!-- end -->``. The recorded rows are
+in benchmarks/results/recorded-*.jsonl.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FLOAT32_FEATURES = f"{YARDSTICK}, float32 features"
 
 
 class Recorded:
-    """The rows, found by what they measured."""
+    """The recorded rows, indexed by what they measured."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = {
@@ -77,7 +77,7 @@ class Recorded:
         return seconds
 
     def share(self, *args: str, **options: object) -> str:
-        """Of the physical limit."""
+        """Fraction of the limit reached."""
         return f"{self.row(*args, **options).fraction_of_limit:.0%}"  # type: ignore[arg-type]
 
 
@@ -92,7 +92,7 @@ def both_modes(ratio: Callable[[str], float]) -> str:
 def detector_ratio(
     rows: Recorded, case: str, layout: str, peer: str = YARDSTICK, **options: object
 ) -> str:
-    """Of two runs on the same layout."""
+    """Ratio of two runs on the same layout."""
 
     def ratio(mode: str) -> float:
         theirs = rows.seconds(case, peer, mode, layout, **options)
@@ -102,7 +102,7 @@ def detector_ratio(
 
 
 def crop_ratio(rows: Recorded, case: str, layout: str, provider: str = OURS, **options: object):
-    """Against torchvision on contiguous tensors: it converts others."""
+    """Ratio to torchvision on contiguous tensors, because torchvision converts other layouts."""
 
     def ratio(mode: str) -> float:
         theirs = rows.seconds(case, YARDSTICK, mode, "contiguous", **options)
@@ -112,7 +112,7 @@ def crop_ratio(rows: Recorded, case: str, layout: str, provider: str = OURS, **o
 
 
 def peak_megabytes(rows: Recorded, provider: str, layout: str) -> str:
-    """Of p3_7x7, forward + backward, beside its arguments."""
+    """Peak memory of p3_7x7, forward + backward, without the arguments."""
     peak = rows.row("p3_7x7", provider, "forward+backward", layout).peak_extra_bytes
     assert peak is not None
     return f"{peak / 1e6:.0f} MB"
@@ -127,7 +127,7 @@ def markdown(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def speed(rows: Recorded) -> str:
-    """A few rows for the front page, the smallest gain, and memory beside the composition."""
+    """A few rows for the front page, the smallest speed-up, and memory against the composition."""
     boxes = "512 boxes on P3, 256 channels, 7 x 7 bins"
     lines = [[f"{boxes}, {layout}", detector_ratio(rows, "p3_7x7", layout)] for layout in LAYOUTS]
     crops = both_modes(crop_ratio(rows, "crop_224", "contiguous"))
@@ -229,7 +229,7 @@ def limits(rows: Recorded) -> str:
 
 
 def composition(rows: Recorded) -> str:
-    """Of p3_7x7."""
+    """Ratios to the composition on p3_7x7."""
     return markdown(
         ["p3_7x7", "forward / forward + backward", "ours", "composition"],
         (
@@ -314,7 +314,7 @@ _BLOCK = re.compile(r"(<!-- table (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def with_tables(text: str, rows: Recorded) -> str:
-    """A page, its tables written again."""
+    """The page with its tables rewritten."""
     return _BLOCK.sub(lambda m: f"{m[1]}\n{TABLES[m[2]](rows)}\n\n{m[4]}", text)
 
 
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 where a table differs"
+        "--check", action="store_true", help="write nothing; exit with 1 if a table differs"
     )
     args = parser.parse_args(argv)
     rows = recorded_rows()

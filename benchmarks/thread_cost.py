@@ -1,8 +1,8 @@
-"""Measures what more threads cost: processor time over that of one thread, by number of threads.
+"""Measures the overhead of threads: CPU time relative to one thread, by number of threads.
 
-More threads take smaller pieces of work, and each piece builds the taps of its boxes anew. The
-processor time of a call, summed over its threads, shows it on a machine of any number of cores.
-Results must have the same bits for every number.
+With more threads, work is divided into smaller pieces, and each piece rebuilds the taps of its
+boxes. The CPU time of a call, summed over its threads, shows this overhead on a machine of any
+number of cores. Results must be the same bit for bit for every number of threads.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main() -> None:
         help="numbers of threads; default: 2 4 8 16 64",
     )
     parser.add_argument(
-        "--rounds", type=int, default=9, help="measurements per number; default: %(default)s"
+        "--rounds", type=int, default=9, help="measurements per thread count; default: %(default)s"
     )
     arguments = parser.parse_args()
     numbers = [f"{threads} threads" for threads in arguments.threads]
@@ -85,7 +85,7 @@ def main() -> None:
                 for threads in arguments.threads:
                     torch.set_num_threads(threads)
                     if not are_equal(call(), expected):
-                        raise SystemExit(f"{name}: other bits with {threads} threads")
+                        raise SystemExit(f"{name}: results differ with {threads} threads")
                     line.append(f"{processor_seconds(call, arguments.rounds) / alone:.2f}")
                 table.append(line)
     print(align(table))

@@ -22,7 +22,7 @@ from cases import Case, Inputs
 MODES = ("forward", "backward", "forward+backward")
 
 SHORTEST_SPAN = 2e-3  # seconds; on a CPU, quicker calls are timed several at a time
-LONGEST_TOTAL = 5.0  # seconds; a provider that has taken longer leaves the rounds
+LONGEST_TOTAL = 5.0  # seconds; a provider that has taken longer is not timed again
 FEWEST_ROUNDS = 3  # of every provider
 
 Call = Callable[[], object]
@@ -62,7 +62,7 @@ def make_call(pool: Pool, inputs: Inputs, mode: str) -> Call:
 
 
 def make_replay(pool: Pool, inputs: Inputs, mode: str, device: torch.device) -> Call:
-    """The call as a CUDA graph: device time without CPU time."""
+    """The call as a CUDA graph, which excludes CPU time."""
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     # Backward runs on the stream of its forward, so forward must run on the captured stream too.
@@ -81,7 +81,7 @@ def make_replay(pool: Pool, inputs: Inputs, mode: str, device: torch.device) -> 
 def measure(
     calls: dict[Key, Callable[[], Call]], device: torch.device, *, rounds: int
 ) -> dict[Key, Measurement]:
-    """Makes and times each call. A call that raises has no times, but a failure."""
+    """Makes and times each call. A call that raises gets a `failure` instead of times."""
     results = {key: Measurement() for key in calls}
     ready: dict[Key, tuple[Call, int]] = {}
     for key, make in calls.items():
@@ -131,7 +131,7 @@ def time_calls(call: Call, repeats: int, device: torch.device) -> float:
     """Seconds per call. On CUDA between two events on the current stream, else wall clock."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # Overwrites the L2 cache; meanwhile the CPU enqueues the calls.
+        # Overwrites the L2 cache. The CPU enqueues the calls meanwhile.
         larger_than_the_cache(device).zero_()
         start.record()
         for _ in range(repeats):
@@ -139,7 +139,7 @@ def time_calls(call: Call, repeats: int, device: torch.device) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1e3 / repeats
-    call()  # warm-up: the steady state of a loop, in the caches and the allocator
+    call()  # warm-up: brings the caches and the allocator to the steady state of a loop
     start_time = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -155,8 +155,8 @@ def larger_than_the_cache(device: torch.device) -> Tensor:
 def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
     """Peak memory of one call, result included, minus the memory in use before. Warms up first.
 
-    On CUDA the peak of the caching allocator. On a CPU the peak resident memory of the process: all
-    touched pages, whether a tensor owns them or not.
+    On CUDA, the peak of the caching allocator. On a CPU, the peak resident memory of the process,
+    which counts all touched pages, also those that no tensor owns.
     """
     call()
     if device.type == "cuda":
@@ -185,7 +185,7 @@ def resident_bytes(field: str) -> int:
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second, read plus written, of a torch copy far larger than the caches."""
     size = 2**30 if device.type == "cuda" else 2**28
-    # Random: all untouched pages are one page of zeros, which stays in the cache.
+    # Random, because all untouched pages map to one page of zeros, which stays in the cache.
     source = torch.empty(size // 8, dtype=torch.int64, device=device).random_()
     target = torch.empty_like(source)
     result = measure({"copy": lambda: lambda: target.copy_(source)}, device, rounds=7)
@@ -193,7 +193,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def least_traffic(case: Case, inputs: Inputs, pixels: int, mode: str, *, uses_maps: bool) -> int:
-    """Bytes that every implementation must move in `mode`. `pixels` are under the boxes.
+    """Bytes that every implementation must move in `mode`. `pixels`: feature pixels under boxes.
 
     Forward reads these pixels, the maps and the boxes once and writes the output. Backward reads
     the output gradient, the maps and the boxes and writes the gradients of these pixels and of the

@@ -1,4 +1,4 @@
-// Facts of the build. setup.py writes them to a header; a build by CMake leaves them empty.
+// Build facts. setup.py writes them to a header; a build by CMake leaves them empty.
 #pragma once
 
 #if __has_include(<shape_roi_align_build_facts.h>)
@@ -20,7 +20,7 @@ struct BuildFact {
 inline constexpr BuildFact kBuildFacts[] = {
     {"version", SHAPE_ROI_ALIGN_VERSION},
     {"torch", SHAPE_ROI_ALIGN_TORCH_VERSION},  // of the headers
-    {"cuda", SHAPE_ROI_ALIGN_CUDA_COMPILER},   // empty without CUDA, as the next
+    {"cuda", SHAPE_ROI_ALIGN_CUDA_COMPILER},   // this and the next: empty without CUDA
     {"cuda_architectures", SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES},
     {"compiler", __VERSION__},
 };

@@ -42,7 +42,7 @@ struct Axis {
   T extent;            // length of the box, at least 1 when not aligned
   int32_t bins;        // P
   int32_t samples;     // S per bin; <= 0: the box has none
-  bool extent_varies;  // with the edges; false where the extent is the minimum size
+  bool extent_varies;  // with the edges; false if the extent is fixed at the minimum size
 };
 
 template <typename T>
@@ -125,8 +125,8 @@ SHAPE_ROI_ALIGN_HD Axis<T> make_axis(
   return axis;
 }
 
-// Indices are truncated to integers, as in torchvision, so a finite difference around 0 stays in
-// image 0, if there is one. False for NaN.
+// Whether the index is in [0, num_images). It is truncated to an integer, as in torchvision, so a
+// finite difference around 0 stays in image 0. False for NaN.
 template <typename box_t>
 SHAPE_ROI_ALIGN_HD bool is_batch_index(box_t index, int64_t num_images) {
   return index > box_t(-1) && index < static_cast<box_t>(num_images) && num_images > 0;

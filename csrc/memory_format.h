@@ -30,7 +30,7 @@ inline bool is_contiguous(const Tensor& tensor) {
   return tensor.numel() == 0 || has_dense_strides(tensor, {3, 2, 1, 0});
 }
 
-// channels_last, and not contiguous as well.
+// channels_last and not also contiguous.
 inline bool is_channels_last(const Tensor& tensor) {
   return !is_contiguous(tensor) && has_dense_strides(tensor, {1, 3, 2, 0});
 }

@@ -1,5 +1,5 @@
-// The operators as the dispatcher calls them, the same on every device. The operands are spelled
-// out here and in schema.cpp only.
+// The operators' signatures as the dispatcher calls them, the same on every device. Only this file
+// and schema.cpp list the operands.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace shape_roi_align {
 
-// Of inputs (L), prob_maps and rois; shape [0] where not asked for.
+// Gradients of inputs (L), prob_maps and rois. A gradient that is not requested has shape [0].
 using Gradients = std::tuple<std::vector<Tensor>, Tensor, Tensor>;
 
 template <Tensor (*forward)(const Call&)>

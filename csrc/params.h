@@ -44,7 +44,7 @@ struct FeatureMap {
   double spatial_scale;  // feature pixels per image pixel
 };
 
-// The gradients of all levels, of the features' type. data is null where not asked for.
+// The gradients of all levels, of the features' type. data is null if not requested.
 struct FeatureGradients {
   FeatureMap levels[kMaxLevels];
 };

@@ -1,4 +1,4 @@
-// Tensors for results: allocation, and the gradients of the feature maps.
+// Allocates the tensors of results and of feature gradients.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -32,7 +32,7 @@ inline std::vector<int64_t> size_of(const Tensor& tensor) {
   return {sizes.begin(), sizes.end()};
 }
 
-// Stands for a gradient that is not asked for: shape [0].
+// Placeholder of shape [0] for a gradient that is not requested.
 inline Tensor no_gradient(torch::headeronly::ScalarType type, const Tensor& like) {
   return empty({0}, type, like);
 }
@@ -59,7 +59,7 @@ inline std::vector<Tensor> empty_feature_gradients(const BackwardCall& call) {
   return gradients;
 }
 
-// gradients: of empty_feature_gradients.
+// gradients: what empty_feature_gradients returned.
 inline FeatureGradients to_feature_gradients(
     const BackwardCall& call, const std::vector<Tensor>& gradients) {
   FeatureGradients result{};

@@ -7,8 +7,8 @@ STABLE_TORCH_LIBRARY(shape_roi_align, m) {
       "spatial_scales, "
       "SymInt pooled_height, SymInt pooled_width, int sampling_ratio, bool aligned, bool "
       "map_aligned, bool average=True) -> Tensor");
-  // output_mask: one entry per feature map, then prob_maps, then rois. A gradient that is not asked
-  // for is an empty tensor of shape [0].
+  // output_mask: one entry per feature map, then prob_maps, then rois. A gradient that is not
+  // requested is an empty tensor of shape [0].
   m.def(
       "_sa_roi_align_backward(Tensor grad, Tensor[] inputs, Tensor rois, Tensor? levels, Tensor? "
       "prob_maps, "

@@ -1,8 +1,9 @@
-// The operators' arguments, checked, as Params; for forward and backward on all devices.
+// Checks the operators' arguments and converts them to Params, for forward and backward on all
+// devices.
 //
-// The Python functions check what a user can get wrong and raise typed errors. These checks keep a
-// direct call of the operators (C++, AOTInductor) from reading out of bounds. STD_TORCH_CHECK
-// raises RuntimeError.
+// The Python functions check user errors and raise typed errors. The checks here keep a direct call
+// of the operators (C++, AOTInductor) from reading out of bounds; STD_TORCH_CHECK raises
+// RuntimeError.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -52,7 +53,7 @@ inline PooledTensor to_pooled_tensor(const Tensor& tensor) {
       tensor.data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2), tensor.stride(3)};
 }
 
-// What both operators take, as their schemas name it.
+// The operands of both operators, named as in the schemas.
 struct Operands {
   const std::vector<Tensor>& inputs;          // L x [N, C, H_l, W_l]
   const Tensor& rois;                         // [K, 5]
@@ -75,7 +76,7 @@ class Call {
   const Tensor& rois;
   const std::optional<Tensor>& prob_maps;
 
-  // The operands outlive the call.
+  // The operands must outlive this object.
   explicit Call(const Operands& operands)
       : inputs(operands.inputs), rois(operands.rois), prob_maps(operands.prob_maps) {
     set_options(operands);
@@ -91,7 +92,7 @@ class Call {
  private:
   static constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
-  // Keep the memory alive that params point to.
+  // Own the memory that params points to.
   std::optional<Tensor> contiguous_rois_;
   std::optional<Tensor> contiguous_levels_;
   std::optional<Tensor> contiguous_prob_maps_;
@@ -199,7 +200,7 @@ class BackwardCall : public Call {
  public:
   const Tensor& grad;  // [K, C, PH, PW]
 
-  // output_mask: which gradients are asked for. One entry per feature map, then prob_maps, then
+  // output_mask: which gradients are requested. One entry per feature map, then prob_maps, then
   // rois.
   BackwardCall(const Tensor& grad, const Operands& operands, const std::vector<bool>& output_mask)
       : Call(operands), grad(grad), output_mask_(output_mask) {

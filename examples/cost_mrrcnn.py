@@ -1,13 +1,13 @@
-"""Measures what the refining module costs: time of Mask R-CNN and of MR R-CNN, per image.
+"""Measures the cost of the refining module: time per image of Mask R-CNN and of MR R-CNN.
 
     python examples/cost_mrrcnn.py --weights runs/mrrcnn/rm_saroialign.pth
 
-Inference, and a training step with backward and without optimizer, on generated images; each with
-this package's pooling and with torchvision's, of which Shape-aware RoIAlign is composed: RoIAlign
-with a bin for each sample, times the map, then average pooling. All variants run in turn, --rounds
-times; the table holds medians. The refining module's share is what MR R-CNN takes more than
-Mask R-CNN on the same weights. How much inference refines depends on what is detected, so use
-trained weights.
+Times inference and a training step (with backward, without optimizer) on generated images, each
+with this package's pooling and with torchvision's. With torchvision, Shape-aware RoIAlign is
+composed of RoIAlign with a bin for each sample, multiplication by the map, and average pooling. All
+variants run in turn, --rounds times; the table holds medians. The refining module's share is the
+additional time of MR R-CNN over Mask R-CNN on the same weights. The work of refining depends on the
+number of detections, so use trained weights.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
 class ComposedSaRoIAlign(nn.Module):
-    """``MultiScaleSaRoIAlign`` from torchvision's parts, for maps with a cell for each sample."""
+    """``MultiScaleSaRoIAlign`` composed of torchvision operators, for maps with one cell per
+    sample."""
 
     def __init__(self, pool: TorchvisionRoIAlign):
         super().__init__()
@@ -172,7 +173,7 @@ def make_batch(args: argparse.Namespace) -> Batch:
 
 
 def make_models(args: argparse.Namespace) -> dict[str, dict[str, MaskRCNN]]:
-    """Of each mode, by name, on the same weights."""
+    """The models of each mode, by name, all with the same weights."""
     torch.manual_seed(0)
     base = build_mask_rcnn(args.backbone, len(HuddleConfig().class_names) + 1, args.image_size)
     refined: dict[str, Tensor] = {}

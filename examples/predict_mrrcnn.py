@@ -3,10 +3,10 @@
     python examples/predict_mrrcnn.py photo.jpg folder/ --weights runs/mrrcnn/rm_saroialign.pth
     python examples/predict_mrrcnn.py video.mp4 --weights maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth
 
---weights takes what train_mrrcnn.py writes, which says all else, and bare weights, such as
-torchvision's published ones. Each drawing goes to --output-dir under its image's name, and the
-detections of all images to detections.json. A file that cannot be read is named and left out; the
-exit status is then 1. One image is in memory at a time.
+--weights takes a file of train_mrrcnn.py, which also holds the model's settings, or bare weights,
+such as torchvision's published ones. Each drawing goes to --output-dir under its image's name, and
+the detections of all images to detections.json. A file that cannot be read is reported and skipped;
+the exit status is then 1. Only one image is in memory at a time.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="FILE",
-        help="of Mask R-CNN or MR R-CNN: what train_mrrcnn.py wrote, or bare weights",
+        help="weights of Mask R-CNN or MR R-CNN: a file of train_mrrcnn.py, or bare weights",
     )
     parser.add_argument(
         "--image-size",
         type=int,
         metavar="PIXELS",
-        help="shorter side in pixels, as the model sees it; default: the weights' own, for bare "
-        "weights the architecture's",
+        help="shorter side in pixels to which images are resized; default: the size stored with "
+        "the weights, for bare weights the architecture's",
     )
     parser.add_argument(
         "--class-names",
@@ -79,8 +79,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--annotations",
         type=Path,
         metavar="FILE",
-        help="COCO annotation file of the images, for its image ids: writes all detections, "
-        "whatever their score, to results.json in COCO's result format, too",
+        help="COCO annotation file that gives the image ids: also writes all detections, of any "
+        "score, to results.json in COCO's result format",
     )
     parser.add_argument(
         "--score-threshold",
@@ -111,7 +111,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         default=Path("runs/predictions"),
         metavar="FOLDER",
-        help="of drawings and detections.json; default %(default)s",
+        help="for drawings and detections.json; default %(default)s",
     )
     args = parser.parse_args(argv)
     try:
@@ -160,7 +160,7 @@ def open_model(args: argparse.Namespace) -> MaskRCNN:
         raise ValueError(f"{args.weights} does not exist")
     changes = parse_overrides(RefineConfig, args.set)
     if changes.get("guide") == "gt":
-        raise ValueError("refine.guide=gt takes the ground truth, which a photograph has not")
+        raise ValueError("refine.guide=gt needs the ground truth, which photographs lack")
     refine: Any = changes
     if args.refine:
         if "card" in load_content(args.weights):
@@ -184,7 +184,7 @@ def read_image_ids(path: Path, files: Sequence[Path]) -> dict[Path, Any]:
     """Image ids of the files, by their names in a COCO annotation file.
 
     Raises:
-        ValueError: it does not list one of them.
+        ValueError: the annotation file does not list one of the files.
     """
     by_name: dict[str, list[Record]] = defaultdict(list)
     for entry in _entries(path, "images", ("id", "file_name")):
@@ -197,7 +197,7 @@ def read_image_ids(path: Path, files: Sequence[Path]) -> dict[Path, Any]:
 
 
 def _like_named(file: Path, entries: list[Record]) -> list[Record]:
-    """Those whose file name has most folders in common with the file's path."""
+    """The entries whose file name has most folders in common with the file's path."""
 
     def common(entry: Record) -> int:
         names = zip(
@@ -225,7 +225,7 @@ def _entries(path: Path, kind: str, keys: Sequence[str]) -> list[Record]:
 
 
 class Predictor:
-    """A model, and how to name and draw what it finds."""
+    """A model with the names and drawing options of its detections."""
 
     def __init__(self, args: argparse.Namespace):
         self.model: MaskRCNN = args.model
@@ -251,7 +251,7 @@ class Predictor:
 
     @torch.inference_mode()
     def find(self, picture: Image.Image) -> dict[str, Tensor]:
-        """Detections, the surest first; ``labels`` are category ids."""
+        """Detections by descending score; ``labels`` are category ids."""
         image = to_dtype(to_image(picture), torch.float32, scale=True)
         image = image.to(next(self.model.parameters()))
         with binary_masks(self.model):
@@ -287,7 +287,7 @@ class Predictor:
 
 
 def predict_video(predictor: Predictor, path: Path, target: Path) -> Iterator[Record]:
-    """A record per frame, while the drawn frames are written to ``target``."""
+    """Yields a record per frame and writes the drawn frames to ``target``."""
     with writing_frames(target, frame_rate(path)) as add:
         for number, picture in enumerate(read_frames(path)):
             found = predictor.sure(predictor.find(picture))
@@ -301,7 +301,7 @@ def predict_video(predictor: Predictor, path: Path, target: Path) -> Iterator[Re
 
 
 def drawing_names(files: Sequence[Path]) -> list[str]:
-    """The file's own name; with its number where two files would share one."""
+    """The name of each file; with the file's number if two files have the same name."""
     stems = Counter(path.stem for path in files)
     names = []
     for number, path in enumerate(files, start=1):
@@ -313,7 +313,7 @@ def drawing_names(files: Sequence[Path]) -> list[str]:
 def predict_files(
     args: argparse.Namespace, results: list[Record], failures: list[str]
 ) -> Iterator[Record]:
-    """A record per image or frame; what cannot be read goes to ``failures``."""
+    """A record per image or frame; files that cannot be read go to ``failures``."""
     predictor = Predictor(args)
     for number, (path, name) in enumerate(
         zip(args.files, drawing_names(args.files), strict=True), start=1
@@ -347,7 +347,7 @@ def main(argv: list[str] | None = None) -> list[Record]:
     """Returns what it writes to detections.json: one record per image.
 
     Raises:
-        SystemExit: with status 1 after all else is done, if a file could not be read.
+        SystemExit: with status 1, after all other files, if a file could not be read.
     """
     args = parse_arguments(argv)
     args.output_dir.mkdir(parents=True, exist_ok=True)

@@ -2,10 +2,10 @@
 
     python examples/quickstart.py
 
-Mushrooms grow into one another, so the box of one also holds parts of others. RoIAlign pools
-everything in a box. Shape-aware RoIAlign weights each sampling point by a map of where the box's
-own object is. Prints how much of what both read belongs to other mushrooms, and draws it for one
-of the boxes. Takes seconds on a CPU. Needs matplotlib and Pillow.
+The mushrooms overlap, so the box of one also contains parts of others. RoIAlign pools everything in
+a box. Shape-aware RoIAlign weights each sampling point by the probability that it is on the box's
+own object. Prints which fraction of the pooled weight lies on other mushrooms, and draws one of the
+boxes. Takes seconds on a CPU. Needs matplotlib and Pillow.
 """
 
 import argparse
@@ -34,17 +34,17 @@ pixels = np.array(Image.open(folder / "mushrooms.png"))
 image = torch.from_numpy(pixels).movedim(2, 0)[None] / 255  # [1, 3, H, W]
 objects = torch.from_numpy(np.array(Image.open(folder / "objects.png"))).int()[None]  # [1, H, W]
 
-# A box around each object, and the probability that each of 28 x 28 cells of the box is the
-# object's.
+# A box around each object, and the probability that each of 28 x 28 cells of the box belongs to the
+# object.
 boxes, maps, ids = masks_to_prob_maps(objects, size=28)  # [K, 5], [K, 28, 28], [K]
 
-# 14 x 14 bins per box, each the average of as many sampling points as it has pixels (-1).
+# 14 x 14 bins per box, each the average of its sampling points, about one per pixel (-1).
 roi_align = RoIAlign(output_size=14, spatial_scale=1, sampling_ratio=-1, aligned=True)
 sa_roi_align = SaRoIAlign(output_size=14, spatial_scale=1, sampling_ratio=-1, aligned=True)
 plain = roi_align(image, boxes)  # [K, 3, 14, 14]
 shaped = sa_roi_align(image, boxes, maps)
 
-# How much of what is read belongs to other objects: pool an image that is 1 there, and ones.
+# Fraction of the pooled weight that lies on other objects: pool their masks, and ones.
 others = (objects > 0) & (objects != ids[:, None, None])  # [K, H, W]
 layers = torch.cat([others, torch.ones_like(others[:1])]).float()[None]  # [1, K + 1, H, W]
 print("read from other mushrooms, by box")

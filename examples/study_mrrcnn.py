@@ -4,19 +4,19 @@
     python examples/study_mrrcnn.py --data bin --data-dir FOLDER --runs 0 1 2 3
     python examples/study_mrrcnn.py --report-only
 
-Data are generated images whose classes differ in shape or color, or photographs, bin and
-mushrooms, which the converters in examples/study/datasets write. A run is a seed, and of
-photographs a fold, too.
+The data are generated images whose classes differ in shape or color, or photographs (bin,
+mushrooms), which the converters in examples/study/datasets write. A run is a seed; for photographs,
+also a fold.
 
-Each row trains or evaluates one model and is kept as soon as it is done; rows that are there are
-skipped, and a training that was interrupted goes on at its last checkpoint. So the study can be
-interrupted, and runs can be processes of their own:
+Each row trains or evaluates one model and is written as soon as it is complete. Existing rows are
+skipped, and an interrupted training resumes from its last checkpoint. The study can therefore be
+interrupted, and each run can be a separate process:
 
     for run in 0 1 2; do python examples/study_mrrcnn.py --runs $run --threads 1 & done
 
-All rows but the first start from the same weights and, iteration for iteration, see the same
-images. All weights train unless a row says otherwise. What the paper's tables lack are controls:
-Mask R-CNN trained on for as many iterations as the refining module, and for as long.
+All rows except the first start from the same weights and see the same images in every iteration.
+All weights train unless a row says otherwise. The controls, which the paper's tables lack, continue
+to train Mask R-CNN for as many iterations as the refining module, and for as much time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--preset",
         choices=sorted(PRESETS),
         default="cpu",
-        help="sizes of models and schedules; smoke: seconds, to try; default %(default)s",
+        help="sizes of models and schedules; smoke takes seconds, for a trial; default %(default)s",
     )
     parser.add_argument(
         "--data",
@@ -62,8 +62,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         choices=[*GROUPS, *ROWS],
         metavar="ROW",
         default=["main"],
-        help=f"groups ({', '.join(GROUPS)}) or rows ({', '.join(ROWS)}); rows that these build "
-        "upon are made, too; default: main",
+        help=f"groups ({', '.join(GROUPS)}) or rows ({', '.join(ROWS)}); the rows on which they "
+        "depend are also made; default: main",
     )
     parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
     parser.add_argument(
@@ -90,7 +90,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="folder of converted photographs: bin/fold0 and so on; default %(default)s",
     )
     parser.add_argument(
-        "--report-only", action="store_true", help="write the tables from the rows that there are"
+        "--report-only", action="store_true", help="write the tables from the existing rows"
     )
     return parser.parse_args(argv)
 
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
                 workers=args.workers,
             )
             study.make(names)
-            if number == 0 and data != "bin":  # whose pictures have no licence
+            if number == 0 and data != "bin":  # the pictures of bin have no licence
                 study.picture()
 
 

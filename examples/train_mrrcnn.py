@@ -1,15 +1,15 @@
 """Train Mask R-CNN and, on top of it, MR R-CNN with plain and with Shape-aware RoIAlign; compare.
 
-Without arguments: the demo. It generates images of huddled shapes, trains a small model on them on
-a CPU in minutes, prints a table of average precisions and writes it, the weights and a picture to
---output-dir. Mask R-CNN's weights are frozen while the refining module trains, so only that module
-makes the rows differ.
+Without arguments, it runs a demo: it generates images of huddled shapes, trains a small model on
+them on a CPU in minutes, and prints a table of average precisions. The table, the weights and a
+picture go to --output-dir. Mask R-CNN's weights are frozen while the refining module trains, so
+differences between the rows come from that module only.
 
-With --data-path: a COCO-format folder, ResNet-50-FPN and the paper's schedule (arXiv 1911.11263: 9k
-iterations on a trained Mask R-CNN, nothing frozen). --base takes torchvision's published
-maskrcnn_resnet50_fpn weights.
+With --data-path, it trains on a COCO-format folder with ResNet-50-FPN and the paper's schedule
+(arXiv 1911.11263: 9k iterations on a trained Mask R-CNN, nothing frozen). --base takes
+torchvision's published maskrcnn_resnet50_fpn weights.
 
-Under torchrun all processes train one model, each on its part of every batch.
+Under torchrun, all processes train one model, each on its part of every batch.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def generated_data(args: argparse.Namespace) -> HuddleConfig | None:
-    """What to generate; None where data are given."""
+    """The configuration of generated data; None if data are given."""
     if args.data_path or args.parts:
         return None
     config = HuddleConfig(
@@ -153,7 +153,7 @@ class Experiment:
         self.seconds["data"] = time.perf_counter() - start
 
     def _load_given(self) -> MaskRCNN | None:
-        """--base, unless what it was trained to is scored."""
+        """The model of --base; None without --base, or if only its finetuned result is scored."""
         if not self.args.base or (self.args.test_only and self.args.preset == "finetune"):
             return None
         return self._load(self.args.base, options=self.args.small_options, refined=False)
@@ -165,7 +165,7 @@ class Experiment:
             raise SystemExit(f"{path}: {error}") from error
 
     def _prepare(self) -> Path | Parts:
-        """Make the data and clear away what a later --resume must not take for this run's."""
+        """Prepare the data and delete files that a later --resume would mistake for this run's."""
         self.args.output_dir.mkdir(parents=True, exist_ok=True)
         if not self.args.resume and not self.args.test_only:
             self.metrics_file.unlink(missing_ok=True)
@@ -176,7 +176,7 @@ class Experiment:
         return prepare_data(self.args)
 
     def _known_card(self) -> ModelCard | None:
-        """Of the weights that there are already."""
+        """The card of existing weights."""
         if self.given is not None or not self.args.test_only:
             return self.given.card if self.given is not None else None
         return self._load(self._weights_file(self.args.rows[0]), refined=False).card
@@ -195,7 +195,7 @@ class Experiment:
         )
 
     def _categories(self, root: Path | Parts, raw: bool) -> Categories | None:
-        """Those that the model is trained for, of which the validation part may lack some."""
+        """The categories that the model is trained for; the validation part may lack some."""
         if not self.args.test_only:
             return self.train_data.categories
         return distributed.on_main(lambda: read_categories(root, raw_category_ids=raw))
@@ -232,10 +232,10 @@ class Experiment:
         )
 
     def _fit_classes(self, model: MaskRCNN) -> MaskRCNN:
-        """With new predictors, if they are to be trained for other classes.
+        """The model, with new predictors if the classes differ and the predictors will be trained.
 
         Raises:
-            SystemExit: they are not to be trained.
+            SystemExit: the classes differ and the predictors will not be trained.
         """
         wanted, names = self.val_data.num_classes, self.val_data.class_names
         card = model.card
@@ -376,7 +376,7 @@ class Experiment:
         return path
 
     def report(self, models: dict[str, nn.Module], start: float) -> None:
-        """Table, results and picture of what there is."""
+        """Write the table, the results and the picture of the given models."""
         picture = None
         *others, last = models
         if "huddled" in self.splits and BASE in others:

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Measures the error of the pooled tensor in units in the last place, beside torchvision's.
+"""Measures the error of the pooled tensor in units in the last place, and torchvision's error.
 
     python scripts/accuracy.py                     a table in Markdown
     python scripts/accuracy.py --json rows.json --device cuda
 
-An error is the distance from the reference in float64 (`sa_roi_align_reference`) on the same
-inputs, divided by the spacing of the result's dtype there; a correctly rounded result has at most
-0.5. Features and probability maps are positive, so every sum is well conditioned (condition number
-1). Boxes are inside the feature map and exact in float16: torchvision's kernels need boxes in the
-dtype of the features. The ways of reading are those that layout, number of channels and number of
-boxes choose.
+An error is the distance from the float64 reference (`sa_roi_align_reference`) on the same inputs,
+divided by the spacing of the result's dtype at that value; a correctly rounded result has an error
+of at most 0.5. Features and probability maps are positive, so every sum is well conditioned
+(condition number 1). Boxes are inside the feature map and exact in float16, because torchvision's
+kernels need boxes in the dtype of the features. The cases cover the readers that layout, number of
+channels and number of boxes select.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def measure(reading: Reading, dtype: torch.dtype, device: str, repeats: int) -> 
 
 
 def worst(rows: list[Row]) -> list[Row]:
-    """Of all ways of reading: the largest maximum and the largest RMS."""
+    """The largest maximum and the largest RMS over all readers."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.dtype, row.operator), []).append(row)
@@ -161,7 +161,7 @@ def main() -> None:
         "--repeats", type=int, default=3, help="random inputs per row; default: %(default)s"
     )
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the rows, and where they were made"
+        "--json", type=Path, metavar="FILE", help="write the rows and a description of the machine"
     )
     arguments = parser.parse_args()
     on_cpu = arguments.device == "cpu"

@@ -3,9 +3,10 @@
 
     python scripts/check_fat_binary.py dist/shape_roi_align-0.2.0-py3-none-manylinux_2_28_x86_64.whl
 
-Wanted are those of --architectures, else of TORCH_CUDA_ARCH_LIST, else of setup.py. Needs
-cuobjdump: of a CUDA toolkit, or of triton, which comes with torch. Exit status 1: machine code or
-PTX is missing, in some modules or in all, or is there and not wanted. Prints what each costs.
+The architectures come from --architectures, else from TORCH_CUDA_ARCH_LIST, else from setup.py.
+Needs cuobjdump, from a CUDA toolkit or from triton, which comes with torch. Exit status 1: machine
+code or PTX is missing in some or all modules, or is present but not wanted. Prints the bytes of
+each architecture.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def find_cuobjdump() -> str:
 
 
 def parse_listing(listing: str) -> dict[str, Counter[str]]:
-    """Modules of each architecture, ``{"cubin": {"sm_90": 4}, "ptx": {}}``, in the output of
-    ``cuobjdump --list-elf --list-ptx``."""
+    """Number of modules per architecture, ``{"cubin": {"sm_90": 4}, "ptx": {}}``, from the output
+    of ``cuobjdump --list-elf --list-ptx``."""
     found: dict[str, Counter[str]] = {"cubin": Counter(), "ptx": Counter()}
     for architecture, kind in re.findall(r"\.(sm_\w+)\.(cubin|ptx)\s*$", listing, re.MULTILINE):
         found[kind][architecture] += 1
@@ -59,7 +60,7 @@ def parse_listing(listing: str) -> dict[str, Counter[str]]:
 
 
 def sizes(library: bytes) -> Counter[str]:
-    """Bytes in the library, compressed as they are, of each architecture: ``{"sm_90": 400000}``,
+    """Compressed bytes of each architecture in the library: ``{"sm_90": 400000}``, with the key
     ``"sm_120 PTX"`` for intermediate code. The header of an entry: kind (16 bits), version (16),
     size of the header (32), size of the content (64), and at byte 28 the architecture (32)."""
     found: Counter[str] = Counter()

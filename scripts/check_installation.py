@@ -1,7 +1,7 @@
 """Checks an installed shape-roi-align, on every device.
 
 The kernels must agree with the reference, pass torch's checks of operators, compile, have
-derivatives under transforms, and replace torchvision's if it is there.
+derivatives under transforms, and replace torchvision's layers if torchvision is installed.
 
 Needs only torch, NumPy and the package. Run it outside the source tree, so that Python imports the
 installed package. Also checks CUDA if there is a GPU and the CUDA kernels were built.
@@ -38,7 +38,8 @@ def check(device: torch.device) -> None:
     expected = module(features, boxes, maps)
     torch.testing.assert_close(compiled(features, boxes, maps), expected)
 
-    # The rules of derivatives use private names of torch. The operator is linear in features.
+    # Tested because the derivative rules use private names of torch. The operator is linear in
+    # features.
     def pool(x: Tensor) -> Tensor:
         return module(x, boxes, maps)
 
@@ -53,7 +54,7 @@ def check(device: torch.device) -> None:
 
 
 def check_pictures() -> None:
-    """The weights of pixels that pictures show are those of the operator."""
+    """Checks that the pixel weights drawn by ``visualize`` equal the operator's."""
     view = visualize.BoxView((1, 2, 7, 9), 10, 11, (3, 2), prob_map=np.full((4, 5), 0.5))
     np.testing.assert_allclose(visualize.pixel_weights(view).sum(), 6 * 0.5)
 

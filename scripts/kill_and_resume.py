@@ -5,8 +5,9 @@
 The training is `train_mrrcnn.py --quick` on the CPU, with a checkpoint every second iteration: its
 data, three models, their scores and the picture. Each attempt is a fork of this process, which has
 imported torch and computed nothing. SIGKILL ends an attempt after a random time; in half of the
-attempts, at a random time after a file begins to be written. An attempt that is not killed ends a
-run. Weights and detections are compared byte by byte, metrics and scores value by value.
+attempts, the time counts from the moment when a file begins to be written. A run is complete when
+an attempt ends without being killed. Weights and detections are compared byte by byte, metrics and
+scores value by value.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def start(folder: Path) -> int:
 def has_ended(process: int, folder: Path) -> bool:
     """
     Raises:
-        RuntimeError: it has failed; the message holds its output.
+        RuntimeError: the process has failed; the message holds its output.
     """
     found, status = os.waitpid(process, os.WNOHANG)
     if found and status:
@@ -94,11 +95,11 @@ def run_whole(folder: Path) -> float:
 
 
 def kill_once(folder: Path, delay: float, in_writing: float | None) -> dict[str, Any] | None:
-    """Starts an attempt and kills it. Returns None if it ends before.
+    """Starts an attempt and kills it. Returns None if the attempt ends before the kill.
 
     Args:
         delay: seconds before the kill, or before waiting for a file that is being written.
-        in_writing: seconds from that file to the kill; None kills after ``delay``.
+        in_writing: seconds from the start of that writing to the kill; None kills after ``delay``.
     """
     process = start(folder)
     begin = time.perf_counter()
@@ -196,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--kills", type=int, default=100, help="attempts to kill; default: %(default)s"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of kill times; default: %(default)s")
     parser.add_argument(
         "--record",
         type=Path,

@@ -5,10 +5,10 @@
     g++ -Lbuild/link-stubs -shared -Wl,--exclude-libs,ALL ...
 
 Object files name symbols without versions; the linker takes the newest version that a shared
-library offers. The libraries of this folder have no code: they offer the symbols of this machine's
-libraries, none in a version after the ones asked for. Symbols that are newer altogether come from
-libstdc++.a, as in the GCC of the manylinux images, and stay hidden. Anything else that is newer is
-an undefined symbol, an error with ``-Wl,-z,defs``.
+library offers. The libraries in this folder have no code. They offer the symbols of this machine's
+libraries, but no version newer than requested. Symbols that have only newer versions come from
+libstdc++.a, as in the GCC of the manylinux images, and stay hidden. All other newer symbols are
+undefined, which is an error with ``-Wl,-z,defs``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import NamedTuple
 # The newest that manylinux_2_28 allows: auditwheel's policies.
 NEWEST = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 24), "CXXABI": (1, 3, 11)}
 
-# glibc 2.32 to 2.34 moved these libraries into libc.so.6, whose symbols have a new version there.
+# glibc 2.32 to 2.34 moved these libraries into libc.so.6, where their symbols have a new version.
 MOVED = {"libdl.so.2": ("dl",), "librt.so.1": ("shm_", "mq_", "timer_", "aio_", "lio_")}
 MOVED["libpthread.so.0"] = ("pthread_", "sem_", "__pthread_")
 AFTER_MOVE = (2, 32)
@@ -69,8 +69,8 @@ def parse_version(text: str) -> Version:
 
 
 def choose(symbols: list[Symbol], newest: Mapping[str, Version]) -> dict[str, list[Symbol]]:
-    """The newest permitted version of each symbol, by the library that had it: "" is the one that
-    was read."""
+    """The newest permitted version of each symbol, by the library that offered the symbol then; ""
+    is the library that was read."""
     versions: dict[str, list[Symbol]] = defaultdict(list)
     for symbol in symbols:
         versions[symbol.name].append(symbol)

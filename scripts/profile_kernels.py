@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument(
         "--times",
         action="store_true",
-        help="print kernel times from torch.profiler; not inside ncu",
+        help="print kernel times from torch.profiler; does not work inside ncu",
     )
     arguments = parser.parse_args()
     case = next(case for case in SINGLE_LEVEL if case.name == arguments.case)

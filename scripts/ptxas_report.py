@@ -3,9 +3,9 @@
 
     nvcc -Xptxas -v ... 2>&1 | python scripts/ptxas_report.py [--update]
 
-Exit status 1: a kernel spills registers, or takes more registers, stack or shared memory than in
-ptxas_baseline.tsv. Registers may grow by a granule of 8, because compilers differ. --update writes
-the baseline first.
+Exit status 1: a kernel spills registers, or uses more registers, stack or shared memory than
+ptxas_baseline.tsv lists. Registers may grow by one allocation unit of 8, because compilers differ.
+--update writes the baseline first.
 """
 
 from __future__ import annotations

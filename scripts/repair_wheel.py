@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Checks that a wheel runs on every Linux that torch's own wheels serve, and tags it so.
+"""Checks that a wheel runs on every Linux that torch's wheels support, and tags the wheel so.
 
     python scripts/repair_wheel.py build/release/NAME-linux_x86_64.whl dist
 
 Needs auditwheel and patchelf. auditwheel fails if a symbol is newer than the tag allows. Nothing is
-bundled: torch's libraries are those of the torch that imports the package. Symbol tables are
-stripped, the archive is written as scripts/reproducible.py does.
+bundled: at run time the package uses the libraries of the installed torch. Symbol tables are
+stripped, and the archive is made reproducible by scripts/reproducible.py.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 
     SOURCE_DATE_EPOCH=1700000000 python scripts/reproducible.py dist/*.whl dist/*.tar.gz
 
-Names are sorted, all dates are SOURCE_DATE_EPOCH (seconds; default: 1980-01-01), files belong to
-nobody and have mode 644, or 755 if they were executable. The compressed bytes still depend on the
-zlib of this Python.
+Names are sorted, all dates are SOURCE_DATE_EPOCH (seconds; default: 1980-01-01), owners are
+removed, and modes are 644, or 755 for executables. The compressed bytes still depend on the zlib of
+this Python.
 """
 
 from __future__ import annotations

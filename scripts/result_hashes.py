@@ -4,10 +4,10 @@
     python scripts/result_hashes.py --output torch-2.10.json
     python scripts/result_hashes.py --compare torch-2.10.json
 
-200 random calls for each instruction set of this processor, forward and backward, of every dtype,
-layout and option. Inputs are made by integer arithmetic in this file, so they do not depend on a
-random number generator of torch or NumPy. --compare exits with 1 where a hash differs; instruction
-sets of only one of the two are named.
+Runs 200 random calls for each instruction set of this processor, forward and backward, of every
+dtype, layout and option. Inputs come from integer arithmetic in this file, so they do not depend on
+the random number generators of torch or NumPy. --compare exits with 1 if a hash differs, and lists
+instruction sets that only one of the two files has.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Numbers:
         self.state = seed
 
     def integer(self, low: int, high: int) -> int:
-        """Of [low, high]."""
+        """An integer in [low, high]."""
         self.state = (6364136223846793005 * self.state + 1442695040888963407) % 2**64
         return low + (self.state >> 33) % (high - low + 1)
 
@@ -94,7 +94,7 @@ def hashes_of_this_process() -> list[str]:
 
 
 def hashes_of(instruction_set: str) -> list[str] | None:
-    """None where the processor lacks it."""
+    """None if the processor does not support the instruction set."""
     process = subprocess.run(
         [sys.executable, __file__, "--this-process"],
         env=os.environ | {"SHAPE_ROI_ALIGN_CPU_CAPABILITY": instruction_set},

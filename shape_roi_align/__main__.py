@@ -70,7 +70,7 @@ def _gpus() -> list[str]:
 
 
 def facts() -> list[tuple[str, str]]:
-    """Pairs of a name and what is so here: versions, build, what is loaded, machine."""
+    """(name, value) pairs: versions, build, loaded libraries, machine."""
     built = build_info()
     driver = driver_version()
     knobs = {k: v for k, v in sorted(os.environ.items()) if k.startswith("SHAPE_ROI_ALIGN_")}
@@ -106,7 +106,7 @@ def _case(device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def _outputs(operator: Callable[..., Any], inputs: list[torch.Tensor]) -> list:
-    """The output and its gradients by ``inputs``."""
+    """The output and its gradients with respect to ``inputs``."""
     leaves = [t.detach().requires_grad_() for t in inputs]
     out = operator(*leaves, (3, 2), 0.9, 2, True)
     upstream = (torch.arange(out.numel()).reshape(out.shape) % 7 / 4).to(out)
@@ -125,7 +125,7 @@ def check(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float
 
 
 def devices() -> list[torch.device]:
-    """Those with kernels."""
+    """The devices that have kernels."""
     found = [torch.device("cpu")]
     if torch.cuda.is_available() and _library.has_cuda_operators():
         found += [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
@@ -133,14 +133,14 @@ def devices() -> list[torch.device]:
 
 
 def run_checks() -> bool:
-    """Prints a line per device and dtype. Whether all agree with the reference."""
+    """Prints a line per device and dtype. Returns whether all agree with the reference."""
     good = True
     for device in devices():
         for dtype, tolerance in TOLERANCES.items():
             label = f"check {device} {str(dtype).removeprefix('torch.')}"
             try:
                 errors = dict(check(device, dtype))
-            except Exception as error:  # the report goes on with the other devices
+            except Exception as error:  # continue with the other devices
                 errors, verdict = {}, f"failed: {type(error).__name__}: {error}"
             else:
                 wrong = [name for name, error in errors.items() if not error <= tolerance]

@@ -1,7 +1,8 @@
-"""Means of masks over the cells of grids: exact areas, fractional borders included.
+"""Means of masks over grid cells, by exact area: a cell border may cut a pixel.
 
-Pixel i covers [i, i + 1] along an axis. The mean over a cell is the sum of the pixels times the
-part of the cell that each covers. That is separable: rows @ window @ columns^T for each object.
+Pixel i covers [i, i + 1] along an axis. The mean over a cell is the sum of the pixel values, each
+times the fraction of the cell that the pixel covers. The sum is separable: rows @ window @
+columns^T for each object.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from torch import Tensor
 
 from ._mask_sources import MaskSource
 
-CHUNK_BYTES = 1 << 24  # of windows and their weights at a time; larger objects come one at a time
+CHUNK_BYTES = 1 << 24  # windows and weights per chunk; a larger object is a chunk of its own
 
 
 @dataclass
 class Axis:
     """One axis of the grids of K objects, and the pixels that their cells read. On the host."""
 
-    offset: np.ndarray  # float64 [K] from the first pixel's low end to the first cell's, in pixels
+    offset: np.ndarray  # float64 [K] low edge of the first cell, in pixels from the first pixel's
     cell: np.ndarray  # float64 [K] length of a cell, in pixels
     cells: np.ndarray  # int64 [K]
     first: np.ndarray  # int64 [K] first pixel that is read
@@ -30,8 +31,8 @@ class Axis:
 
     @staticmethod
     def of_boxes(low: np.ndarray, high: np.ndarray, cells: int, limit: np.ndarray) -> Axis:
-        """Boxes cut into ``cells`` equal cells. Pixels outside [0, limit) are zero and not read,
-        nor are those of empty boxes and of boxes that are not finite."""
+        """Boxes divided into ``cells`` equal cells. Pixels outside [0, limit) count as zero and are
+        not read. Empty and non-finite boxes read no pixels."""
         good = np.isfinite(low) & np.isfinite(high) & (high > low)
         low, high = np.where(good, low, 0.0), np.where(good, high, 0.0)
         first = np.clip(np.floor(low), 0, limit).astype(np.int64)
@@ -45,7 +46,7 @@ class Axis:
         low: np.ndarray, high: np.ndarray, cells: int, limit: int
     ) -> tuple[Axis, np.ndarray]:
         """The cells that pixels [low, high) touch in one grid of ``cells`` cells over [0, limit],
-        and the first of them."""
+        and the index of the first such cell."""
         begin, end = low * cells // limit, -(-high * cells // limit)
         cell = limit / cells
         offset = begin * cell - low
@@ -57,13 +58,13 @@ class Axis:
         return Axis.of_grid(np.array([0]), np.array([limit]), cells, limit)[0]
 
     def weights(self, objects: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Part of each cell that each pixel covers: ``[B, most cells, most pixels]``."""
+        """Fraction of each cell that each pixel covers: ``[B, most cells, most pixels]``."""
         cells, pixels = int(self.cells[objects].max()), int(self.pixels[objects].max())
         cell = self.cell[objects, None]
-        ends = np.minimum(np.arange(cells + 1), self.cells[objects, None])  # cells beyond are empty
+        ends = np.minimum(np.arange(cells + 1), self.cells[objects, None])  # padding: empty cells
         edges = (self.offset[objects, None] + cell * ends) / cell
         places = np.minimum(np.arange(pixels + 1), self.pixels[objects, None]) / cell
-        # Both in cells. Float64 keeps a cell's weights at a sum of 1 far from the first cell.
+        # Both in units of a cell. In float64 a cell's weights sum to 1 even far from the first one.
         wide = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         edge, place = (torch.from_numpy(each).to(wide).to(device) for each in (edges, places))
         low = torch.maximum(edge[:, :-1, None], place[:, None, :-1])
@@ -72,8 +73,8 @@ class Axis:
 
 
 def groups(y: Axis, x: Axis, itemsize: int) -> Iterator[np.ndarray]:
-    """Objects with pixels, in groups of windows of like size: sides differ by less than a factor of
-    two, so at most 3/4 of a group's memory is padding."""
+    """Groups the objects that have pixels by window size. Within a group, sides differ by less than
+    a factor of two, so at most 3/4 of its memory is padding."""
     some = np.flatnonzero((y.pixels > 0) & (x.pixels > 0))
     sides = [np.ceil(np.log2(axis.pixels[some])) for axis in (y, x)]
     order = np.lexsort(sides)
@@ -111,8 +112,8 @@ def mean_over_cells(
 
 
 def mean_over_grid(masks: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Means of ``masks[B, Hm, Wm]`` over the cells of one grid of ``size``: ``[B, *size]``. Of bool
-    and uint8, every value but 0 is 1."""
+    """Means of ``masks[B, Hm, Wm]`` over the cells of one grid of ``size``: ``[B, *size]``. Nonzero
+    bool and uint8 values count as 1."""
     weights = [
         None
         if limit % cells == 0
@@ -129,7 +130,8 @@ def mean_over_grid(masks: Tensor, size: tuple[int, int], dtype: torch.dtype) -> 
 def _mean_over_grid(
     masks: Tensor, size: tuple[int, int], weights: list[Tensor | None], dtype: torch.dtype
 ) -> Tensor:
-    """``weights``: of either axis, ``[cells, pixels]``; None where the ratio is a whole number."""
+    """``weights``: ``[cells, pixels]`` for y and for x; None if a cell is a whole number of pixels
+    long."""
     if masks.dtype == torch.uint8:
         masks = masks != 0
     rows, columns = (limit // cells for cells, limit in zip(size, masks.shape[1:], strict=True))

@@ -69,7 +69,7 @@ def check_arguments(
     aligned: bool,
     map_aligned: bool | None,
 ) -> PoolArguments:
-    """The arguments of :func:`shape_roi_align.sa_roi_align` -> those of ``pool``."""
+    """The arguments of :func:`shape_roi_align.sa_roi_align` -> the arguments of ``pool``."""
     check_features(input)
     options = check_options(
         output_size, [check_scale(spatial_scale)], sampling_ratio, aligned, map_aligned

@@ -1,10 +1,10 @@
 """Derivatives of the operators: reverse mode, forward mode, any nesting of both.
 
-Each rule first calls the operator below autograd, in the caller's gradient modes, and then records
-the derivative of the result. An inner level of ``torch.func`` therefore runs as it does for
-PyTorch's own operators. ``torch.autograd.Function.apply`` alone would switch both modes off for
-inner levels. ``torch.library.register_autograd`` would too, and flattens and rebuilds every list of
-tensors, which costs more than a small call.
+Each rule first calls the operator below autograd, with reverse and forward mode as the caller set
+them, and then records the derivative of the result. Inner levels of ``torch.func`` therefore run as
+for PyTorch's own operators. ``torch.autograd.Function.apply`` alone would switch both modes off for
+inner levels. So would ``torch.library.register_autograd``, which also flattens and rebuilds every
+list of tensors; that costs more than a small call.
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ class _Backward(_Derivative):
         if of_box_gradient is not None:
             raise RuntimeError(
                 "sa_roi_align: double backward through the gradient of the boxes is not supported; "
-                "it is for features and prob_maps. Detach boxes or do not use their gradient, or "
-                "take second derivatives in forward mode: torch.func.jacfwd(torch.func.jacrev(f))."
+                "only features and prob_maps support it. Detach boxes or do not use their "
+                "gradient, or take second derivatives in forward mode: "
+                "torch.func.jacfwd(torch.func.jacrev(f))."
             )
         _, _, _, of_grad, of_rois, _, of_maps, *of_inputs = ctx.needs_input_grad
         grad_grad = grad_rois = grad_maps = None
@@ -132,9 +133,10 @@ class _Backward(_Derivative):
 
 
 def _record(function: Any, *args: Any) -> Any:
-    """``function.apply``. Under a transform, the dispatcher has unwrapped the outer levels: the
-    arguments are variables of one level, and PyTorch must be told so. Forward mode is off, because
-    the rules below attach tangents; the arguments are saved with theirs."""
+    """Calls ``function.apply``. Under a transform, the dispatcher has unwrapped the outer levels:
+    the arguments are variables of a single level, which the context manager tells PyTorch. Forward
+    mode is off, because the rules below attach the tangents of the results. The arguments are saved
+    with their tangents."""
     if not is_forward_mode():
         return function.apply(*args)
     with enable_single_level_autograd_function(), forward_ad._set_fwd_grad_enabled(False):
@@ -150,10 +152,10 @@ def _wanted_gradients(
     options: Options,
     output_mask: Sequence[bool],
 ) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
-    """The backward operator, with None for gradients that are not wanted."""
+    """The results of the backward operator, with None for gradients that are not wanted."""
     if torch.is_grad_enabled() or is_forward_mode():
         gradients = backward(grad, inputs, rois, levels, prob_maps, options, output_mask)
-    else:  # without the rule, which is Python and takes as long as a small call
+    else:  # skips the autograd rule: it is Python and takes as long as a small call
         with torch._C._AutoDispatchBelowAutograd():
             gradients = backward(grad, inputs, rois, levels, prob_maps, options, output_mask)
     grad_inputs, grad_maps, grad_rois = gradients
@@ -189,7 +191,7 @@ def _unpack_all(tensors: Iterable[Tensor]) -> tuple[list[Tensor], list[Tensor | 
 
 
 def make_dual(primal: Tensor, tangent: Tensor | None) -> Tensor:
-    """``primal`` with ``tangent`` in place of its own."""
+    """The dual tensor of ``primal`` and ``tangent``; ``primal`` itself if ``tangent`` is None."""
     return primal if tangent is None else torch._VF._make_dual(primal, tangent, level=_LEVEL)
 
 
@@ -204,8 +206,8 @@ def forward_tangent(
     prob_maps: Tensor | None,
     options: Options,
 ) -> Tensor | None:
-    """Tangent of the result, ``op(dF, P) + op(F, dP) + (d op / d rois) d rois``; None where no
-    argument has one. The last term comes from the reference and takes its memory."""
+    """Tangent of the result, ``op(dF, P) + op(F, dP) + (d op / d rois) d rois``; None if no
+    argument has a tangent. The last term is computed by the reference, with its memory use."""
     inputs, d_inputs = _unpack_all(inputs)
     prob_maps, d_maps = _unpack(prob_maps)
     primal_rois, d_rois = _unpack(rois)
@@ -229,9 +231,9 @@ def _backward_tangents(
     options: Options,
     output_mask: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Tangents of the gradients, in the order of ``output_mask``. The gradients of F and P are
-    bilinear, in (grad, P) and in (grad, F); that of the boxes is trilinear in (grad, F, P).
-    Tangents along the boxes come from the reference."""
+    """Tangents of the gradients, in the order of ``output_mask``. The gradient of F is bilinear in
+    (grad, P), the gradient of P is bilinear in (grad, F), and the gradient of the boxes is
+    trilinear in (grad, F, P). Tangents along the boxes are computed by the reference."""
     grad, d_grad = _unpack(grad)
     inputs, d_inputs = _unpack_all(inputs)
     prob_maps, d_maps = _unpack(prob_maps)
@@ -322,7 +324,7 @@ def record_forward(
     prob_maps: Tensor | None,
     options: Options,
 ) -> Tensor:
-    """``output``, computed below autograd, as a variable of the graph where one is recorded."""
+    """Records ``output``, which was computed below autograd, if a graph is being recorded."""
     if torch.is_grad_enabled() and _requires_grad(inputs, rois, prob_maps):
         return _record(_Forward, (output,), options, rois, levels, prob_maps, *inputs)
     return output

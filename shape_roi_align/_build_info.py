@@ -1,5 +1,5 @@
-"""Facts of the build, and the instruction set in use, as the library of the CPU operators tells
-them. Torch must be imported first: the library needs its symbols."""
+"""Build facts and the instruction set in use, read from the library of the CPU operators. Import
+torch first: the library needs torch's symbols."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def driver_obstacle(built: Version, driver: Version | None, torch_cuda: Version)
 
 def is_covered(capability: Version, architectures: str) -> bool | None:
     """Whether kernels built for ``architectures``, as in ``TORCH_CUDA_ARCH_LIST``, run on a GPU of
-    this compute capability; None where the list has words in it.
+    this compute capability; None if the list names architectures in words, such as "Hopper".
 
     Machine code runs on its own major version with the same minor version or a newer one, PTX on
     every newer GPU:

@@ -27,7 +27,7 @@ def _torch_version() -> tuple[int, int]:
 def _built_for() -> str:
     try:
         facts = build_info()
-    except OSError:  # the library that does not load is this one
+    except OSError:  # the library that failed to load is the one that holds the build facts
         return f"torch {_MINIMUM_TORCH[0]}.{_MINIMUM_TORCH[1]} or newer"
     return f"torch {facts['torch']} with CUDA {facts['cuda'] or None}"
 
@@ -49,7 +49,7 @@ def _find_obstacle(torch_cuda: str) -> str | None:
             "shape_roi_align was built without CUDA kernels. Build them: "
             "SHAPE_ROI_ALIGN_CUDA=1 pip install --no-build-isolation ."
         )
-    if not (built := build_info()["cuda"]):  # the library is of another build
+    if not (built := build_info()["cuda"]):  # the CUDA library is from another build
         return None
     return driver_obstacle(parse_version(built), driver_version(), parse_version(torch_cuda))
 
@@ -84,8 +84,8 @@ def _not_built() -> str:
 def load() -> None:
     """Loads the CPU operators and, if torch has CUDA, the CUDA operators.
 
-    Where these were not built or the driver is too old for them, calls on CUDA tensors raise
-    RuntimeError with the cause and the fix.
+    If the CUDA operators were not built, or the driver is too old for them, calls on CUDA tensors
+    raise RuntimeError with the cause and the fix.
     """
     global _obstacle
     if _torch_version() < _MINIMUM_TORCH:

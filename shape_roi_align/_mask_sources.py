@@ -1,5 +1,6 @@
-"""Where masks come from: stacks, label maps, run lengths. Each finds the boxes of its objects and
-cuts windows out of their masks, and none makes a stack of masks from what is not one."""
+"""Sources of masks: stacks, label maps, run lengths. Each source finds the boxes of its objects and
+cuts windows out of their masks. Label maps and run lengths are never expanded to stacks of whole
+masks."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from ._run_lengths import Runs
 
 LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-COPIED_PIXELS = 2048  # of a window on a CPU from which a copy is faster than to look pixels up
+COPIED_PIXELS = 2048  # per window; from here on, copying is faster than indexing on a CPU
 WIDE_UNSIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}  # few operators take them
 
 
@@ -20,16 +21,16 @@ class MaskSource(Protocol):
         """int64 ``[K, 2]`` on the CPU: height and width of the image of each object."""
 
     def boxes(self) -> Tensor:
-        """int64 ``[K, 4]`` x1, y1, x2, y2: of the nonzero pixels of each object, the last one plus
-        1; zeros where there are none."""
+        """int64 ``[K, 4]`` (x1, y1, x2, y2) around the nonzero pixels of each object; x2 and y2 are
+        the largest pixel + 1. Zeros for an empty mask."""
 
     def windows(self, objects: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-        """Masks ``[B, *size]`` of ``objects[B]`` from pixel ``top[B], left[B]`` on. What lies
-        outside the image is unspecified."""
+        """Windows ``[B, *size]`` of the masks of ``objects[B]``, whose first pixel is ``(top[B],
+        left[B])``. Values outside the image are unspecified."""
 
 
 class MaskStack:
-    """``masks[K, H, W]``, bool, uint8 or floating; of uint8, every value but 0 is 1."""
+    """``masks[K, H, W]``, bool, uint8 or floating. Nonzero uint8 values count as 1."""
 
     def __init__(self, masks: Tensor) -> None:
         self.masks = masks
@@ -48,8 +49,9 @@ class MaskStack:
 
 
 class LabelMaps:
-    """``labels[N, H, W]`` of integers. Object k is the pixels of image ``images[k]`` that hold
-    ``ids[k]``. Without ``ids``, every value above 0, in the order of images and values."""
+    """``labels[N, H, W]`` of integers. Object k consists of the pixels of image ``images[k]`` whose
+    label is ``ids[k]``. Without ``ids``, every label above 0 is an object; objects are ordered by
+    image, then by label."""
 
     def __init__(
         self, labels: Tensor, images: Tensor | None = None, ids: Tensor | None = None
@@ -65,7 +67,7 @@ class LabelMaps:
 
     def boxes(self) -> Tensor:
         if self._boxes is None:
-            raise ValueError("the boxes of chosen ids are the caller's")
+            raise ValueError("boxes() needs label maps without ids; with ids, the caller has boxes")
         return self._boxes
 
     def windows(self, objects: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
@@ -94,7 +96,7 @@ class RunLengthMasks:
     def windows(self, objects: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
         height, width = size
         chosen = torch.isin(self.owner, objects)
-        # One object may be in several windows: all pairs of a run and a window of its mask.
+        # An object may have several windows. Lists every pair of a run and a window of its object.
         order = torch.argsort(objects, stable=True)
         low, high = (
             torch.searchsorted(objects[order], self.owner[chosen], right=right)
@@ -108,7 +110,7 @@ class RunLengthMasks:
         x = self.column[run] - left[window]
         inside = (x >= 0) & (x < width)
         run, window, x = run[inside], window[inside], x[inside]
-        # +1 where a run begins and -1 where it ends, summed up along the column.
+        # +1 where a run begins and -1 where it ends; the cumulative sum is 1 inside the run.
         steps = torch.zeros(len(objects) * width * (height + 1), dtype=torch.int32, device=x.device)
         column = (window * width + x) * (height + 1)
         one = torch.ones_like(column, dtype=torch.int32)
@@ -140,7 +142,7 @@ def _cut(images: Tensor, index: Tensor, top: Tensor, left: Tensor, size: tuple[i
 
 
 def _any_nonzero(masks: Tensor, dim: int) -> Tensor:
-    """``masks.any(dim)``, an order of magnitude faster on CPUs: extrema are vectorised."""
+    """``masks.any(dim)`` by extrema, which PyTorch vectorises: ten times as fast on CPUs."""
     if masks.numel() == 0:
         return masks.any(dim).bool()
     if masks.dtype == torch.bool:
@@ -158,8 +160,8 @@ def _ends(some: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _find_objects(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Images ``[K]``, ids ``[K]`` and boxes ``[K, 4]`` of the values above 0, from the runs of
-    equal pixels along the rows: there are far fewer runs than pixels."""
+    """Images ``[K]``, ids ``[K]`` and boxes ``[K, 4]`` of the labels above 0. Works on runs of
+    equal pixels along rows, because there are far fewer runs than pixels."""
     num_images, height, width = labels.shape
     rows = labels.reshape(num_images * height, width)
     changes = rows[:, 1:] != rows[:, :-1]

@@ -7,8 +7,8 @@ from torch.autograd import forward_ad
 
 def is_forward_mode() -> bool:
     """Whether tensors may have tangents: in ``forward_ad.dual_level``, in a transform of
-    ``torch.func``, or where a graph is traced that enters one of them. Asking each tensor costs
-    more than a small call."""
+    ``torch.func``, or where a graph is traced that enters one of them. Avoids asking each tensor,
+    which costs more than a small call."""
     return (
         forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()

@@ -17,8 +17,9 @@ Pool = Callable[..., Tensor]  # of PoolArguments, spread
 def pool_and_reduce(
     pool: Pool, arguments: PoolArguments, reduction: str, return_weight_sum: bool
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """``pool`` on checked arguments. ``Tensor[K, C, PH, PW]``, and on request the sums of weights,
-    ``Tensor[K, PH, PW]``. ``pool`` averages or adds up; ``weighted_mean`` follows from two sums."""
+    """Calls ``pool`` on checked arguments and reduces. Returns ``Tensor[K, C, PH, PW]`` and, if
+    requested, the weight sums ``Tensor[K, PH, PW]``. ``pool`` computes means or sums;
+    ``weighted_mean`` is the quotient of two sums."""
     sums = arguments._replace(options=arguments.options._replace(average=False))
     if reduction == "weighted_mean":
         sums = _with_wide_maps(sums)
@@ -43,8 +44,9 @@ def _with_wide_maps(sums: PoolArguments) -> PoolArguments:
 
 
 def _weight_sums(pool: Pool, sums: PoolArguments) -> Tensor:
-    """Sum of p over the samples of each bin that read the features: the sum of a feature that is 1
-    everywhere. Its derivative by the boxes is 0. ``Tensor[K, PH, PW]``, float64 or float32."""
+    """Sum of p over the samples of each bin that read the features, computed by pooling feature
+    maps of ones. Its derivative with respect to the boxes is 0. ``Tensor[K, PH, PW]``, float64 or
+    float32."""
     ones = [
         torch.ones(
             (1, 1, *x.shape[2:]),
@@ -57,8 +59,7 @@ def _weight_sums(pool: Pool, sums: PoolArguments) -> Tensor:
 
 
 def _weighted_mean(pool: Pool, sums: PoolArguments, weights: Tensor) -> Tensor:
-    # Halves are upcast here: sums rounded to float16 overflow, or lose digits where weights are
-    # small.
+    # Halves are upcast: in float16, sums may overflow, or lose digits where weights are small.
     inputs = [x.to(weights.dtype) for x in sums.inputs]
     pooled = pool(*sums._replace(inputs=inputs))
     divisor = torch.where(weights == 0, inf, weights)[:, None]

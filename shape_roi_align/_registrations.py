@@ -85,8 +85,8 @@ def _fold_tensors(
     *,
     may_share_features: bool = True,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor | None]:
-    """Tensors of one call on ``B * K`` boxes that replaces ``B`` calls. It has ``B * N`` images, or
-    the N images of features that are not batched, if calls may share them."""
+    """The tensors of one call on ``B * K`` boxes that replaces ``B`` calls. The call has ``B * N``
+    images, or only N if the features are not batched and may be shared."""
     input_dims, rois_dim, levels_dim, maps_dim = in_dims
     if input_dims is None:
         input_dims = [None] * len(inputs)
@@ -122,7 +122,7 @@ def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *option
         rois,
         levels,
         prob_maps,
-        # The calls would add their gradients of features that they share.
+        # The gradient of shared features would be the sum over the B calls.
         may_share_features=not any(output_mask[:-2]),
     )
     grad = _fold(grad, in_dims[0], info.batch_size)
@@ -155,7 +155,7 @@ def _expose_batch(tensor: Tensor | None, level: int) -> tuple[Tensor | None, int
     if tensor is None:
         return None, None
     exposed = torch._remove_batch_dim(tensor, level, 0, 0)
-    # A tensor without that level has gained a dimension of size 0.
+    # A tensor that is not batched at `level` gains a dimension of size 0.
     return (tensor, None) if exposed.shape[0] == 0 else (exposed, 0)
 
 

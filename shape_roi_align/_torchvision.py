@@ -8,5 +8,5 @@ from . import modules
 
 
 class MultiScaleRoIAlign(modules.MultiScaleRoIAlign, torchvision.ops.MultiScaleRoIAlign):
-    """:class:`shape_roi_align.MultiScaleRoIAlign` for ``torchvision.models.detection``, which asks
-    for an instance of its own class. Arguments, results and errors are the same."""
+    """:class:`shape_roi_align.MultiScaleRoIAlign` for ``torchvision.models.detection``, which
+    requires an instance of torchvision's class. Arguments, results and errors are the same."""

@@ -26,7 +26,7 @@ def _to_int(value: Any) -> Any:
     """An int, or an integer of NumPy or a tensor of one integer, as int; None for anything else."""
     if isinstance(value, _INT):
         return value
-    if isinstance(value, (tuple, list)):  # torch.compile of torch 2.10 does not catch their error
+    if isinstance(value, (tuple, list)):  # torch.compile of 2.10 does not catch the TypeError
         return None
     try:
         return to_index(value)
@@ -224,8 +224,8 @@ def is_batch_index(index: Tensor, num_images: int) -> Tensor:
 
 
 def batch_index_error(rois: Tensor, num_images: int) -> IndexError | None:
-    """The error for the first batch index out of range. Reads data, so only for CPU tensors, and
-    none under ``torch.func.vmap``, which does not let data be read."""
+    """The error for the first batch index out of range. Reads data, so call it on CPU tensors only.
+    Returns None under ``torch.func.vmap``, which forbids reading data."""
     index = rois[:, 0]
     bad = ~is_batch_index(index, num_images)
     try:

@@ -73,8 +73,8 @@ def masks_to_prob_maps(
     Args:
         masks: one of
 
-            * Tensor[K, H, W], bool, uint8 or floating: one mask per object, of one image. Of uint8,
-              every nonzero value is 1.
+            * Tensor[K, H, W], bool, uint8 or floating: one mask per object, of one image. Nonzero
+              uint8 values count as 1.
             * Tensor[N, H, W] of wider integers: label maps of N images. 0 and negative values are
               background; ids may be sparse. Convert a uint8 label map with ``.int()``.
             * list of K dicts with ``size`` (height, width) and ``counts`` (str, bytes or list of
@@ -82,29 +82,34 @@ def masks_to_prob_maps(
 
         boxes (optional): in pixels of the masks. Tensor[K, 4] of (x1, y1, x2, y2), or for label
             maps Tensor[K, 5] of (image, x1, y1, x2, y2) or a list of N Tensor[L, 4]. None: the box
-            around the nonzero pixels of each object, x2 and y2 the largest pixel + 1 (torchvision's
-            ``masks_to_boxes`` ends one pixel before); (0, 0, 0, 0) for an empty mask.
-        size (int or (int, int)): height and width of the maps in cells. Default: 28, Mask R-CNN's
+            around the nonzero pixels of each object, with x2 and y2 the largest pixel + 1
+            (torchvision's ``masks_to_boxes`` returns the largest pixel); (0, 0, 0, 0) for an empty
+            mask.
+        size (int or (int, int)): height and width of the maps in cells. Default: 28, as in Mask
+            R-CNN
         matched (int Tensor[L], optional): with ``boxes`` [L, 4], index of the mask of each box.
             None: mask k belongs to box k.
-        ids (int Tensor[K]): value in the label map of each box's object. Required with ``boxes``
-            for label maps, and only there.
+        ids (int Tensor[K]): label of each box's object. Required for label maps with ``boxes``, an
+            error in all other cases.
 
     Returns:
         With ``boxes``, Tensor[K, size[0], size[1]], one map per box. Without, :class:`MaskObjects`
         ``(rois, prob_maps, ids)``: the objects of a label map in the order of images and ids, or
         every mask in the given order with image 0. float64 for float64 masks, else float32. On the
-        device of ``masks``; for run lengths on that of ``boxes``, or on the CPU.
+        device of ``masks``; for run lengths on the device of ``boxes``, or on the CPU without
+        boxes.
 
     Differentiable with respect to floating masks. Boxes are constants. Boxes that are empty or not
-    finite yield zeros. Beyond masks and result it takes about 16 MiB, or the memory of the largest
-    box, and some bytes per pixel of a label map without boxes; label maps and run lengths are never
-    turned into one mask per object. On CUDA it waits for the boxes.
+    finite yield zeros. Besides masks and result, a call uses about 16 MiB, or the memory of the
+    largest box if that is more, plus some bytes per pixel of a label map without boxes. Label maps
+    and run lengths are never expanded to one mask per object. On CUDA the call synchronises to read
+    the boxes.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: an argument of the wrong shape, size or device; masks and boxes that are not in
-            pairs; uint8 values that look like a label map; run lengths that are not COCO's.
+        ValueError: an argument of the wrong shape, size or device; different numbers of masks and
+            boxes without ``matched``; uint8 values that look like a label map; run lengths that are
+            not COCO's.
         IndexError: an image, or ``matched``, out of range.
 
     Example:

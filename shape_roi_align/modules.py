@@ -119,7 +119,7 @@ class _MultiScaleBase(nn.Module):
         canonical_level: int = 4,
         aligned: bool = False,
     ) -> None:
-        nn.Module.__init__(self)  # not torchvision's, the next class of _torchvision.py
+        nn.Module.__init__(self)  # skips torchvision's, the next class in _torchvision.py
         self.featmap_names = list(featmap_names)
         self.output_size = check_output_size(output_size)
         self.sampling_ratio = check_sampling_ratio(sampling_ratio)
@@ -160,7 +160,7 @@ class _MultiScaleBase(nn.Module):
 
 
 class _PyramidOptions(NamedTuple):
-    """What a multi-scale module holds. Its ``forward`` infers the scales from the images."""
+    """The options of a multi-scale module. ``forward`` infers the scales from the images."""
 
     featmap_names: list[str]
     canonical_scale: float
@@ -199,7 +199,7 @@ def _pool_pyramid(
     if len(features) > 1:
         finest, coarsest = -math.log2(scales[0]), -math.log2(scales[-1])
         # torchvision also counts octaves without a feature map, and returns zeros for boxes of
-        # levels beyond the last map. This pools them from the last map.
+        # levels beyond the last map. This library pools such boxes from the last map.
         num_levels = min(int(coarsest - finest) + 1, len(features))
         levels = assign_levels(
             rois, num_levels, int(finest), pyramid.canonical_scale, pyramid.canonical_level
@@ -222,12 +222,12 @@ class MultiScaleRoIAlign(_MultiScaleBase):
         sampling_ratio (int): sampling points per bin and direction; <= 0: adaptive.
         canonical_scale (int): box size, in image pixels, that is pooled from ``canonical_level``.
             Default: 224
-        canonical_level (int): its level, log2 of its stride (Feature Pyramid Networks,
-            arXiv:1612.03144, eq. 1). Default: 4
+        canonical_level (int): log2 of the stride of the map that pools boxes of ``canonical_scale``
+            (Feature Pyramid Networks, arXiv:1612.03144, eq. 1). Default: 4
         aligned (bool): as in :func:`roi_align`. Default: False
 
-    Made after torchvision is imported, it is also an instance of torchvision's class, which the
-    models of ``torchvision.models.detection`` ask for.
+    A module created after torchvision is imported is also an instance of torchvision's class, as
+    the models of ``torchvision.models.detection`` require.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> MultiScaleRoIAlign:
@@ -260,7 +260,7 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
     Args:
         map_aligned (bool, optional), reduction (str), return_weight_sum (bool): as in
             :func:`sa_roi_align`.
-        The others: as in :class:`MultiScaleRoIAlign`.
+        Other arguments: as in :class:`MultiScaleRoIAlign`.
 
     Example:
         >>> pool = MultiScaleSaRoIAlign(["p2", "p3"], output_size=7, sampling_ratio=2)

@@ -1,11 +1,12 @@
 """Translates the operator to standard ONNX operators, for ``torch.onnx.export(..., dynamo=True)``.
 
 With a fixed ``sampling_ratio`` r, ONNX RoiAlign at ``output_size * r`` with one sample per bin
-returns the samples. Times the interpolated probability map, averaged over r x r, they equal the
-operator up to rounding; RoiAlign-16 has the same border rule. The samples take r * r times the
-memory of the output. Uses operators of opset 18 and no custom ones. Computes in float32, or in
-float64 where features or boxes are float64, and casts to and from that type. Adaptive sampling is
-a ValueError. Needs onnxscript, as ``torch.onnx.export`` does::
+returns the samples. Multiplied by the interpolated probability map and averaged over r x r, the
+samples equal the operator's result up to rounding; RoiAlign-16 has the same border rule. The
+samples take r * r times the memory of the output. The translation uses operators of opset 18 and no
+custom ones. It computes in float32, or in float64 if features or boxes are float64, and casts to
+and from that type. Adaptive sampling raises ValueError. Needs onnxscript, as ``torch.onnx.export``
+does::
 
     torch.onnx.export(
         model, args, "model.onnx", dynamo=True,
@@ -113,8 +114,8 @@ def _translate(
 
 
 def _compute_type(feature: Any, rois: Any) -> Any:
-    """The type of all intermediate values: float64 where features or boxes have it, else float32.
-    RoiAlign wants one type, and coordinates in half precision would move samples."""
+    """The type of all intermediate values: float64 if features or boxes are float64, else float32.
+    RoiAlign requires one type for both, and coordinates in half precision would move samples."""
     from onnx_ir import DataType
 
     double = DataType.DOUBLE in (feature.dtype, rois.dtype)

@@ -88,8 +88,8 @@ def sa_roi_align(
             / output size)``. Default: -1
         aligned (bool): shift boxes by -0.5 feature pixels, so that pixel centres are at integers
             plus one half, and do not enlarge boxes smaller than one pixel. Default: False
-        map_aligned (bool, optional): map cells are pixels with centres at j + 0.5, which is how
-            Mask R-CNN's masks are trained; False is the paper's eq. 5 to the letter. None: same as
+        map_aligned (bool, optional): True: map cells are pixels with centres at j + 0.5, as in Mask
+            R-CNN's mask targets. False: centres are at j, exactly the paper's eq. 5. None: same as
             ``aligned``.
         reduction (str): of the terms ``f * p`` of a bin. "mean": divide their sum by the number of
             points (eq. 4). "sum": do not divide. "weighted_mean": divide by the sum of ``p`` over
@@ -100,14 +100,15 @@ def sa_roi_align(
 
     Returns:
         Tensor[K, C, output_size[0], output_size[1]]: dtype of ``input``; channels_last when
-        ``input`` is. With ``return_weight_sum``, a pair of it and a Tensor[K, output_size[0],
-        output_size[1]], float64 where ``input`` is, else float32.
+        ``input`` is. With ``return_weight_sum``, a pair: this tensor and the sums of ``p``,
+        Tensor[K, output_size[0], output_size[1]], float64 if ``input`` is float64, else float32.
 
     Differentiable with respect to ``input``, ``prob_maps`` and ``boxes`` (adaptive sampling counts
     are constants), in reverse and forward mode and in every nesting of ``torch.func``'s transforms.
-    Second derivatives by ``boxes`` need forward mode outside (``torch.func.hessian``); double
-    backward through their gradient raises RuntimeError. Tangents along ``boxes`` come from
-    :func:`sa_roi_align_reference` and take its memory. float16 and bfloat16 accumulate in float32.
+    Second derivatives with respect to ``boxes`` need forward mode outermost
+    (``torch.func.hessian``); double backward through the gradient of ``boxes`` raises RuntimeError.
+    Tangents along ``boxes`` are computed by :func:`sa_roi_align_reference`, with its memory use.
+    float16 and bfloat16 accumulate in float32.
     On the CPU, results are the same bit for bit for any number of threads. A box with a NaN or
     infinite coordinate yields zeros.
 
@@ -187,7 +188,7 @@ def pool(
             return pooled
         return record_forward(pooled, inputs, rois, levels, prob_maps, options)
     except RuntimeError:
-        # The stable ABI raises only RuntimeError, before torch 2.13 without the message.
+        # The stable ABI raises only RuntimeError; before torch 2.13 the message is lost.
         error = _explain_failure(device, rois, inputs[0].shape[0])
         if error is not None:
             raise error from None
@@ -205,7 +206,7 @@ def _pool_compiled(
     pooled = forward(inputs, rois, levels, prob_maps, options)
     if forward_ad._current_level < 0:
         return pooled
-    # Where no backend traces the graph again, the autograd rule does not see the graph's level.
+    # If no backend traces the graph again, the autograd rule does not see the graph's dual level.
     tangent = forward_tangent(inputs, rois, levels, prob_maps, options)
     return make_dual(forward_ad.unpack_dual(pooled).primal, tangent)
 

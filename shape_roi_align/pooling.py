@@ -17,9 +17,9 @@ from ._validation import check_features
 from .masks import as_label_map, check_mask_dtype
 
 METHODS = ("auto", "product", "sparse")
-CHUNK_BYTES = 1 << 26  # of masks on the features' grid at a time
-LARGE_GRID = 64 * 64  # pixels of a feature map from which adding up touched pixels pays
-CHANNELS_AT_A_TIME = 64  # that are converted or transposed together
+CHUNK_BYTES = 1 << 26  # masks per chunk, averaged to the features' grid
+LARGE_GRID = 64 * 64  # pixels of a feature map from which "sparse" is faster
+CHANNELS_AT_A_TIME = 64  # converted or transposed per block
 
 
 class LabelFeatures(NamedTuple):
@@ -54,16 +54,17 @@ def mask_pool(
             bfloat16, any memory format; a list or dict is a pyramid.
         masks: covering the same extent as the features; pad masks like the images. One of
 
-            * Tensor[N, Q, Hm, Wm], bool, uint8 or floating: Q masks per image. Of uint8, every
-              nonzero value is 1.
+            * Tensor[N, Q, Hm, Wm], bool, uint8 or floating: Q masks per image. Nonzero uint8 values
+              count as 1.
             * Tensor[N, Hm, Wm] of integers: a label map per image. 0 and negative values are
               background; ids may be sparse.
 
         levels ("all"): a pyramid gives one result per level. Default: "all"
-        method (str): "product" multiplies matrices, pixels x channels with masks x pixels. "sparse"
-            adds up the features of the pixels that each mask touches; label maps always take it,
-            from tight boxes. "auto" takes "sparse" on CPUs for bool and uint8 masks and
-            channels_last features of at least 64 x 64 pixels, else the product. Default: "auto"
+        method (str): "product" multiplies matrices, masks x pixels with pixels x channels. "sparse"
+            adds up the features of the pixels that each mask touches; label maps always use
+            "sparse", inside the tight box of each object. "auto" chooses "sparse" on CPUs for bool
+            and uint8 masks and channels_last features of at least 64 x 64 pixels, else "product".
+            Default: "auto"
 
     Returns:
         Tensor[N, Q, C] in the dtype of ``features``; for label maps :class:`LabelFeatures`
@@ -72,7 +73,7 @@ def mask_pool(
 
     Differentiable with respect to features and floating masks, in reverse and forward mode and any
     number of times. Gradients of and through empty masks are zero. float16 and bfloat16 are summed
-    in float32. On CUDA, "sparse" waits for the masks.
+    in float32. On CUDA, "sparse" synchronises to read the masks.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
@@ -137,8 +138,8 @@ def _pool_levels(maps: list[Tensor], masks: Tensor, method: str) -> list[Any]:
 
 
 def _prefers_sparse(features: Tensor, masks: Tensor) -> bool:
-    """On CPUs, where pixels can be added up as they lie, that beats the product unless masks are
-    dense; floating masks often have no zeros."""
+    """Whether "auto" chooses "sparse". On CPUs, adding up pixels in place is faster than the
+    product unless masks are dense; floating masks often have no zeros."""
     return (
         features.device.type == "cpu"
         and not masks.is_floating_point()
@@ -159,7 +160,7 @@ def _sum_dtype(features: Tensor) -> torch.dtype:
 
 
 def _zeros(features: Tensor, *size: int) -> Tensor:
-    """With zero gradients for ``features``."""
+    """Zeros that depend on ``features``, whose gradient is then zero."""
     return features.new_zeros(size) + features[..., :0].sum()
 
 
@@ -171,7 +172,7 @@ def _divide(sums: Tensor, totals: Tensor) -> Tensor:
 
 
 def _chunk_sizes(features: Tensor, masks: Tensor) -> tuple[int, int]:
-    """Images and masks at a time; several images come only with all of their masks."""
+    """Images and masks per chunk. A chunk of several images holds all masks of each."""
     pixels = features.shape[2] * features.shape[3]
     masks_at_a_time = max(1, CHUNK_BYTES // (pixels * _sum_dtype(features).itemsize))
     return max(1, masks_at_a_time // max(1, masks.shape[1])), masks_at_a_time
@@ -206,7 +207,7 @@ def _multiply(features: Tensor, masks: Tensor) -> Tensor:
 
 
 def _split(tensor: Tensor, size: int, dim: int) -> Sequence[Tensor]:
-    """``tensor.split``, which copies the gradient even of a single part."""
+    """``tensor.split``; a single part is returned as it is, because split copies its gradient."""
     return [tensor] if tensor.shape[dim] <= size else tensor.split(size, dim)
 
 

@@ -21,7 +21,7 @@ class Samples(NamedTuple):
 
     coordinate: Tensor  # [K, bins * S], feature pixels
     in_box: Tensor  # [K, bins * S], u or v: the position inside the box, in (0, 1)
-    weight: Tensor  # [K, bins * S], 1 / count (1 in sums) for a sample that reads the map, else 0
+    weight: Tensor  # [K, bins * S], 1 / count (1 in sums); 0 for padding and outside [-1, size]
 
 
 def sa_roi_align_reference(
@@ -125,7 +125,7 @@ def samples_of_boxes(
     rois: Tensor, height: int, width: int, spatial_scale: float, options: Options
 ) -> tuple[Tensor, Samples, Samples]:
     """Whether each box can be pooled, ``bool[K]``, and its samples along y and x, on a feature map
-    of ``height`` x ``width``. ``rois[K, 5]``: any number, x1, y1, x2, y2."""
+    of ``height`` x ``width``. ``rois[K, 5]``: (ignored, x1, y1, x2, y2)."""
     offset = 0.5 if options.aligned else 0.0
     edges = rois[:, 1:] * spatial_scale - offset
     extents = edges[:, 2:] - edges[:, :2]
@@ -159,7 +159,7 @@ def samples_of_boxes(
 
 def output_memory_format(inputs: Sequence[Tensor]) -> torch.memory_format:
     """channels_last if every feature map is channels_last and not contiguous, else contiguous.
-    Contiguous for tensors batched by ``torch.func.vmap``, which does not tell the format."""
+    Contiguous for tensors batched by ``torch.func.vmap``, which hides the format."""
     for x in inputs:
         try:
             if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
@@ -213,8 +213,8 @@ def _sample_axis(
 
 
 def _largest(count: Tensor) -> int:
-    """The largest sample count, at least 0, of all calls that ``torch.func.vmap`` batches. It does
-    not let batched tensors be read."""
+    """The largest sample count, at least 0, of all calls that ``torch.func.vmap`` batches. Unwraps
+    ``count``, because vmap forbids reading batched tensors."""
     while torch._C._functorch.is_functorch_wrapped_tensor(count):
         count = torch._C._functorch.get_unwrapped(count)
     return max(int(count.max()), 0)

@@ -1,4 +1,4 @@
-"""Pictures of what the operator reads of a box: the reference's samples, the kernels' weights.
+"""Draws what the operator reads from a box: the reference's samples, the kernels' pixel weights.
 
 Needs matplotlib: ``pip install "shape-roi-align[plot]"``. Coordinates are feature pixels: pixel i
 has its centre at i, and the image is stretched over the feature map.
@@ -139,7 +139,7 @@ def draw_box(
             or integers in [0, 255].
         box (4 floats): x1, y1, x2, y2 in image pixels.
         prob_map (Tensor or array [Mh, Mw], optional): the probability map of the box, in [0, 1].
-        The others: as in :func:`shape_roi_align.sa_roi_align`.
+        Other arguments: as in :func:`shape_roi_align.sa_roi_align`.
 
     Returns:
         matplotlib.figure.Figure: to show or to save with ``savefig``.
@@ -185,7 +185,7 @@ def draw_box(
     axes[1].imshow(shown, extent=(left, right, bottom, top), alpha=0.6, vmin=0, vmax=1)
     weights = pixel_weights(view)
     axes[2].imshow(np.ma.masked_equal(weights, 0), cmap="magma", alpha=0.8, **background)
-    for axis in axes[:3]:  # an image moves the limits to its own
+    for axis in axes[:3]:  # imshow has reset the limits
         axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     _show(axes[3], pooled[0].movedim(0, 2).numpy())
     titles = ("sampling points and map", "map", "weight of each pixel", "pooled bins")

@@ -14,7 +14,7 @@
 
 namespace shape_roi_align::cpu {
 
-// Some channels of some pixel rows of one image, and the boxes of that image.
+// A range of channels and of pixel rows of one image, and the boxes of that image.
 struct Band {
   int32_t level;
   int64_t image;
@@ -25,7 +25,8 @@ struct Band {
   size_t end;
 };
 
-// Rows of a band whose taps fit the cache. taps: of all boxes of the image. most: rows wanted.
+// Pixel rows per band such that the band's taps fit the cache. taps: of all boxes of the image.
+// most: rows wanted.
 inline int32_t rows_of_taps(const FeatureMap& gradient, double taps, int64_t most) {
   constexpr double kTapsOfBand = 1 << 16;  // 2 to 3 MB, if boxes are spread evenly
   constexpr int64_t kMaxPixels = 1 << 30;  // of a band; counted in 32 bits
@@ -34,9 +35,9 @@ inline int32_t rows_of_taps(const FeatureMap& gradient, double taps, int64_t mos
       std::max(std::min(kTapsOfBand * gradient.height / (taps + 1), most_rows), 1.0));
 }
 
-// Rows of a band that is added up in the cache. Each band makes the taps of its boxes anew, so
-// bands are as tall as the cache and the number of threads allow, and not below kFewestRows for
-// more threads.
+// Pixel rows per band such that the band's accumulators stay in the cache. Each band recomputes the
+// taps of its boxes, so bands are as tall as the cache and the number of threads allow. More
+// threads do not make bands lower than kFewestRows.
 template <typename T>
 int32_t rows_of_row_sums(const Params& params, const FeatureMap& gradient, int64_t most) {
   constexpr int64_t kBandBytes = 1 << 20;
@@ -46,12 +47,12 @@ int32_t rows_of_row_sums(const Params& params, const FeatureMap& gradient, int64
   return static_cast<int32_t>(std::clamp<int64_t>(rows, 1, gradient.height));
 }
 
-// The bands cover all gradients whose data is not null.
+// Divides all gradients whose data is not null into bands.
 template <typename T, typename coord_t>
 std::vector<Band> plan_bands(
     const Params& params, const FeatureGradients& gradients, BoxSpan<coord_t> boxes) {
   constexpr int32_t kMaxRows = 16;
-  constexpr int64_t kBandsPerThread = 4;  // bounds the time for which threads wait for the last one
+  constexpr int64_t kBandsPerThread = 4;  // bounds the idle time of threads at the end
   int64_t total_rows = 0;
   for (int32_t level = 0; level < params.num_levels; ++level) {
     if (gradients.levels[level].data != nullptr) {
@@ -61,7 +62,7 @@ std::vector<Band> plan_bands(
   const int64_t wanted = kBandsPerThread * static_cast<int64_t>(torch::stable::get_num_threads());
   const int64_t rows_per_band = std::clamp<int64_t>(total_rows / wanted, 4, kMaxRows);
   const int64_t num_bands = std::max<int64_t>(total_rows / rows_per_band, 1);
-  const int64_t fewest_channels = 4 * kernels<T>().lanes;  // each band builds all of its taps
+  const int64_t fewest_channels = 4 * kernels<T>().lanes;  // amortises building a band's taps
   const int64_t channels_per_band = std::max(
       params.channels * num_bands / wanted / fewest_channels * fewest_channels, fewest_channels);
 

@@ -1,4 +1,4 @@
-// Gradients of probability maps and boxes on their way to memory.
+// Writes the gradients of probability maps and boxes to memory.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace shape_roi_align::cpu {
 
-// d(loss)/d(sample coordinate) summed over samples, and the same weighted by their u or v.
+// Sums over samples of d(loss)/d(sample coordinate), unweighted and weighted by u or v.
 template <typename T>
 struct AxisGradient {
   T sum = 0;
@@ -23,7 +23,7 @@ struct AxisGradient {
 
 class BoxGradientWriter {
  public:
-  // Both may be null: not asked for.
+  // A gradient that is not requested is null.
   BoxGradientWriter(const Params& params, void* grad_prob_maps, void* grad_rois)
       : params_(params), grad_prob_maps_(grad_prob_maps), grad_rois_(grad_rois) {}
 
@@ -73,7 +73,7 @@ class BoxGradientWriter {
   }
 
   // coordinate = edge1 * scale - offset + uv * extent, where extent = (edge2 - edge1) * scale
-  // unless the minimum size holds it fixed.
+  // unless the extent is fixed at the minimum size.
   template <typename T, typename roi_t>
   static void write_axis(
       const Axis<T>& axis, const AxisGradient<T>& gradient, T scale, roi_t* edge1, roi_t* edge2) {

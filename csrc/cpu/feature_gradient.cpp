@@ -1,7 +1,7 @@
-// Gradient of the features, in the gather form: every pixel collects what the bins send it and is
-// written once, zero or not. A work item owns some channels of a band of pixel rows of one image
-// and takes the boxes in a fixed order: there are no races, and the bits do not depend on the
-// number of threads.
+// Gradient of the features, in the gather form: every pixel adds up the gradients of the bins that
+// read it and is written once, even if zero. A work item owns some channels of a band of pixel rows
+// of one image and takes the boxes in a fixed order. There are no races, and results are the same
+// bit for bit for any number of threads.
 #include <cstring>
 #include <limits>
 
@@ -72,7 +72,7 @@ class BandGradient {
   }
 
  private:
-  // Bin rows of one box that reach into the band.
+  // Bin rows of one box that read the band.
   struct BinRows {
     int64_t box;  // k
     Range<int32_t> rows;
@@ -115,8 +115,8 @@ class BandGradient {
     taps_.assign(unsorted_taps_);
   }
 
-  // For box k, whose axes are in axes_. num_bins: bins of earlier boxes. Returns how many of the
-  // box's bins reach into the pixel rows of the band.
+  // axes_ must hold the axes of box k. num_bins: bins of earlier boxes. Returns how many bins of
+  // the box are in bin rows that read the band.
   int64_t collect_taps_of_box(Range<int32_t> band, int32_t width, int64_t k, int64_t num_bins) {
     const AxisTaps<coord_t>& y = axes_.y;
     const AxisTaps<coord_t>& x = axes_.x;

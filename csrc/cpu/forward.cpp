@@ -1,4 +1,4 @@
-// Forward: the taps of a box are merged once; then its channels stream through registers.
+// Forward: merges the taps of a box once, then applies them to its channels block by block.
 #include <cstring>
 
 #include "cpu/jobs.h"

@@ -10,7 +10,7 @@ namespace shape_roi_align::cpu {
 void forward(const Params& params, SortedBoxes boxes, const PooledTensor& output);
 
 // gradients.levels[l]: [N, C, H_l, W_l] of params.feature_type, all of it written. data is null for
-// a level whose gradient is not asked for.
+// a level whose gradient is not requested.
 void feature_gradient(
     const Params& params, const SortedBoxes& boxes, const PooledTensor& grad,
     const FeatureGradients& gradients);

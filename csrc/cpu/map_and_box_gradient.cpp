@@ -1,6 +1,6 @@
-// Gradients of the probability maps and of the boxes. Both are sums over channels, and both follow
-// from the same products <pixel, gradient of a bin>, one per tap. The channels are read once for
-// both; the rest is scalar work. One thread owns a box.
+// Gradients of the probability maps and of the boxes. Both are sums over channels and follow from
+// the same products <pixel, gradient of a bin>, one per tap. The channels are therefore read once;
+// the remaining work is scalar and independent of their number. One thread owns a box.
 #include "cpu/box_gradient_writer.h"
 #include "cpu/jobs.h"
 #include "cpu/layout/pooled_gradient.h"
@@ -37,7 +37,7 @@ class MapAndBoxGradient {
   }
 
  private:
-  // The products of a box, and how they are numbered.
+  // The products of a box, and the axes that define their numbering.
   struct Products {
     const BoxAxes<coord_t>& axes;
     const BoxTaps<acc_t>& taps;
@@ -57,7 +57,7 @@ class MapAndBoxGradient {
   std::vector<coord_t> prob_map_row_gradient_;  // [prob_map_width]: of one sample row
   std::vector<coord_t> of_bin_row_;             // products, [touched rows][entries of x]
   std::vector<coord_t> of_sample_row_;          // products interpolated along y, [entries of x]
-  std::vector<coord_t> slope_of_sample_row_;    // their derivative along y
+  std::vector<coord_t> slope_of_sample_row_;    // derivatives of the products along y
   AxisGradient<coord_t> along_y_;
   AxisGradient<coord_t> along_x_;
 
@@ -144,7 +144,7 @@ class MapAndBoxGradient {
            x.pixels.high_weight * entries[x.high_entry];
   }
 
-  // y: of the sample row, in the probability map.
+  // y: interpolation of the sample row in the probability map.
   void add_to_prob_map(const BoxAxes<coord_t>& axes, const Interpolation<coord_t>& y) {
     for (const AxisSample<coord_t>& x : axes.x.samples) {
       const coord_t gradient = axes.share * interpolate(x, of_sample_row_);

@@ -9,8 +9,8 @@
 
 namespace shape_roi_align::cpu {
 
-// Calls f(worker, i) for i in [0, n); each thread takes the next i when it is done. make_worker()
-// makes one worker per thread. Results must not depend on which worker gets which i.
+// Calls f(worker, i) for i in [0, n); a thread that has finished takes the next i. make_worker()
+// is called once per thread. Results must not depend on which worker gets which i.
 template <typename MakeWorker, typename F>
 void parallel_dynamic(int64_t n, MakeWorker make_worker, F f) {
   const int64_t threads = std::min<int64_t>(n, torch::stable::get_num_threads());

@@ -15,8 +15,9 @@
 namespace shape_roi_align {
 namespace {
 
-// Fresh memory costs one page fault per page, which takes longer than to compute the contents.
-// Allocators map tensors of this size anew. Where one reuses the memory, the advice stays with it.
+// New memory costs one page fault per page, which takes longer than computing the contents; huge
+// pages make the faults few. Allocators map new memory for tensors of this size. If an allocator
+// reuses the memory, the advice remains in force.
 void advise_huge_pages(const Tensor& tensor) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;

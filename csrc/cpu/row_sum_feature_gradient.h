@@ -1,6 +1,6 @@
-// Gradient of the features of a band of pixel rows, rows first: see readers/row_sums.h. The bin
-// rows, or sample rows, that a pixel row sends to are added up, weighted; its pixels then take
-// their columns from the sum. Boxes add to the band one after the other, in a fixed order.
+// Gradient of the features of a band of pixel rows, rows first: see readers/row_sums.h. For each
+// pixel row, the weighted gradients of the bin rows (or sample rows) that read it are added up; its
+// pixels then gather their columns from the sum. Boxes are added one by one, in a fixed order.
 #pragma once
 
 #include <algorithm>
@@ -61,14 +61,14 @@ class RowSumFeatureGradient {
   std::vector<acc_t> sum_;
   std::vector<acc_t> row_;
   std::vector<acc_t> bins_;     // [planes][bin rows][lanes of bins]
-  std::vector<acc_t> spread_;   // [planes][lanes of samples]: of the bin of each sample
+  std::vector<acc_t> spread_;   // [planes][lanes of samples]: gradient of each sample's bin
   std::vector<acc_t> samples_;  // [pixel rows][planes][lanes of samples]
 
   void add(const Box<coord_t>& box) {
     const bool has_map = params_.prob_maps != nullptr;
     taps_.assign(params_, box, layout_.interleaved, has_map, kernels_.lanes);
     const AxisTaps<coord_t>& y = taps_.axes().y;
-    // Pixel rows of the band, and bin rows, from the first to the last that the box touches.
+    // The pixel rows of the band, and the bin rows, between the first and the last touched.
     const auto first = std::lower_bound(y.touched.begin(), y.touched.end(), rows_.begin);
     const auto last = std::lower_bound(first, y.touched.end(), rows_.end);
     if (first == last || taps_.elements() == 0) {
@@ -107,7 +107,7 @@ class RowSumFeatureGradient {
         pool, from.data(), plane_stride, to, plane_size_, row_size_, taps_.elements());
   }
 
-  // With a map: gradients of samples are added up at the pixel rows that they read.
+  // With a probability map: adds the gradients of samples to the pixel rows that the samples read.
   void add_samples(const Box<coord_t>& box, Range<int32_t> pixel_rows, Range<int32_t> bin_rows) {
     const AxisTaps<coord_t>& y = taps_.axes().y;
     const int32_t lanes = taps_.lanes();

@@ -1,6 +1,6 @@
 // Gradients of one box's probability map and coordinates, rows first: see readers/row_sums.h. The
-// products <pixel row at the samples, gradient of their bins> are summed over channels first; the
-// rest is the same for all channels.
+// products <pixel row at the samples, gradient of their bins> are summed over channels first; all
+// later steps work on the sums.
 #pragma once
 
 #include <algorithm>
@@ -62,10 +62,10 @@ class RowSumMapAndBoxGradient {
   RowsAtSamples<T, coord_t> pixel_slopes_;
   SampleWeights<acc_t, coord_t> weights_;
   std::vector<acc_t> grad_bins_;       // [channels][lanes of bins]: of a bin row
-  std::vector<acc_t> grad_samples_;    // [channels][lanes]: of the bin of each sample
+  std::vector<acc_t> grad_samples_;    // [channels][lanes]: gradient of each sample's bin
   std::vector<acc_t> products_;        // [touched rows of the bin row][lanes]
-  std::vector<acc_t> slope_products_;  // the same of derivatives along x
-  // [lanes]: products of a row of samples, and their derivatives along y and x.
+  std::vector<acc_t> slope_products_;  // the same, of the derivatives along x
+  // [lanes]: products of a sample row, and their derivatives along y and x.
   std::vector<acc_t> of_sample_row_[3];
   std::vector<acc_t> grad_map_rows_;  // [prob_map_height][lanes]
   std::vector<acc_t> grad_map_;       // [prob_map_height][prob_map_width]
@@ -117,8 +117,8 @@ class RowSumMapAndBoxGradient {
     kernels_.add_products(grad_samples_.data(), pixels, channels_, lanes_, to);
   }
 
-  // Calls f(sample along y) for each row of samples of bin row ph, whose products are then in
-  // of_sample_row_.
+  // Calls f(sample along y) for each sample row of bin row ph. of_sample_row_ then holds the
+  // products of that sample row.
   template <typename F>
   void for_each_sample_row(int32_t ph, F f) {
     const AxisTaps<coord_t>& y = taps_.axes().y;

@@ -1,4 +1,4 @@
-// Which reader takes which boxes, and how their work is divided into items.
+// Assigns boxes to readers and divides the work into items.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -28,7 +28,7 @@ struct ReadBoxes {
 template <typename T, typename coord_t>
 class Scheduler {
  public:
-  // boxes: sorted. Those of an image may change their order.
+  // boxes: sorted. The scheduler may reorder the boxes of an image.
   Scheduler(const Job& job, std::vector<Box<coord_t>>& boxes) : job_(job), boxes_(boxes) {
     for (size_t begin = 0, end = 0; begin < boxes_.size(); begin = end) {
       end = end_of_image(BoxSpan<coord_t>(boxes_), begin);
@@ -40,8 +40,8 @@ class Scheduler {
     total_taps_ = taps_of(0, boxes_.size());
   }
 
-  // At least as many items as keep all threads busy: one per thread, or two where images differ in
-  // size.
+  // Enough items to keep all threads busy: at least one per thread, or two if images differ in
+  // their number of boxes.
   std::vector<WorkItem> items() const {
     const int64_t num_images = static_cast<int64_t>(images_.size());
     int64_t most_boxes = 0;
@@ -77,8 +77,8 @@ class Scheduler {
     return std::accumulate(taps_.begin() + begin, taps_.begin() + end, 0.0);
   }
 
-  // For the boxes [begin, end) of an image: one reader for all of them, or for each the reader that
-  // reads it alone at the lowest cost, whichever costs less in total.
+  // For the boxes [begin, end) of an image: either one reader for all boxes, or for each box the
+  // reader that is cheapest for that box alone, whichever costs less in total.
   void choose_readers(size_t begin, size_t end) {
     const FeatureMap& feature_map = job_.feature_map(boxes_[begin].level);
     std::array<bool, kNum> can_read;
@@ -134,7 +134,7 @@ class Scheduler {
     }
   }
 
-  // chosen: reader of each box from `begin` on. Keeps the order of the boxes of a reader.
+  // chosen: reader of each box from `begin` on. Stable: boxes of one reader keep their order.
   void sort_by_reader(size_t begin, const std::vector<size_t>& chosen) {
     const auto first = boxes_.begin() + begin;
     const std::vector<Box<coord_t>> in_order(first, first + chosen.size());
@@ -152,8 +152,8 @@ class Scheduler {
     }
   }
 
-  // Items that divide the channels of a box build its taps again; items that divide the boxes of an
-  // image read shared pixels again.
+  // Dividing the channels of a box repeats the building of its taps; dividing the boxes of an image
+  // repeats the reading of shared pixels.
   template <typename Reader>
   void add_items(const ReadBoxes& image, int64_t parts, std::vector<WorkItem>& items) const {
     const BoxSpan<coord_t> boxes = span(image.begin, image.end);
@@ -188,7 +188,7 @@ class Scheduler {
   }
 };
 
-// boxes: sorted. Those of an image may change their order.
+// boxes: sorted. The boxes of an image may be reordered.
 template <typename T, typename coord_t>
 std::vector<WorkItem> schedule(const Job& job, std::vector<Box<coord_t>>& boxes) {
   return Scheduler<T, coord_t>(job, boxes).items();

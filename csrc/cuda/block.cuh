@@ -1,4 +1,4 @@
-// Warps, lanes and channels: how the threads of a block divide the work.
+// How the threads of a block divide the work: warps, lanes and channels.
 //
 // Blocks consist of whole warps. Where channels are innermost in memory, a warp has channels in the
 // lanes: its lanes serve neighbouring channels. Elsewhere it has bins in the lanes: its lanes serve
@@ -14,13 +14,13 @@ constexpr int32_t kMaxThreads = 256;
 constexpr int32_t kTeam = 8;             // lanes that serve a bin of few taps; divides kWarp
 constexpr int32_t kChannelsPerLane = 8;  // in registers at a time
 // Fewest blocks per multiprocessor, which bounds the registers per thread: many warps with few
-// loads in flight each, or the reverse. float64 takes twice the registers.
+// loads in flight each, or few warps with many loads. float64 takes twice the registers.
 constexpr int32_t kManyBlocks = 3;  // 80 registers
 constexpr int32_t kFewBlocks = 2;   // 128 registers
 template <typename coord_t, int32_t blocks>
 constexpr int32_t kMinBlocks = sizeof(coord_t) == sizeof(double) ? blocks - 1 : blocks;
 
-// Loads of kChannelsPerLane converted channels that a lane issues before it uses the first.
+// Loads of kChannelsPerLane converted channels that a lane issues before it uses the first one.
 template <typename T, int32_t blocks>
 constexpr int32_t kLoadsInFlight = blocks == kManyBlocks ? (sizeof(T) == sizeof(double) ? 1 : 2)
                                                          : (sizeof(T) == sizeof(double) ? 2 : 4);
@@ -50,8 +50,8 @@ __host__ __device__ constexpr index_t most(index_t a, std::type_identity_t<index
   return a > b ? a : b;
 }
 
-// Sum over the lanes of a team up to and with this one; teams are `lanes` neighbours, a power of 2.
-// Called by whole warps.
+// Inclusive prefix sum over the lanes of a team. A team consists of `lanes` neighbouring lanes, a
+// power of 2. Called by whole warps.
 __device__ inline int32_t sum_up_to_lane(int32_t value, int32_t lanes) {
 #pragma unroll
   for (int32_t distance = 1; distance < lanes; distance *= 2) {
@@ -62,7 +62,7 @@ __device__ inline int32_t sum_up_to_lane(int32_t value, int32_t lanes) {
 }
 
 // make_box by two neighbouring lanes: the even one makes the axis along y, the odd one along x.
-// Called by whole warps; writes where `exists`, alike in both lanes.
+// Called by whole warps; writes if `exists`, which must be equal in both lanes.
 template <typename T>
 __device__ void make_box_by_lanes(const Params& params, int64_t k, bool exists, Box<T>& to) {
   const bool is_y = lane_index() % 2 == 0;
@@ -111,7 +111,8 @@ struct LaneChannels {
     left = all < kPerWarp ? static_cast<int32_t>(all) : kPerWarp;
   }
 
-  // f(index of the vector's first channel among the lane's, its offset from `first`)
+  // Calls f(index of the vector's first channel among the lane's, offset of the channel from
+  // `first`).
   template <typename F>
   __device__ void for_each(F f) const {
 #pragma unroll
@@ -122,7 +123,7 @@ struct LaneChannels {
     }
   }
 
-  // The lane's channels of one pixel. Those that do not exist stay as they are made: 0.
+  // The lane's channels of one pixel. Channels that do not exist stay 0.
   template <typename T>
   struct Pixel {
     Vector<width, T> vectors[kVectors] = {};
@@ -140,8 +141,8 @@ struct LaneChannels {
     }
   };
 
-  // Pixels that `registers` hold. An element of 2 bytes takes half a register in a vector, else a
-  // whole one.
+  // Pixels that fit in `registers`. An element of 2 bytes takes half a register if it is in a
+  // vector, else a whole register.
   template <typename T, int32_t registers>
   static constexpr int32_t kPixelsIn =
       registers * sizeof(float) /
@@ -152,7 +153,7 @@ struct LaneChannels {
     for_each([&](int32_t i, int32_t offset) { to.vectors[i / width].load(from + offset); });
   }
 
-  // Does not change `to` for channels that do not exist.
+  // Leaves `to` unchanged for channels that do not exist.
   template <typename T>
   __device__ void load(const T* from, accumulate_t<T>* to) const {
     for_each([&](int32_t i, int32_t offset) {

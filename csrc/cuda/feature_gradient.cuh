@@ -1,13 +1,14 @@
-// Gradient of the features, in the gather form: each pixel adds up the bins that read it, box after
-// box. Every element is written. No floating-point atomics: the result does not depend on the order
-// in which threads run.
+// Gradient of the features, in the gather form: each pixel adds up the gradients of the bins that
+// read it, box by box. Every element is written. No floating-point atomics: the result does not
+// depend on the order in which threads run.
 #pragma once
 
 #include "cuda/pixel_taps.cuh"
 
 namespace shape_roi_align::cuda {
 
-// Adds the taps of a warp's pixels to `sum`, for the channels of a lane. Each pixel's in order.
+// Adds the taps of a warp's pixels to `sum`, for the channels of a lane. The taps of a pixel are
+// added in order.
 template <
     int32_t width, int32_t per_lane, int32_t pixels_per_warp, typename feature_t, typename acc_t,
     typename coord_t>
@@ -42,8 +43,9 @@ __device__ void add_pixel_taps(
       const auto is_there = [&](int32_t i) {
         return tap + i % kTapsOfPixel < counts[begin + i / kTapsOfPixel];
       };
-      // All offsets before the first pixel, and all weights before the first sum: else each waits
-      // for shared memory. Taps that are not there are those of an earlier round.
+      // Reads all offsets before loading the first pixel, and all weights before the first sum.
+      // Otherwise each of them waits for shared memory. Past the last tap, shared memory holds taps
+      // of an earlier round.
       int64_t offsets[kInFlight];
 #pragma unroll
       for (int32_t i = 0; i < kInFlight; ++i) {
@@ -62,7 +64,7 @@ __device__ void add_pixel_taps(
       }
 #pragma unroll
       for (int32_t i = 0; i < kInFlight; ++i) {
-        // A weight of 0 would not do: what was loaded before may not be finite.
+        // A weight of 0 is not enough, because the stale value may be infinite or NaN.
         if (is_there(i)) {
           loaded[i].add_to(sum[begin + i / kTapsOfPixel], weights[i]);
         }
@@ -79,9 +81,9 @@ constexpr int32_t channels_staged(int32_t per_lane, int32_t pitch) {
              : channels_staged<acc_t>(per_lane / 2, pitch);
 }
 
-// Writes the sums of a tile where channels are not innermost: through shared memory, so that
-// neighbouring threads write neighbouring pixels. is_read: whether boxes read the tile; else the
-// sums are 0. Ends with a barrier.
+// Writes the sums of a tile if channels are not innermost. The sums pass through shared memory, so
+// that neighbouring threads write neighbouring pixels. is_read: whether boxes read the tile;
+// otherwise the sums are 0. Ends with a barrier.
 template <
     int32_t width, int32_t per_lane, int32_t pixels_per_warp, typename feature_t, typename acc_t>
 __device__ void write_by_pixels(
@@ -121,8 +123,8 @@ __device__ void write_by_pixels(
   __syncthreads();
 }
 
-// Blocks per multiprocessor. One channel per lane takes fewer registers, but not so few that code
-// for compute capability 8 would not spill.
+// Blocks per multiprocessor. One channel per lane takes fewer registers, but code for compute
+// capability 8 would still spill with kManyBlocks.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int32_t kBlocksOfOneChannel = kFewBlocks;
 #else
@@ -131,16 +133,16 @@ constexpr int32_t kBlocksOfOneChannel = kManyBlocks;
 template <int32_t per_lane>
 constexpr int32_t kGatherBlocks = per_lane == 1 ? kBlocksOfOneChannel : kFewBlocks;
 
-// Whether the kernel runs without touched_tiles_kernel's results. Elsewhere its registers do not
-// suffice.
+// Whether the kernel can run without the results of touched_tiles_kernel. Other instances do not
+// have enough registers.
 template <typename coord_t>
 constexpr bool can_look_at_boxes(int32_t pixels_per_warp) {
   return sizeof(coord_t) == sizeof(double) || pixels_per_warp == 1;
 }
 
 // grad: channels are innermost. A warp serves pixels_per_warp pixels, and per_lane channels in each
-// lane; 1: there are at most kWarp. width applies to grad and to the gradients whose channels are
-// innermost.
+// lane; per_lane is 1 only if there are at most kWarp channels. width applies to grad and to the
+// gradients whose channels are innermost.
 template <
     typename feature_t, typename coord_t, int32_t width, int32_t per_lane = kChannelsPerLane,
     int32_t pixels_per_warp = kPixelsPerWarp>
@@ -168,7 +170,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
     const int64_t num_rois = params.num_rois;
     int64_t begin = 0;
     int64_t end = num_rois;
-    // The range of an image is worth a load where boxes are listed in several turns.
+    // Loading the range of an image pays off if boxes are listed in several rounds.
     if (num_rois > kListedBoxes && (!kLooksAtBoxes || touched.images != nullptr)) {
       begin = (num_rois - touched.images[image].to_first) / kListedBoxes * kListedBoxes;
       end = touched.images[image].end;
@@ -208,7 +210,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
         at += gradient.column_stride;
       }
     } else {
-      constexpr bool kIsOnePass = per_lane == 1;  // zeros may as well go through shared memory
+      constexpr bool kIsOnePass = per_lane == 1;  // zeros through shared memory cost nothing extra
       write_by_pixels<width>(
           tile, gradient, slab, params.channels, to, kIsOnePass || is_read, sum, scratch.sums);
     }

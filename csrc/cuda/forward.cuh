@@ -1,4 +1,4 @@
-// Forward: bins as sums of taps, with channels in the lanes or with bins in the lanes.
+// Forward: computes bins as sums of taps, with channels in the lanes or with bins in the lanes.
 #pragma once
 
 #include "cuda/patch_taps.cuh"
@@ -130,7 +130,7 @@ __device__ void add_lane_taps(
 #pragma unroll
     for (int32_t c = 0; c < kChannelsPerLane; ++c) {
       values[c] = c < channels ? load(*at) : acc_t(0);
-      at += channel_stride;  // an addition where c * channel_stride takes four instructions
+      at += channel_stride;  // one addition; c * channel_stride takes four instructions
     }
 #pragma unroll
     for (int32_t c = 0; c < kChannelsPerLane; ++c) {
@@ -139,8 +139,8 @@ __device__ void add_lane_taps(
   }
 }
 
-// The bins of a patch that one warp serves, and their outputs, collected to write neighbouring bins
-// together. One unused bin per channel puts a warp's stores into different banks.
+// The bins of a patch that one warp serves, and their outputs, staged so that neighbouring bins are
+// written together. One padding bin per channel avoids bank conflicts of a warp's stores.
 template <typename acc_t>
 struct StagedBins {
   static constexpr int32_t kBins = 128 / sizeof(acc_t);
@@ -148,7 +148,8 @@ struct StagedBins {
   acc_t of_channel[kChannelsPerLane][kBins + 1];
 };
 
-// The warps take the groups of channels in turn. Those beyond the last share the bins of a group.
+// Assigns the groups of channels to the warps in turn. If there are more warps than groups, several
+// warps share the bins of a group.
 __device__ inline Range<int32_t> bins_of_warp(
     const Patch& patch, const PatchPlan& plan, int32_t channel_groups) {
   const int32_t parts = plan.whole_bins ? most(num_warps() / channel_groups, 1) : 1;
@@ -157,7 +158,7 @@ __device__ inline Range<int32_t> bins_of_warp(
   return {begin, least(begin + bins, patch.bins())};  // none where part >= parts
 }
 
-// What forward_bins_in_lanes_kernel does with one patch.
+// The work of forward_bins_in_lanes_kernel on one patch.
 template <typename feature_t, typename acc_t, typename coord_t>
 struct BinsInLanes {
   const Patch& patch;
@@ -167,9 +168,9 @@ struct BinsInLanes {
   bool is_first;  // patch of its bins
   bool is_last;
 
-  // The bins staged.bins, each by a team of `lanes`. sum[i] of each lane: of channel i of the bin
-  // that its team serves. from: the first of `channels` channels, at most kChannelsPerLane. to:
-  // likewise of the box's output. Called by whole warps.
+  // Pools the bins staged.bins, each by a team of `lanes`. sum[i] of a lane belongs to channel i of
+  // the bin that its team serves. from: the first of `channels` channels, at most kChannelsPerLane.
+  // to: the same channel in the box's output. Called by whole warps.
   template <int32_t lanes>
   __device__ void pool(
       const feature_t* from, int64_t from_stride, int32_t channels, acc_t* sum,
@@ -255,7 +256,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
                     slab * output.channel_stride;
     const int32_t step = num_warps() * kChannelsPerLane;
     const int32_t channel_groups = static_cast<int32_t>(ceil_div(channels, kChannelsPerLane));
-    // A bin in several patches keeps its sums in registers, so a warp takes its channels once.
+    // The sums of a bin in several patches stay in registers, so a warp makes one pass over patches
+    // per group of channels.
     const int32_t at_once = plan.whole_bins ? channels : step;
     for (int32_t group = grid.share(i); group < groups.count(); group += grid.shares) {
       for (int32_t first = 0; first < channels; first += at_once) {
@@ -280,7 +282,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
                   to + c * output.channel_stride);
             }
           };
-          // Enough lanes for all taps of most bins.
+          // Teams with enough lanes for all taps of most bins.
           if (plan.taps_per_bin() > kWarp) {
             pool(std::integral_constant<int32_t, kWarp>{});
           } else {

@@ -1,5 +1,5 @@
-// The jobs of the CUDA operators: which kernels run with how many threads, chosen by shapes and
-// strides alone. The gradients of maps and boxes: launch_map_and_box_gradient.h.
+// The jobs of the CUDA operators: chooses kernels and numbers of threads from shapes and strides
+// alone. launch_map_and_box_gradient.h does so for the gradients of maps and boxes.
 //
 // A Launcher has operator()(kernel, blocks, threads, arguments...). The tests run the same
 // configuration on the host.
@@ -19,15 +19,16 @@ constexpr int64_t kMaxBlocks = (int64_t(1) << 31) - 1;
 struct LaunchOptions {
   int32_t threads = kMaxThreads;  // of a block; a multiple of kWarp, at most kMaxThreads
   int64_t blocks = kMaxBlocks;    // of a grid, at most
-  // Fewer boxes than this are divided among blocks. Some four per multiprocessor of large GPUs.
+  // Boxes are divided among several blocks if there are fewer boxes than this. About four blocks
+  // per multiprocessor of a large GPU.
   int64_t wanted_blocks = 512;
-  // Bytes of scratch, at most, where the gradients asked for are not larger.
+  // Most bytes of scratch, unless the requested gradients are larger.
   int64_t scratch = 16 << 20;
-  // As many channels or fewer are one to a lane in the gradient of the features, except in f64. At
-  // most kWarp.
+  // With at most this many channels, the gradient of the features gives each lane one channel,
+  // except in f64. At most kWarp.
   int64_t few_channels = kWarp;
-  // With as many boxes or fewer, and few tiles, each tile of the gradient of the features looks at
-  // all boxes itself: two launches less.
+  // With at most this many boxes, and few tiles, each tile of the gradient of the features checks
+  // all boxes itself, which saves two launches.
   int64_t few_boxes = kBoxesPerWord;
 };
 
@@ -39,8 +40,8 @@ constexpr int64_t num_bins(const Params& params) {
   return int64_t(params.options.pooled_height) * params.options.pooled_width;
 }
 
-// Whether 32 bits hold what the kernels count in them: boxes, pixels of an image, the bins of
-// kLargeBatch boxes. Offsets have 64.
+// Whether the kernels' 32-bit counts do not overflow: boxes, pixels of an image, the bins of
+// kLargeBatch boxes. Offsets have 64 bits.
 constexpr bool counts_fit(const Params& params) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 4096;  // a loop's next step too
   int64_t left = kMost;
@@ -50,21 +51,21 @@ constexpr bool counts_fit(const Params& params) {
   return params.num_rois <= kMost && left >= 0 && num_bins(params) <= kMost / kLargeBatch;
 }
 
-// Of coordinates and weights; also of the sums of the gradients of prob_maps and rois.
+// The type of coordinates, of weights, and of the sums of the gradients of prob_maps and rois.
 inline ScalarType coordinate_type(const Params& params) {
   const bool wide =
       params.feature_type == ScalarType::kDouble || params.roi_type == ScalarType::kDouble;
   return wide ? ScalarType::kDouble : ScalarType::kFloat;
 }
 
-// Whether coordinates have the type in which features are accumulated. Else boxes are f64 and
-// features are not: only the most general kernels exist.
+// Whether coordinates have the type in which features are accumulated. If not (f64 boxes, other
+// features), only the most general kernels exist.
 inline bool has_features_type(const Params& params) {
   return (coordinate_type(params) == ScalarType::kDouble) ==
          (params.feature_type == ScalarType::kDouble);
 }
 
-// f(feature type instance, coordinate type instance).
+// Calls f(feature type instance, coordinate type instance).
 template <typename F>
 void dispatch(const Params& params, F f) {
   const bool wide = coordinate_type(params) == ScalarType::kDouble;
@@ -117,7 +118,7 @@ inline bool allow_vectors(const FeatureMap* levels, int32_t count, int32_t width
   });
 }
 
-// f(std::integral_constant of the vector width).
+// Calls f(std::integral_constant of the vector width).
 template <typename feature_t, typename coord_t, typename F>
 void dispatch_width(bool vectors, F f) {
   constexpr int32_t kWidth = kKernelWidth<feature_t, coord_t>;
@@ -136,7 +137,7 @@ bool is_vectorizable(const Params& params, const PooledTensor& pooled) {
          allows_vectors(pooled, kWidth) && allow_vectors(params.levels, params.num_levels, kWidth);
 }
 
-// Divides boxes among blocks where they are few, into most_shares at most.
+// If boxes are few, divides each among several blocks, at most most_shares.
 inline BoxGrid make_box_grid(
     const Params& params, int64_t slab_channels, const LaunchOptions& options,
     int64_t most_shares = kMaxBlocks) {
@@ -153,8 +154,8 @@ inline BoxGrid make_box_grid(
 }
 
 // Channels that a block of forward_bins_in_lanes_kernel serves with the same taps: few enough that
-// the slab of the features stays in the second-level cache while all boxes pass, and that the
-// blocks fill the GPU.
+// the slab of the features stays in the L2 cache while all boxes are processed, and that there are
+// enough blocks to fill the GPU.
 template <typename feature_t>
 int64_t channels_per_slab(const Params& params, const LaunchOptions& options) {
   constexpr int64_t kCacheBytes = 25 << 20;  // half of an H100's
@@ -201,8 +202,8 @@ void forward(
   });
 }
 
-// Tiles of the levels whose gradient is asked for. Wider where columns are innermost: stores are
-// along rows.
+// Tiles of the levels whose gradient is requested. Tiles are wider if columns are innermost,
+// because stores run along rows.
 template <int32_t pixels_per_warp>
 TileGrid make_tiles_of(
     const Params& params, const FeatureGradients& gradients, const LaunchOptions& options) {
@@ -237,7 +238,7 @@ inline int64_t gather_blocks(const Params& params, const TileGrid& tiles) {
   return tiles.count() * params.num_images * ceil_div(params.channels, kChannelsPerWarp);
 }
 
-// Smaller tiles where there are few: a GPU's multiprocessors take two blocks each.
+// Uses smaller tiles if tiles are few: a multiprocessor holds two blocks.
 inline TileGrid make_tiles(
     const Params& params, const FeatureGradients& gradients, const LaunchOptions& options) {
   const TileGrid tiles = make_tiles_of<kPixelsPerWarp>(params, gradients, options);
@@ -246,7 +247,7 @@ inline TileGrid make_tiles(
                                               : tiles;
 }
 
-// Bytes of the gradients that are asked for.
+// Bytes of the requested gradients.
 inline int64_t bytes_of(const Params& params, const FeatureGradients& gradients) {
   int64_t pixels = 0;
   for (int32_t l = 0; l < params.num_levels; ++l) {
@@ -257,13 +258,13 @@ inline int64_t bytes_of(const Params& params, const FeatureGradients& gradients)
   return params.num_images * params.channels * pixels * bytes_of(params.feature_type);
 }
 
-// The tiles of feature_gradient, and its scratch in bytes: at most options.scratch, or as many as
-// the gradients asked for have. Decided from shapes and types alone. No scratch where each tile
-// looks at all boxes itself: because launches cost more, or because the bits of all tiles and boxes
-// would be too large. Results do not depend on it.
+// The tiles of feature_gradient, and its scratch in bytes: at most options.scratch or the size of
+// the requested gradients, whichever is larger. Depends on shapes and types alone. There is no
+// scratch if each tile checks all boxes itself: because launches would cost more, or because the
+// bits of all tiles and boxes would not fit. Results do not depend on this choice.
 struct FeatureGradientPlan {
   TileGrid tiles;
-  // In this order they may be one block of memory.
+  // The parts may lie in one block of memory, in this order.
   int64_t boxes = 0;   // uninitialised
   int64_t images = 0;  // zeroed, as is `bits`
   int64_t bits = 0;

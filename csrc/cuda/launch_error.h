@@ -1,12 +1,12 @@
-// The cause and the fix of a kernel launch that this build cannot make on this machine.
+// Cause and fix of a kernel launch that this build does not support on this machine.
 #pragma once
 
 #include <string>
 
 namespace shape_roi_align::cuda {
 
-// name: cudaGetErrorName's. major, minor: the GPU's compute capability. architectures: what was
-// built, as in TORCH_CUDA_ARCH_LIST. Empty for other errors.
+// name: from cudaGetErrorName. major, minor: the GPU's compute capability. architectures: those
+// built for, as in TORCH_CUDA_ARCH_LIST. Returns an empty string for other errors.
 inline std::string explain_launch_error(
     const std::string& name, int major, int minor, const std::string& architectures) {
   const std::string capability = std::to_string(major) + '.' + std::to_string(minor);

@@ -1,8 +1,8 @@
 // The gradients of the probability maps and of the boxes: scratch, passes over the boxes, kernels.
 //
-// Blocks sum in coordinate_type(params). Where several blocks share a box, or the result has
-// another type, the sums go to scratch, and sum_shares_kernel adds and converts them. Scratch is
-// bounded: if it does not hold the sums of all boxes, the boxes are divided among passes.
+// Blocks sum in coordinate_type(params). If several blocks share a box, or the result has another
+// type, the sums go to scratch, and sum_shares_kernel adds and converts them. Scratch is bounded:
+// if the sums of all boxes do not fit, the boxes are divided among passes.
 #pragma once
 
 #include "cuda/launch.h"
@@ -10,7 +10,7 @@
 
 namespace shape_roi_align::cuda {
 
-// Null where not asked for.
+// A gradient that is not requested is null.
 struct MapAndBoxGradients {
   void* prob_maps;  // [K, Mh, Mw] of params.prob_map_type
   void* rois;       // [K, 5] of params.roi_type
@@ -21,14 +21,14 @@ inline bool prefers_channels_innermost(const Params& params) {
   return reads_channels_in_lanes(params);
 }
 
-// Scratch of map_and_box_gradient: at most options.scratch bytes, or as many as the gradients
-// asked for have. Decided from shapes and types alone, so results do not depend on the GPU. The
-// number of shares does not depend on which gradients are asked for.
+// Scratch of map_and_box_gradient: at most options.scratch bytes or the size of the requested
+// gradients, whichever is larger. Depends on shapes and types alone, so results do not depend on
+// the GPU. The number of shares does not depend on which gradients are requested.
 struct MapAndBoxScratch {
   int64_t shares;     // of a box
   int64_t boxes;      // of a pass
   int64_t cells;      // of a probability map in a pass; all cells unless boxes == 1
-  int64_t map_bytes;  // of [shares, boxes, cells]; 0 where the blocks write the gradient itself
+  int64_t map_bytes;  // of [shares, boxes, cells]; 0 if the blocks write the gradient directly
   int64_t roi_bytes;  // of [shares, boxes, 5]; likewise
 
   MapAndBoxScratch(
@@ -64,7 +64,7 @@ struct MapAndBoxScratch {
     return map_bytes + roi_bytes;
   }
 
-  // most_shares: 0 is taken as 1.
+  // most_shares: 0 counts as 1.
   static BoxGrid box_grid(const Params& params, const LaunchOptions& options, int64_t most_shares) {
     BoxGrid grid =
         make_box_grid(params, std::max<int64_t>(1, params.channels), options, most_shares);
@@ -79,7 +79,7 @@ T* advance(T* data, int64_t bytes) {
   return data == nullptr ? nullptr : reinterpret_cast<T*>(reinterpret_cast<byte_t*>(data) + bytes);
 }
 
-// The call on boxes [first, first + count) alone.
+// The arguments of a call on boxes [first, first + count) only.
 inline Params params_of_boxes(const Params& params, int64_t first, int64_t count) {
   const int64_t cells = int64_t(params.prob_map_height) * params.prob_map_width;
   Params some = params;
@@ -104,7 +104,7 @@ void map_and_box_gradient(
   const bool channels_in_lanes = reads_channels_in_lanes(params) && grad.channel_stride == 1;
   BoxGrid grid = MapAndBoxScratch::box_grid(params, options, plan.shares);
 
-  // Of boxes [box, box + boxes), cells [cell, cell + cells) of their maps.
+  // Processes boxes [box, box + boxes) and cells [cell, cell + cells) of their maps.
   const auto launch_pass = [&](int64_t box, int64_t boxes, int64_t cell, int64_t cells) {
     const Params some = params_of_boxes(params, box, boxes);
     PooledTensor some_grad = grad;

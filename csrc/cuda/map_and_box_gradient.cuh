@@ -2,9 +2,9 @@
 // box or a share of its bins.
 //
 // Both follow from the products <pixel, gradient of a bin>, summed over channels, one per tap. The
-// products of a sample's four pixels give the gradients of its value of p and of its coordinates.
-// Then each cell of the probability map adds up the samples that read it. All sums have a fixed
-// order.
+// products at the four pixels of a sample give the gradients of the sample's p and of its
+// coordinates. Then each cell of the probability map adds up the samples that read it. All sums
+// have a fixed order.
 #pragma once
 
 #include "cuda/patch_taps.cuh"
@@ -14,7 +14,7 @@ namespace shape_roi_align::cuda {
 
 // products[tap] = sum over channels of pixel * gradient of the bin, taps numbered as in
 // for_each_tap. offsets: of the taps' pixels. Channels in the lanes: they are innermost in the
-// features and in grad. A warp takes a bin, or eight taps of a bin that has many.
+// features and in grad. A warp processes one bin, or eight taps of a bin that has many.
 template <int32_t width, typename feature_t, typename acc_t, typename coord_t>
 __device__ void multiply_channels_in_lanes(
     const Patch& patch, const PatchPlan& plan, const PatchTables<coord_t>& tables,
@@ -87,7 +87,7 @@ __device__ void multiply_bins_in_lanes(
   for_each_tap(patch, plan.taps_per_bin(), tables, multiply);
 }
 
-// d(loss)/d(sample coordinate) summed over samples, and the same weighted by their u or v.
+// Sums over samples of d(loss)/d(sample coordinate), unweighted and weighted by u or v.
 template <typename T>
 struct BoxGradient {
   T y;
@@ -95,8 +95,8 @@ struct BoxGradient {
   T x;
   T x_times_u;
 
-  // Sums over the block, in a fixed order, into the first thread's. shared: [kMaxThreads / kWarp].
-  // Begins and ends with a barrier.
+  // Sums over the block, in a fixed order; the first thread holds the result. shared:
+  // [kMaxThreads / kWarp]. Begins and ends with a barrier.
   __device__ void sum_over_block(BoxGradient* shared) {
     for (int32_t distance = kWarp / 2; distance > 0; distance /= 2) {
       y += __shfl_xor_sync(kAllLanes, y, distance);
@@ -121,8 +121,8 @@ struct BoxGradient {
   }
 
   // coordinate = edge1 * scale - offset + uv * extent, where extent = (edge2 - edge1) * scale
-  // unless the minimum size holds it fixed. grad_roi: [5] = (batch index, x1, y1, x2, y2). A box is
-  // not valid where the scale is not finite in T.
+  // unless the extent is fixed at the minimum size. grad_roi: [5] = (batch index, x1, y1, x2, y2).
+  // A box is invalid if the scale is not finite in T.
   __device__ void store(const BoxGeometry<T>& geometry, T spatial_scale, T* grad_roi) const {
     const T of_height = geometry.y.extent_varies ? y_times_v : T(0);
     const T of_width = geometry.x.extent_varies ? x_times_u : T(0);
@@ -177,8 +177,8 @@ __device__ void differentiate_samples(
   }
 }
 
-// The samples of a patch that read a cell of the probability map along one axis. u and v rise with
-// the sample.
+// The samples of a patch that read a cell of the probability map along one axis: a range, because u
+// and v increase with the sample.
 template <typename T>
 __device__ Range<int32_t> samples_reading_prob_map(
     const AxisTable<T>& table, const PatchAxis& axis, int32_t cell) {
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
     const int64_t to = grid.share(i) * params.num_rois + box.index;
     coord_t* const grad_prob_map =
         gradients.prob_maps == nullptr ? nullptr : gradients.prob_maps + to * gradients.cells;
-    if (grad_prob_map != nullptr) {  // barriers of the first patch are before the first sum
+    if (grad_prob_map != nullptr) {  // no barrier: the first patch has some before its first sum
 #pragma unroll 1
       for (int64_t cell = threadIdx.x; cell < gradients.cells; cell += blockDim.x) {
         grad_prob_map[cell] = coord_t(0);

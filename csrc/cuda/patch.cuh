@@ -1,4 +1,4 @@
-// A box in patches: as many of its bins, or of one bin's samples, as fit into shared memory.
+// Divides a box into patches: as many bins, or samples of one bin, as fit into shared memory.
 //
 // Within a patch, each bin is a small matrix of taps: the pixel rows x the pixel columns that its
 // samples touch, each pixel once however many samples read it.
@@ -20,8 +20,8 @@
 //      group 2       group 3
 //
 // A group of whole bins is one patch. Share s of S has the groups s, s + S, ... of the box. A block
-// serves (slab of channels, box, share); slabs are adjacent channels, each passes through all boxes
-// before the next.
+// serves (slab of channels, box, share). A slab is a range of adjacent channels; all boxes of a
+// slab are processed before the next slab.
 #pragma once
 
 #include "cuda/block.cuh"
@@ -32,14 +32,13 @@ constexpr int32_t kMaxTaps = 1024;       // of a patch
 constexpr int32_t kMaxSamples = 1024;    // of a patch
 constexpr int32_t kMaxAxisSamples = 64;  // of a patch, along one axis
 constexpr int32_t kMaxBinSamples = 32;   // of a bin in a patch, along one axis
-constexpr int32_t kMaxTouched = 32;      // rows (or columns) that these touch
-constexpr int32_t kManyTaps = 128;       // of a bin; with more, the whole block works on it
+constexpr int32_t kMaxTouched = 32;      // rows (or columns) that the samples of a bin touch
+constexpr int32_t kManyTaps = 128;       // of a bin; with more, the whole block works on the bin
 static_assert(kMaxBinSamples * kMaxBinSamples <= kMaxSamples);
 static_assert(kMaxTouched * kMaxTouched <= kMaxTaps);
 
 // The work of a grid whose blocks serve boxes: (slab of channels, box, share of the box's groups of
-// patches). Slabs are outermost, so that one slab of the features at a time passes through the
-// cache.
+// patches). Slabs are outermost, so that the cache holds one slab of the features at a time.
 struct BoxGrid {
   int64_t num_rois;
   int64_t slabs;
@@ -76,7 +75,7 @@ __device__ BinExtent bin_extent(const Axis<T>& axis) {
   const T spacing = std::fabs(axis.extent) / (T(axis.bins) * T(axis.samples));
   // Twice the rounding of sample_coordinate, and of this bound, in pixels.
   const T slack = T(0.01) + T(16) * kEpsilon * (std::fabs(axis.start) + std::fabs(axis.extent));
-  // Samples with a distance d from first to last touch at most floor(d) + 3 rows, and two each.
+  // Samples whose first and last are d apart touch at most floor(d) + 3 rows; each touches two.
   const T fitting = (T(kMaxTouched - 3) - slack) / spacing + T(1);
   int32_t samples = kMaxBinSamples;
   if (fitting < T(kMaxBinSamples)) {
@@ -99,8 +98,8 @@ struct PatchPlan {
   __device__ int32_t taps_per_bin() const {
     return y.touched * x.touched;
   }
-  // Such a bin has a patch of its own. Depends on the box alone, so its output does not depend on
-  // the other boxes of the call.
+  // A bin with many taps has a patch of its own. This depends on the box alone, so a box's output
+  // does not depend on the other boxes of the call.
   __device__ bool has_many_taps() const {
     return taps_per_bin() > kManyTaps;
   }
@@ -130,8 +129,8 @@ plan_patches(const Box<T>& box, const BinExtent& of_y, const BinExtent& of_x, in
   return plan;
 }
 
-// Loads box k and its plan into shared memory, which no thread reads meanwhile. One axis by each of
-// two lanes. Called by all threads of the block; ends with a barrier.
+// Loads box k and its plan into shared memory, which no thread may read meanwhile. Two lanes load
+// one axis each. Called by all threads of the block; ends with a barrier.
 template <typename coord_t>
 __device__ void load_box(
     const Params& params, int64_t k, int32_t max_bins, Box<coord_t>& box, PatchPlan& plan) {
@@ -143,7 +142,7 @@ __device__ void load_box(
         __shfl_sync(kAllLanes, extent.samples, 1), __shfl_sync(kAllLanes, extent.touched, 1)};
     if (lane_index() == 0) {
       const PatchPlan planned = plan_patches(box, extent, of_x, max_bins);
-      plan = planned;  // GCC's ThreadSanitizer misses the result of a call that is stored here
+      plan = planned;  // GCC's ThreadSanitizer misses a store of the call's result itself
     }
   }
   __syncthreads();
@@ -176,7 +175,7 @@ struct Patch {
   }
 };
 
-// The patches of a box group by group; the patches of a group hold the same bins.
+// The patches of a box, group by group. All patches of a group cover the same bins.
 template <typename T>
 class PatchGroups {
  public:
@@ -192,9 +191,9 @@ class PatchGroups {
         ceil_div(rows_, plan_.bin_rows) * ceil_div(columns_, plan_.bin_columns));
   }
 
-  // f(patch, is the first of the group, is the last of the group), at least once. The number of
-  // calls is block-uniform: it follows from the box and the plan, which are in shared memory, so f
-  // may have barriers. Samples outside the feature map may be left out.
+  // Calls f(patch, is the first of the group, is the last of the group) at least once. The number
+  // of calls is block-uniform, because it follows from the box and the plan in shared memory; f may
+  // therefore have barriers. Samples outside the feature map may be left out.
   template <typename F>
   __device__ void for_each_patch(int32_t group, F f) const {
     const int32_t across = static_cast<int32_t>(ceil_div(columns_, plan_.bin_columns));

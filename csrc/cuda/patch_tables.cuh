@@ -1,5 +1,5 @@
-// What all threads of a block know of a patch: coordinates, touched pixel rows and columns, values
-// of the probability map. Computed once per patch, by all threads, for all channels.
+// The tables of a patch in shared memory: coordinates, touched pixel rows and columns, values of
+// the probability map. Computed once per patch, by all threads, for all channels.
 #pragma once
 
 #include "cuda/patch.cuh"
@@ -10,7 +10,7 @@ namespace shape_roi_align::cuda {
 struct Touched {
   int32_t first;
   int32_t count;
-  bool dense;  // tap i is row first + i; else taps 2i and 2i + 1 are the rows of sample first + i
+  bool dense;  // tap i is row first + i; if false, taps 2i and 2i + 1 are rows of sample first + i
 };
 
 // Along one axis; in shared memory.
@@ -125,7 +125,7 @@ __device__ void fill_samples_of_taps(
         return falls ? samples[s].high < line : samples[s].low > line;
       });
     } else if (tap % 2 == 1 && samples[begin].high == samples[begin].low) {
-      end = begin;  // the tap before counts it
+      end = begin;  // already counted by the previous tap
     }
     table.samples_of_tap[i].begin = static_cast<int16_t>(begin);
     table.samples_of_tap[i].end = static_cast<int16_t>(end);
@@ -155,7 +155,7 @@ __device__ void fill_tables(
   const FeatureMap& feature_map = params.levels[box.level];
   const int32_t threads = blockDim.x;
   const int32_t for_y = threadIdx.x;
-  const int32_t for_x = threads - 1 - for_y;  // the threads that have no work with y come first
+  const int32_t for_x = threads - 1 - for_y;  // threads without work along y come first
   __syncthreads();
   fill_samples(
       params, y, patch.y, feature_map.height, params.prob_map_height, for_y, threads, tables.y);

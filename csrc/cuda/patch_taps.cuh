@@ -1,4 +1,4 @@
-// The taps of a patch: where the weights of samples are merged.
+// The taps of a patch: merges the weights of samples.
 #pragma once
 
 #include "cuda/patch_tables.cuh"
@@ -12,7 +12,7 @@ struct alignas(16) Tap {
   acc_t weight;
 };
 
-// In shared memory: the taps that a block works on, or sums on their way to other threads.
+// In shared memory: the taps that a block works on, or sums that threads exchange.
 template <typename acc_t, int32_t count>
 union TapsOrSums {
   Tap<acc_t> taps[count];

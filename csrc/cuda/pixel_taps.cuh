@@ -13,12 +13,12 @@ constexpr int32_t kLargeBatch = 32;  // of tiles with fewer pixels
 template <int32_t pixels_per_warp>
 constexpr int32_t kBatchOf = pixels_per_warp == kPixelsPerWarp ? kBatch : kLargeBatch;
 
-// Taps that a block works on at a time, and those of one pixel.
+// Taps that a block works on at a time, in total and per pixel.
 constexpr int32_t kTileTaps = 1024;
 template <int32_t pixels_per_warp>
 constexpr int32_t kTapsPerPixel = kTileTaps / kTilePixels<pixels_per_warp>;
 
-// What sample i of a bin takes from a row (or column). size: height (or width) of the feature map.
+// Weight of a row (or column) in sample i of a bin. size: height (or width) of the feature map.
 template <typename T>
 __device__ T
 weight_of_sample(const Axis<T>& axis, int32_t bin, int32_t i, int32_t line, int32_t size) {
@@ -29,7 +29,7 @@ weight_of_sample(const Axis<T>& axis, int32_t bin, int32_t i, int32_t line, int3
 // A superset of the samples of a bin that read a row (or column).
 template <typename T>
 __device__ Range<int32_t> samples_reading(const Axis<T>& axis, int32_t bin, int32_t line) {
-  constexpr int32_t kFewSamples = 4;  // a search costs more
+  constexpr int32_t kFewSamples = 4;  // with as few, a search costs more than it saves
   if (axis.samples <= kFewSamples) {
     return {0, axis.samples};
   }
@@ -74,13 +74,13 @@ __device__ T pixel_weight(
   return sum * box.geometry.share;
 }
 
-// Some boxes, and their bins that read each row and each column of a tile.
+// A batch of boxes, and the bins of each box that read each row and each column of a tile.
 template <typename coord_t, int32_t pixels_per_warp>
 struct BoxBatch {
   static constexpr int32_t kBoxes = kBatchOf<pixels_per_warp>;
   Box<coord_t> boxes[kBoxes];
   Range<int32_t> bins[kTileLines<pixels_per_warp>][kBoxes];  // of rows, then of columns
-  int32_t ends[kTilePixels<pixels_per_warp>][kBoxes];  // taps of a pixel, of boxes up to and with b
+  int32_t ends[kTilePixels<pixels_per_warp>][kBoxes];        // taps of a pixel in boxes [0, b]
 
   __device__ const Range<int32_t>& bins_of_row(const Tile& tile, int32_t pixel, int32_t b) const {
     return bins[tile.row_of(pixel)][b];
@@ -93,8 +93,8 @@ struct BoxBatch {
     return ends[pixel][kBoxes - 1];
   }
 
-  // all: [K]. Or null, if makes_boxes: boxes are made here. Called by all threads of the block,
-  // while none reads the batch; ends with a barrier.
+  // all: [K]; may be null if makes_boxes, and boxes are then made here. Called by all threads of
+  // the block while no thread reads the batch; ends with a barrier.
   template <bool makes_boxes>
   __device__ void fill(
       const Params& params, const Tile& tile, const Box<coord_t>* all, const int32_t* listed,
@@ -115,7 +115,7 @@ struct BoxBatch {
     }
     __syncthreads();
     const FeatureMap& feature_map = params.levels[tile.level];
-    // Line by line: most warps have rows only, or columns only.
+    // Line by line, so that most warps have only rows or only columns.
 #pragma unroll 1
     for (int32_t i = threadIdx.x; i < (tile.height + tile.width()) * count; i += blockDim.x) {
       const int32_t line = i / count;
@@ -126,7 +126,7 @@ struct BoxBatch {
       const Range<int32_t> reading = is_row
                                          ? bins_reading(geometry.y, at, at + 1, feature_map.height)
                                          : bins_reading(geometry.x, at, at + 1, feature_map.width);
-      const bool reads = !makes_boxes || boxes[b].reads;  // listed by bits, it does
+      const bool reads = !makes_boxes || boxes[b].reads;  // boxes listed from bits always read
       bins[line][b] = reads ? reading : Range<int32_t>{0, 0};
     }
     __syncthreads();
@@ -135,7 +135,7 @@ struct BoxBatch {
   }
 
  private:
-  // A lane counts the taps of a pixel and a box: every bin that reads the row and the column.
+  // Each lane counts the taps of one pixel in one box: the bins that read both its row and column.
   __device__ void count_taps(const Tile& tile, int32_t count) {
     static_assert(kWarp % kBoxes == 0 && pixels_per_warp * kBoxes % kWarp == 0);  // whole warps
 #pragma unroll 1
@@ -171,14 +171,14 @@ __device__ void fill_pixel_tap(
       params, box, ph, tile.row + tile.row_of(pixel), pw, tile.column + tile.column_of(pixel)));
 }
 
-// Writes the taps [first, first + kTapsPerPixel) of each pixel of the tile to taps, kTapsPerPixel
-// a pixel. All taps are dealt to all threads. Returns whether pixels have more, alike in all
-// threads of the block.
+// Writes the taps [first, first + kTapsPerPixel) of each pixel of the tile to `taps`, kTapsPerPixel
+// per pixel. All threads share the taps of all pixels. Returns whether any pixel has more taps; the
+// result is block-uniform.
 template <int32_t pixels_per_warp, typename coord_t, typename acc_t>
 __device__ bool fill_pixel_taps(
     const Params& params, const PooledTensor& grad, const Tile& tile,
     const BoxBatch<coord_t, pixels_per_warp>& batch, int32_t first, Tap<acc_t>* taps) {
-  // A lane counts the taps of a pixel, alike in each warp.
+  // Each lane counts the taps of one pixel; every warp does the same.
   static_assert(kTilePixels<pixels_per_warp> <= kWarp);
   constexpr int32_t kTaps = kTapsPerPixel<pixels_per_warp>;
   const auto taps_left = [&] {
@@ -189,7 +189,7 @@ __device__ bool fill_pixel_taps(
 #pragma unroll 1
   for (int32_t base = warp_index() * kWarp; base < total; base += blockDim.x) {
     const int32_t i = base + lane_index();
-    int32_t pixel = 0;  // the first whose end is beyond i
+    int32_t pixel = 0;  // the first pixel whose end is above i
 #pragma unroll
     for (int32_t step = kWarp / 2; step > 0; step /= 2) {
       if (__shfl_sync(kAllLanes, end, pixel + step - 1) <= i) {

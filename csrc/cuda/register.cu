@@ -47,8 +47,8 @@ std::vector<Tensor> feature_gradients(const BackwardCall& call, const Tensor& gr
   }
   const FeatureGradients gradients = to_feature_gradients(call, tensors);
   const cuda::FeatureGradientPlan scratch(call.params, gradients, cuda::LaunchOptions{});
-  // The boxes too: kernels write their members and copy them whole, and compute-sanitizer's
-  // initcheck would report the padding.
+  // Boxes are zeroed too: kernels write single members but copy whole boxes, so that
+  // compute-sanitizer's initcheck would report the padding.
   const int64_t bytes = scratch.bytes();
   const Tensor zeroed = empty({bytes}, Byte, grad);
   char* const boxes = static_cast<char*>(zeroed.data_ptr());
@@ -63,7 +63,7 @@ std::vector<Tensor> feature_gradients(const BackwardCall& call, const Tensor& gr
   return tensors;
 }
 
-// Of prob_maps and rois. grad: of the call, in either layout.
+// Gradients of prob_maps and rois. grad: of the call, in either layout.
 std::pair<Tensor, Tensor> map_and_box_gradients(const BackwardCall& call, const Tensor& grad) {
   using torch::headeronly::ScalarType::Byte;
   const bool wants_prob_maps = call.wants_prob_maps();

@@ -1,4 +1,4 @@
-// A box as the kernels see it, and the ranges of its bins and samples.
+// A box in the kernels' representation, and the ranges of its bins and samples.
 #pragma once
 
 #include "cuda/scalar.cuh"
@@ -22,7 +22,7 @@ __device__ T load_roi(const Params& params, int64_t k, int32_t i) {
                                                 : T(static_cast<const float*>(params.rois)[at]);
 }
 
-// Of box k; may be out of range.
+// Level of box k; may be out of range.
 __device__ inline int64_t load_level(const Params& params, int64_t k) {
   return params.roi_levels == nullptr ? 0 : params.roi_levels[k];
 }
@@ -46,9 +46,9 @@ __device__ Box<T> make_box(const Params& params, int64_t k) {
   return box;
 }
 
-// Coordinates that reach from `start` over `extent`, with a margin: rows (or columns) outside
-// [low, high] are not read by a sample between. The margin is more than a pixel and twice the
-// rounding of sample_coordinate.
+// The coordinates from `start` over `extent`, with a margin. Samples at these coordinates read no
+// row (or column) outside [low, high]. The margin is more than a pixel plus twice the rounding
+// error of sample_coordinate.
 template <typename T>
 struct Reach {
   T low;
@@ -62,8 +62,8 @@ struct Reach {
   }
 };
 
-// Whether samples of a box may read the rows (or columns) [begin, end): a superset, from the box's
-// edges alone.
+// Whether samples of a box may read the rows (or columns) [begin, end). Checks the edges of the box
+// only, so true does not imply a read.
 template <typename T>
 __device__ bool may_read(
     T edge1, T edge2, T scale, const SamplingOptions& options, int32_t begin, int32_t end) {
@@ -75,7 +75,7 @@ __device__ bool may_read(
   return reach.high >= T(begin) && reach.low <= T(end);
 }
 
-// The smallest i in [begin, end) for which `holds`, else end; `holds` must stay true once it is.
+// The smallest i in [begin, end) for which holds(i) is true, else end. `holds` must be monotone.
 template <typename index_t, typename Predicate>
 __device__ index_t first_where(index_t begin, index_t end, Predicate holds) {
 #pragma unroll 1
@@ -91,7 +91,7 @@ __device__ index_t first_where(index_t begin, index_t end, Predicate holds) {
 }
 
 // Samples of a bin whose coordinate lies in [low, high]. Coordinates are monotone in the sample,
-// rounding included, and fall where the extent is negative.
+// rounding included; they decrease if the extent is negative.
 template <typename T>
 __device__ Range<int32_t> samples_within(const Axis<T>& axis, int32_t bin, T low, T high) {
   const bool falls = axis.extent < T(0);
@@ -162,7 +162,7 @@ __device__ void load_cells(const Params& params, const int64_t (&at)[4], T (&val
   }
 }
 
-// p_k between cells of the probability map of box k (paper eq. 3).
+// p_k, interpolated between cells of the probability map of box k (paper eq. 3).
 template <typename T>
 __device__ T sample_prob_map(
     const Params& params, int64_t k, const Interpolation<T>& y, const Interpolation<T>& x) {

@@ -49,8 +49,7 @@ constexpr int32_t kVectorBytes = 16;
 template <typename T>
 constexpr int32_t kVectorWidth = kVectorBytes / sizeof(T);
 
-// `width` adjacent elements as they lie in memory: fewer registers than converted ones, where they
-// have 2 bytes.
+// `width` adjacent elements, not converted: elements of 2 bytes take fewer registers this way.
 template <int32_t width, typename T>
 struct Vector {
   static_assert(width == kVectorWidth<T>);
@@ -93,7 +92,7 @@ __device__ void store_vector(const accumulate_t<T>* from, T* to) {
     }
     uint4 bits;
     std::memcpy(&bits, values, sizeof(bits));
-    __stcs(reinterpret_cast<uint4*>(to), bits);  // streamed: leaves the caches to the features
+    __stcs(reinterpret_cast<uint4*>(to), bits);  // streaming store: keeps features in the caches
   }
 }
 

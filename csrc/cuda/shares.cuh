@@ -1,4 +1,5 @@
-// Gradients of the probability maps and of the boxes, by share of a box, and their sums.
+// Partial gradients of the probability maps and of the boxes, one per share of a box, and the
+// kernel that sums them.
 #pragma once
 
 #include "cuda/block.cuh"
@@ -6,8 +7,8 @@
 
 namespace shape_roi_align::cuda {
 
-// Where the blocks of a launch write: each share of a box has gradients of its own. Of the maps,
-// only the cells [first_cell, first_cell + cells) are written.
+// The destination of the blocks of a launch: each share of a box has its own gradients. Only the
+// cells [first_cell, first_cell + cells) of the maps are written.
 template <typename T>
 struct ShareGradients {
   T* prob_maps;  // [shares, K, cells], or null
@@ -16,7 +17,7 @@ struct ShareGradients {
   int64_t cells;
 };
 
-// A gradient and the partial gradients it is the sum of.
+// A gradient and its partial sums, one per share.
 struct SharesOfGradient {
   void* sums;      // [shares, size]
   void* gradient;  // [size] of `type`
@@ -54,7 +55,7 @@ __device__ void sum_shares(const SharesOfGradient& of, int32_t shares) {
   }
 }
 
-// The shares of T in their order, then rounded once. Both gradients in one launch.
+// Adds the shares of both gradients in a fixed order, in T, and rounds each sum once.
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads) sum_shares_kernel(
     const __grid_constant__ SharesOfGradient prob_maps,

@@ -1,16 +1,16 @@
-// Which boxes read which tile of the feature maps: one bit per box and tile.
+// Records which boxes read which tiles of the feature maps: one bit per box and tile.
 #pragma once
 
 #include "cuda/block.cuh"
 
 namespace shape_roi_align::cuda {
 
-// Pixels of a tile that a warp serves, neighbours along a row. Where tiles are few, a warp serves
-// one pixel, so that four times as many blocks share the work.
+// Neighbouring pixels along a row that a warp serves. If tiles are few, a warp serves one pixel, so
+// that four times as many blocks share the work.
 constexpr int32_t kPixelsPerWarp = 4;
 constexpr int32_t kMaxWarps = kMaxThreads / kWarp;
 
-// The most that a tile has.
+// Most pixels of a tile.
 template <int32_t pixels_per_warp>
 constexpr int32_t kTilePixels = kMaxWarps * pixels_per_warp;
 template <int32_t pixels_per_warp>
@@ -20,8 +20,8 @@ constexpr int32_t kTileLines = kMaxWarps + kTileWidth<pixels_per_warp>;  // rows
 
 constexpr int32_t kBoxesPerWord = 32;
 
-// The tiles of one image, level by level. A tile is a rectangle of as many pixels as a block
-// serves. Levels whose gradient is not asked for have none.
+// The tiles of one image, level by level. A tile is the rectangle of pixels that one block serves.
+// Levels whose gradient is not requested have no tiles.
 struct TileGrid {
   int32_t pixels_per_warp;
   int32_t height;       // of a tile, in pixels
@@ -85,7 +85,7 @@ struct Tile {
     }
     const T scale = T(params.levels[level].spatial_scale);
     bool may_be = true;
-    // Along x, along y. Unrolled, it takes more registers than the kernel has.
+    // Along x, then along y. Unrolling would take more registers than the kernel has.
 #pragma unroll 1
     for (int32_t i = 0; i < 2; ++i) {
       const int32_t begin = i == 0 ? column : row;
@@ -108,7 +108,8 @@ struct BoxesOfImage {
   int32_t end;
 };
 
-// A superset of the bins that have samples in [low, high]; the first and the last of it have some.
+// A superset of the bins that have samples in [low, high]. The first and last bin of the range have
+// such samples.
 template <typename T>
 __device__ Range<int32_t> bins_with_samples_within(const Axis<T>& axis, T low, T high) {
   Range<int32_t> bins = bins_within(axis, low, high);
@@ -125,8 +126,8 @@ __device__ Range<int32_t> bins_with_samples_within(const Axis<T>& axis, T low, T
   return bins;
 }
 
-// A superset of the bins that read the rows (or columns) [begin, end). A sample that reads one of
-// them, clamped to the border or not, is within one pixel of them.
+// A superset of the bins that read the rows (or columns) [begin, end). A sample that reads such a
+// row, clamped to the border or not, is within one pixel of it.
 template <typename T>
 __device__ Range<int32_t> bins_reading(
     const Axis<T>& axis, int32_t begin, int32_t end, int32_t size) {
@@ -204,8 +205,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
   }
 }
 
-// What is known of the boxes before the tiles are served: touched_tiles_kernel's results. All null
-// where each tile looks at all boxes itself: boxes are few, or there is no room for the bits.
+// The results of touched_tiles_kernel, available before the tiles are served. All null if each tile
+// checks all boxes itself, because boxes are few or the bits do not fit in scratch.
 template <typename T>
 struct TouchedTiles {
   const Box<T>* boxes;
@@ -221,9 +222,9 @@ struct BoxList {
   int32_t boxes[kListedBoxes];
   uint32_t chosen[kListedWords];  // a bit per box
 
-  // bits: [words], the tile's. Or null, if looks_at_boxes; then a superset is listed: boxes that by
-  // their edges may read the tile. Returns the number of boxes. Called by all threads of the block;
-  // where some are listed, ends with a barrier.
+  // bits: [words] of the tile. May be null if looks_at_boxes; a superset is then listed: all boxes
+  // whose edges allow them to read the tile. Returns the number of boxes. Called by all threads of
+  // the block; ends with a barrier if any box is listed.
   template <bool looks_at_boxes, typename coord_t>
   __device__ int32_t fill(
       const Params& params, const Tile& tile, const Box<coord_t>* all, const uint32_t* bits,
@@ -235,7 +236,7 @@ struct BoxList {
     if (has_bits) {
       const int64_t at = first / kBoxesPerWord + lane_index();
       of_all_images = at < words ? bits[at] : 0;
-      if (__ballot_sync(kAllLanes, of_all_images != 0) == 0) {  // alike in each warp
+      if (__ballot_sync(kAllLanes, of_all_images != 0) == 0) {  // block-uniform
         return 0;
       }
     }

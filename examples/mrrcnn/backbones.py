@@ -31,7 +31,7 @@ NORMS: dict[str, tuple[type[nn.Module], int]] = {
 
 
 def longer_side(image_size: int) -> int:
-    """Largest longer side in pixels of images with this shorter side, in torchvision's ratio."""
+    """Maximum longer side in pixels for images with this shorter side, in torchvision's ratio."""
     return image_size * 1333 // 800
 
 
@@ -80,8 +80,8 @@ def small_mask_rcnn(
     Args:
         image_size: shorter side of the images in pixels.
         anchor_sizes: sides of the anchors on strides 4, 8 and 16, in pixels of the resized image;
-            None is 16, 32 and 56 for images of 128 pixels, in proportion for others.
-        proposals: most boxes per image that reach the box head; half as many more in training.
+            None: 16, 32 and 56 for images of 128 pixels, scaled in proportion for other sizes.
+        proposals: most boxes per image that reach the box head; 1.5 times as many in training.
     """
     backbone = SmallFPN()
     channels = backbone.out_channels
@@ -89,8 +89,9 @@ def small_mask_rcnn(
     if anchor_sizes is None:
         anchor_sizes = [round(side * image_size / 128) for side in (16, 32, 56)]
     levels = ["0", "1", "2"]
-    # Strides do not shrink with images, so neither does the canonical scale: boxes below 112 pixels
-    # are pooled from stride 4. A scale in proportion to the image leaves an object 3 x 3 cells.
+    # Strides do not scale with the image, so the canonical scale is fixed too: boxes below 112
+    # pixels are pooled from stride 4. With a scale in proportion to the image, an object would have
+    # only 3 x 3 cells.
     pool = {"sampling_ratio": 2, "canonical_scale": 224}
     return MaskRCNN(
         backbone,
@@ -118,10 +119,10 @@ def small_mask_rcnn(
 
 
 class DeformableConv(DeformConv2d):
-    """A 3x3 convolution that learns where to sample; as built, it samples where ``conv`` does.
+    """A 3x3 convolution that learns where to sample; it starts at the sampling points of ``conv``.
 
-    Takes the convolution's parameters over under their names, so that a plain ResNet's state dict
-    lacks only ``offset``.
+    Keeps the names of the convolution's parameters, so that a plain ResNet's state dict lacks only
+    ``offset``.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -170,8 +171,8 @@ def resnet_mask_rcnn(
         image_size: shorter side of the images in pixels.
         deformable: sample the 3x3 convolutions of ``layer2`` to ``layer4`` where offsets point
             (arXiv 1703.06211).
-        norm: ``"frozen"`` keeps the statistics of batch normalisation and the first two stages as
-            given: for weights that are trained. ``"batch"`` trains all: for a start from scratch.
+        norm: ``"frozen"`` freezes the statistics of batch normalisation and the first two stages,
+            for pretrained weights. ``"batch"`` trains everything, for a start from scratch.
         weights: the classifier's state dict, such as torchvision's for ImageNet.
         arguments: of ``MaskRCNN``.
 
@@ -224,7 +225,7 @@ def resnet50_from_scratch(num_classes: int, image_size: int = 256) -> MaskRCNN:
 def resnet50_v2_mask_rcnn(num_classes: int, image_size: int = 800) -> MaskRCNN:
     """Torchvision's ``maskrcnn_resnet50_fpn_v2`` without weights: loads its published state dicts.
 
-    All of it trains, batch normalisation included.
+    All parameters train, batch normalisation included.
     """
     return maskrcnn_resnet50_fpn_v2(
         weights=None,
@@ -250,8 +251,8 @@ DEFAULT_IMAGE_SIZES: Mapping[str, int] = defaultdict(lambda: 800, small=128)
 
 
 def build_mask_rcnn(name: str, num_classes: int, image_size: int, **options: Any) -> MaskRCNN:
-    """A Mask R-CNN with exact masks, that pools with this package's RoIAlign and proposes in
-    float32 at least.
+    """A Mask R-CNN with exact masks that pools with this package's RoIAlign and computes proposals
+    in float32 or float64.
 
     Args:
         name: a key of ``BUILDERS``.

@@ -32,7 +32,7 @@ MASK_ALIGNMENTS = (EXACT, TORCHVISION)
 
 
 class AlignedTransform(GeneralizedRCNNTransform):
-    """torchvision's transform, with masks as ``mask_alignment`` says.
+    """torchvision's transform, with the masks that ``mask_alignment`` selects.
 
     ``"exact"``: ground-truth masks keep their own resolution while image and boxes are resized, and
     detected ones are pasted by :func:`paste_masks`. ``"torchvision"``: bit for bit torchvision's.
@@ -41,9 +41,9 @@ class AlignedTransform(GeneralizedRCNNTransform):
     min_size: tuple[int, ...]
     max_size: int
     mask_alignment: str = EXACT
-    # Masks above it come as bool, pasted a few at a time; None: as float32, all at once.
+    # Threshold: masks above it are bool, pasted a few at a time; None: float32, all at once.
     mask_threshold: float | None = None
-    # Factors of the image size between which training draws.
+    # Range of the factor of the image size that training draws at random.
     scale_jitter: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
@@ -118,8 +118,8 @@ class AlignedTransform(GeneralizedRCNNTransform):
 
 @contextlib.contextmanager
 def binary_masks(model: nn.Module, threshold: float = 0.5) -> Iterator[None]:
-    """Meanwhile a prepared model detects masks [N, 1, H, W] of type bool, in a quarter of the
-    memory and with little beside it; the pixels are those above the threshold otherwise."""
+    """Within this context, a prepared model returns bool masks [N, 1, H, W]: the pixels above
+    ``threshold``. They take a quarter of the memory, and pasting them takes little more."""
     transform = getattr(model, "transform", None)
     if not isinstance(transform, AlignedTransform):
         yield
@@ -132,7 +132,7 @@ def binary_masks(model: nn.Module, threshold: float = 0.5) -> Iterator[None]:
 
 
 class AlignedRoIHeads(RoIHeads):
-    """torchvision's heads, which learn masks as ``mask_alignment`` says.
+    """torchvision's heads, with the mask targets that ``mask_alignment`` selects.
 
     With ``"torchvision"`` they are torchvision's, bit for bit.
     """
@@ -141,7 +141,7 @@ class AlignedRoIHeads(RoIHeads):
 
     @classmethod
     def from_roi_heads(cls, base: RoIHeads, **arguments: Any) -> AlignedRoIHeads:
-        """Build upon ``base``, whose modules are taken over, not copied."""
+        """Build from ``base``; its modules are shared, not copied."""
         if not base.has_mask():
             raise ValueError("the RoI heads must have a mask head")
         built = cls(
@@ -237,12 +237,12 @@ class AlignedRoIHeads(RoIHeads):
 def prepare(
     model: MaskRCNN, *, mask_alignment: str | None = None, replace_poolers: bool = True
 ) -> MaskRCNN:
-    """Align masks, keep boxes in float32 under autocast, pool by this package; in place.
+    """Align masks, keep boxes in float32 under autocast, and pool with this package; in place.
 
     Args:
-        mask_alignment: ``"exact"`` or ``"torchvision"``; None keeps what the model has, else is
-            ``"exact"``.
-        replace_poolers: torchvision's become this package's ``MultiScaleRoIAlign``.
+        mask_alignment: ``"exact"`` or ``"torchvision"``; None keeps the model's alignment, or is
+            ``"exact"`` if the model has none.
+        replace_poolers: replace torchvision's poolers by this package's ``MultiScaleRoIAlign``.
 
     Raises:
         ValueError: an unknown alignment.
@@ -260,7 +260,7 @@ def prepare(
 
 
 def set_mask_alignment(model: MaskRCNN, alignment: str) -> None:
-    """Of a prepared model, in place.
+    """Set the mask alignment of a prepared model, in place.
 
     Raises:
         ValueError: an unknown alignment.
@@ -300,7 +300,7 @@ def replace_predictors(model: MaskRCNN, num_classes: int) -> None:
 
 
 def card_of(model: MaskRCNN) -> ModelCard:
-    """What is known of a model; of torchvision's own no more than its size and classes."""
+    """The card of a model. For a model of torchvision's, it has only image size and classes."""
     if hasattr(model, "card"):
         return model.card
     return ModelCard(
@@ -313,8 +313,9 @@ def card_of(model: MaskRCNN) -> ModelCard:
 def keep_boxes_precise(rpn: RegionProposalNetwork) -> None:
     """Make anchors and proposals in float32 under autocast, too.
 
-    torchvision makes them in the features' type, and rounds the ground truth to the proposals'. In
-    bfloat16 a coordinate from 512 to 1023 pixels would be a multiple of 4.
+    torchvision makes anchors and proposals in the features' type and rounds the ground truth to the
+    type of the proposals. In bfloat16, a coordinate from 512 to 1023 pixels would be a multiple of
+    4.
     """
     if _precise_maps not in rpn.anchor_generator._forward_pre_hooks.values():
         rpn.anchor_generator.register_forward_pre_hook(_precise_maps)
@@ -322,7 +323,7 @@ def keep_boxes_precise(rpn: RegionProposalNetwork) -> None:
 
 
 def _precise_maps(_: nn.Module, inputs: tuple[Any, list[Tensor]]) -> tuple[Any, list[Tensor]]:
-    """Of the maps only shape and type are read, so that none needs its own memory."""
+    """Feature maps in float32. The caller reads only shape and type, so no memory is allocated."""
     images, maps = inputs
     return images, [precise(m.new_empty(())).expand(m.shape) for m in maps]
 

@@ -37,7 +37,7 @@ def batch_rows(index: Sequence[Tensor], per_image: Sequence[Tensor]) -> Tensor:
 
 
 def precise(values: Tensor) -> Tensor:
-    """In float32, or in float64 if they are."""
+    """``values`` in float64 if they are float64, else in float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -78,7 +78,7 @@ def select_detections(
     nms_thresh: float,
     detections_per_img: int,
 ) -> list[Detections]:
-    """torchvision's ``RoIHeads.postprocess_detections`` that keeps track of the rows.
+    """torchvision's ``RoIHeads.postprocess_detections``, but also returns the selected rows.
 
     Args:
         logits: [K, C] class logits, class 0 is background.

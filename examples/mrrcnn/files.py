@@ -47,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def named(error: OSError, path: Path) -> OSError:
-    """The error with the file in its message; the system names none when a write fails."""
+    """The error with the file in its message. The system names no file when a write fails."""
     return OSError(error.errno, f"cannot write: {error.strerror or error}", str(path))
 
 

@@ -1,5 +1,4 @@
-"""Mask logits of one class per box, without those of the other classes and of cells that nothing
-reads."""
+"""Computes the mask logits of one class per box. Skips the other classes and unused cells."""
 
 from __future__ import annotations
 
@@ -34,7 +33,8 @@ def class_logits(
 
 
 def foreground_logits(predictor: nn.Module, features: Tensor, *, odd_cells: bool = False) -> Tensor:
-    """Maximum over the foreground classes [K, 2M, 2M], or of the odd cells [K, M, M]."""
+    """Maximum of the logits over the foreground classes [K, 2M, 2M]; with ``odd_cells``, at the
+    odd cells only [K, M, M]."""
     layers = _layers(predictor)
     if odd_cells and layers is not None:
         upscale, last = layers
@@ -59,8 +59,8 @@ def reads_odd_cells(heads: RoIHeads) -> bool:
 
 
 def _layers(predictor: nn.Module) -> tuple[nn.ConvTranspose2d, nn.Conv2d] | None:
-    """Of torchvision's predictor, which makes each cell 2 x 2 without overlap and then mixes
-    channels; None for any other."""
+    """The two layers of torchvision's predictor: an upscaling of each cell to 2 x 2 cells without
+    overlap, and a 1x1 convolution. None for any other predictor."""
     if type(predictor) is not MaskRCNNPredictor:
         return None
     upscale, last = predictor.conv5_mask, predictor.mask_fcn_logits
@@ -69,10 +69,10 @@ def _layers(predictor: nn.Module) -> tuple[nn.ConvTranspose2d, nn.Conv2d] | None
 
 
 def _hidden(upscale: nn.ConvTranspose2d, features: Tensor, odd_cells: bool) -> Tensor:
-    """``relu(upscale(features))`` by place in the 2 x 2 cells [K, 4, C, M, M], or of the last place
-    alone [K, 1, C, M, M].
+    """``relu(upscale(features))`` by position in the 2 x 2 cells [K, 4, C, M, M], or at the last
+    position alone [K, 1, C, M, M].
 
-    A transposed convolution of kernel and stride 2 is a 1x1 convolution for each of the places.
+    A transposed convolution of kernel and stride 2 is a 1x1 convolution for each position.
     """
     weight = upscale.weight  # [Cm, C, 2, 2]
     if odd_cells:

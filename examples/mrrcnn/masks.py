@@ -1,4 +1,4 @@
-"""Masks of an image and maps on a box: two functions that are each other's inverse.
+"""Masks of an image -> maps on boxes, and the inverse.
 
 Pixel i covers [i, i + 1] and has its centre at i + 0.5. So do the cells of a map, in units of the
 box divided by the map's size. torchvision's ``project_masks_on_boxes`` reads half a pixel off these
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shape_roi_align import roi_align
 
-MOST_SAMPLES = 8  # along a side of a cell; more cost more and change a cell's mean by no 1/8 pixel
+MOST_SAMPLES = 8  # per cell side; more are slower and change a cell's mean by less than 1/8 pixel
 CHUNK_BYTES = 1 << 26  # of masks in float32 at a time
 
 
@@ -29,13 +29,13 @@ def project_masks(
         masks: [N, H, W] of any type, 0 to 1.
         boxes: [K, 4] x1, y1, x2, y2 in pixels of the masks.
         size: M, cells of a side of the maps.
-        matched: [K] the mask of each box. None is one box per mask, in order.
+        matched: [K] index of the mask of each box. None: one box per mask, in order.
 
     Returns:
         [K, M, M] float32 in [0, 1], without gradients, and not thresholded.
 
     Raises:
-        ValueError: masks and boxes are not in pairs, and ``matched`` is None.
+        ValueError: the numbers of masks and boxes differ, and ``matched`` is None.
     """
     if matched is None:
         if len(masks) != len(boxes):
@@ -61,8 +61,8 @@ def project_masks(
 def paste_masks(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Maps on boxes -> masks of an image: what a mask head has found.
 
-    A pixel whose centre lies in the box is a bilinear sample of the map, clamped to its border; the
-    others are zero.
+    A pixel whose centre lies in the box is a bilinear sample of the map, clamped to the map's
+    border. All other pixels are zero.
 
     Args:
         maps: [N, 1, M, M], 0 to 1.
@@ -98,7 +98,7 @@ def interpolation_weights(low: Tensor, high: Tensor, cells: int, pixels: int) ->
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
-    """Slices of ``count`` things of ``size`` bytes: ``CHUNK_BYTES`` at most, or one thing."""
+    """Slices of ``count`` items of ``size`` bytes: at most ``CHUNK_BYTES`` each, or one item."""
     each = max(1, CHUNK_BYTES // max(size, 1))
     for start in range(0, count, each):
         yield slice(start, min(start + each, count))

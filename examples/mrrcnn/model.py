@@ -45,18 +45,19 @@ CLASSES_KEY = "roi_heads.box_predictor.cls_score.bias"
 class MRRCNN(MaskRCNN):
     """Mask R-CNN whose boxes, classes and masks are refined under the guidance of its own masks.
 
-    Parameters of the base keep torchvision's names, the new ones are ``roi_heads.refine.*``. Takes
-    and returns what ``MaskRCNN`` does. ``roi_heads.refine_enabled = False`` makes it the base model
-    again.
+    Parameters of the base keep torchvision's names; the new ones are ``roi_heads.refine.*``. Inputs
+    and outputs are those of ``MaskRCNN``. ``roi_heads.refine_enabled = False`` restores the base
+    model.
 
-    ``torch.compile`` takes it in pieces, as it takes ``MaskRCNN``: the graph breaks where proposals
-    and detections are selected, whose number depends on the data. That is where ``torch.export``
-    and ``fullgraph=True`` stop, for both models at the same line of torchvision's non-maximum
-    suppression of proposals. The backbone and the refining heads export on their own.
+    ``torch.compile`` splits the model into several graphs, like ``MaskRCNN``: the graph breaks
+    where proposals and detections are selected, because their number depends on the data.
+    ``torch.export`` and ``fullgraph=True`` fail there, for both models at the same line of
+    torchvision's non-maximum suppression of proposals. The backbone and the refining heads can be
+    exported separately.
 
     Args:
         num_classes: with the background.
-        refine: options of the refining module; None is the paper's.
+        refine: options of the refining module; None: the paper's.
         mask_alignment: how masks are cut from images and pasted into them, see :func:`.prepare`.
         replace_poolers: pool with this package's operators instead of torchvision's.
     """
@@ -89,7 +90,7 @@ class MRRCNN(MaskRCNN):
         mask_alignment: str | None = None,
         replace_poolers: bool = True,
     ) -> MRRCNN:
-        """Build upon a trained Mask R-CNN, which is copied and stays as it is.
+        """Build from a trained Mask R-CNN, which is copied and not modified.
 
         Type and device of its parameters are kept.
 
@@ -97,8 +98,9 @@ class MRRCNN(MaskRCNN):
             model: any of torchvision's, with any backbone, anchors and heads.
             num_classes: with the background; another number than the model's starts new, untrained
                 predictors.
-            mask_alignment: None keeps that of a model which has one. Others are ``"exact"``, but
-                ``"torchvision"`` if the base is frozen: its mask head has learnt the shift.
+            mask_alignment: None keeps the model's alignment. For a model without one, None is
+                ``"exact"``, or ``"torchvision"`` if the base is frozen, because its mask head has
+                learnt torchvision's shift.
 
         Raises:
             ValueError: an unknown alignment.
@@ -125,7 +127,7 @@ class MRRCNN(MaskRCNN):
 
     @classmethod
     def load(cls, path: str | Path, model: MaskRCNN | None = None, **arguments: Any) -> MRRCNN:
-        """What :meth:`save` wrote; arguments and errors are :func:`load_model`'s.
+        """Load a file that :meth:`save` wrote; arguments and errors as in :func:`load_model`.
 
         Raises:
             ValueError: also for a Mask R-CNN without a refining module.
@@ -139,15 +141,15 @@ class MRRCNN(MaskRCNN):
         return loaded
 
     def save(self, path: str | Path) -> None:
-        """Weights and all that is needed to build the model again; see :func:`save_model`."""
+        """Write the weights and everything needed to rebuild the model; see :func:`save_model`."""
         save_model(self, path)
 
     def _attach(self, refine: RefineConfig | None) -> None:
         config = refine or RefineConfig()
         training = self.training
         self.roi_heads = MaskRefiningRoIHeads.from_roi_heads(self.roi_heads, config=config)
-        self.roi_heads.refine.requires_grad_(True)  # whatever the heads are that it was copied from
-        self.frozen: tuple[str, ...] = ()  # what trained before
+        self.roi_heads.refine.requires_grad_(True)  # also if the copied heads were frozen
+        self.frozen: tuple[str, ...] = ()  # names of parameters frozen here
         if config.freeze_base:
             base = [(k, v) for k, v in self.named_parameters() if not k.startswith(REFINE_PREFIX)]
             self.frozen = tuple(name for name, parameter in base if parameter.requires_grad)
@@ -159,7 +161,7 @@ class MRRCNN(MaskRCNN):
         self.train(training)
 
     def _without_loss(self, config: RefineConfig) -> list[nn.Module]:
-        """Parts whose parameters no loss reaches: gradients need not be waited for elsewhere."""
+        """Parts whose parameters get no gradient, which distributed training must not wait for."""
         refine = self.roi_heads.refine
         if not config.refine_cls and not config.refine_reg:
             return [refine.box_head, refine.box_predictor]
@@ -206,12 +208,12 @@ def mrrcnn_resnet50_fpn(
 
     Args:
         weights: a file of that Mask R-CNN, such as torchvision's published one, or a state dict,
-            which is taken as it is. None starts from random weights, with batch normalisation that
-            trains.
-        num_classes: with the background. None is the weights', or COCO's 91 without weights;
-            another number than the weights' starts new predictors.
+            which is loaded unchanged. None starts from random weights, with trainable batch
+            normalisation.
+        num_classes: with the background. None: as the weights have, or COCO's 91 without weights;
+            a number other than the weights' starts new predictors.
         image_size: shorter side of the images in pixels.
-        mask_alignment: as of :meth:`MRRCNN.from_mask_rcnn`.
+        mask_alignment: as in :meth:`MRRCNN.from_mask_rcnn`.
     """
     bare = True
     if weights is None:
@@ -235,7 +237,7 @@ def save_model(model: MaskRCNN, path: str | Path) -> None:
 
     Weights, architecture, image size, class names, mask alignment and the refining module's options
     are plain tensors, numbers and texts: ``torch.load(weights_only=True)`` reads them. ``path`` is
-    never half a file.
+    never an incomplete file.
     """
     if not hasattr(model, "card"):
         model.card = recognise(model)
@@ -267,16 +269,16 @@ def load_model(
             alignment is ``"torchvision"``.
         model: a Mask R-CNN of the file's architecture, for files whose architecture is not one of
             ``BUILDERS``. It is copied, with its image size.
-        image_size: shorter side in pixels; None is the file's, for bare weights the architecture's
-            usual one.
-        options: of the architecture's builder, over the file's.
-        refine: options of the refining module. None: the file's. A mapping changes single ones of
-            the file's. Bare weights that hold a refining module need a whole ``RefineConfig``.
+        image_size: shorter side in pixels; None: the file's, for bare weights the architecture's
+            default.
+        options: options of the architecture's builder, which override the file's.
+        refine: options of the refining module. None: the file's. A mapping changes some of the
+            file's options. Bare weights that hold a refining module need a whole ``RefineConfig``.
         refined: False leaves a refining module out.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file holds something else, or lacks what ``model`` or ``refine`` must say.
+        ValueError: the file holds something else, or needs ``model`` or ``refine``.
     """
     content = load_content(path)
     state = weights_of(content, path)
@@ -346,8 +348,8 @@ def _card_of_weights(
 
 
 def recognise(model: MaskRCNN) -> ModelCard:
-    """The card of a Mask R-CNN of torchvision's: its architecture is one of ``BUILDERS`` if
-    parameters and settings are, and unknown otherwise."""
+    """The card of a torchvision Mask R-CNN. The architecture is the entry of ``BUILDERS`` whose
+    parameters and settings are equal, or unknown if there is none."""
     card = card_of(model)
     layers = [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
     try:
@@ -366,7 +368,7 @@ def recognise(model: MaskRCNN) -> ModelCard:
 
 
 def _settings(model: MaskRCNN) -> str:
-    """What a Mask R-CNN computes with besides its parameters."""
+    """The settings of a Mask R-CNN that affect results, besides its parameters."""
     transform, rpn, heads = model.transform, model.rpn, model.roi_heads
     anchors = rpn.anchor_generator
     parts = [

@@ -30,38 +30,40 @@ class RefineConfig:
     """Options of the refining module; the defaults are the paper's.
 
     Attributes:
-        guide: what weighs the box features: the probability map ``"p"`` (eq. 4), the residual form
-            ``"p+1"``, or ``"none"``, plain RoIAlign (the paper's Table 3, RM without SaRoIAlign).
-            ``"gt"`` is the ceiling: the true mask of the object that a box overlaps by
-            ``fg_iou_thresh`` or more, ``"p"`` for the other boxes; detecting then takes targets.
-        map_aligned: cells of the maps have their centres at j + 0.5, as the mask head learns them;
-            by eq. 5 at j.
+        guide: the weights of the box features: the probability map ``"p"`` (eq. 4), the residual
+            form ``"p+1"``, or ``"none"``, plain RoIAlign (the paper's Table 3, RM without
+            SaRoIAlign). ``"gt"`` gives an upper bound: the true mask of the object that a box
+            overlaps by ``fg_iou_thresh`` or more, ``"p"`` for the other boxes; inference then needs
+            targets.
+        map_aligned: True: map cell j has its centre at j + 0.5, as in the mask head's targets.
+            False: at j, as in eq. 5.
         alpha: weight of the refined class scores in the fused ones,
             ``(S_b + alpha S_r) / (1 + alpha)``. May be changed after training (Table 5).
         refine_cls, refine_reg: refine the class, the box (Table 4).
         mask_flow: what the refining mask head receives besides its RoI features: the first mask
-            head's features of the unrefined box (``"direct"``, eq. 6), the first mask head run on
-            the refined box (``"recompute"``), the former cropped to the refined box (``"recrop"``),
-            or nothing.
+            head's features of the unrefined box (``"direct"``, eq. 6), the features of the first
+            mask head run on the refined box (``"recompute"``), the features of the unrefined box
+            resampled to the refined box (``"recrop"``), or nothing.
         inference: refine the detections that survive NMS (``"post_nms"``) or every proposal
             (``"pre_nms"``).
-        refine_nms_thresh: IoU threshold of the NMS before refining (``"post_nms"``); None is the
-            model's, 0.5. Boxes that it keeps can still be told apart by the NMS after refining.
-        guide_label: channel of the probability map for a positive RoI in training: the label of its
-            proposal's match (``"gt"``) or of the predicted box's match (``"match"``); else, as
-            always for background, the foreground class of the highest score (``"pred"``).
+        refine_nms_thresh: IoU threshold of the NMS before refining (``"post_nms"``); None: the
+            model's, 0.5. The NMS after refining filters the remaining boxes again.
+        guide_label: class of the probability map of a positive RoI in training: the label of its
+            proposal's match (``"gt"``), the label of the predicted box's match (``"match"``), or
+            the foreground class of the highest score (``"pred"``). Background RoIs always use the
+            latter.
         class_agnostic_guide: use the maximum over the foreground channels instead of one channel.
         rematch: match the predicted boxes to the ground truth anew, at ``fg_iou_thresh``; otherwise
             each keeps the match of its proposal.
         detach_mask: no gradient from the refining box head into the mask head through the
             probability map.
-        freeze_base: train the refining module only; detections of the base stay what they were, bit
-            for bit.
-        batch_size_per_image: subsample of the predicted boxes that the refining module trains on;
-            None is all.
-        positive_fraction: largest fraction of these that is positive; the surplus is left out at
-            random. None is the model's for a subsample, else no limit.
-        bbox_reg_weights: box coder's weights of the refining box head; None is the base's.
+        freeze_base: train the refining module only; the base's detections do not change, bit for
+            bit.
+        batch_size_per_image: number of predicted boxes per image on which the refining module
+            trains, a random sample; None: all.
+        positive_fraction: largest fraction of positive boxes in the sample; surplus positives are
+            dropped at random. None: the model's for a sample, no limit without one.
+        bbox_reg_weights: box coder's weights of the refining box head; None: the base's.
         loss_weight: factor of the refining losses.
     """
 
@@ -103,7 +105,7 @@ class RefineConfig:
 
     @classmethod
     def recommended(cls, **options: Any) -> RefineConfig:
-        """What did better than the paper's settings on generated images, and other ``options``."""
+        """The settings that beat the paper's on generated images, changed by ``options``."""
         return cls(**(RECOMMENDED | options))
 
 
@@ -111,7 +113,7 @@ RECOMMENDED: dict[str, Any] = {"refine_nms_thresh": 0.8, "detach_mask": True}
 
 
 class RefiningModule(nn.Module):
-    """A box head on Shape-aware RoIAlign, and a mask head that sees the first one's features.
+    """A box head on Shape-aware RoIAlign, and a mask head that receives the first one's features.
 
     Args:
         odd_cells: the box head takes its probability maps [K, 2M, 2M] without the rows and columns
@@ -155,7 +157,7 @@ class RefiningModule(nn.Module):
         odd_cells = not config.map_aligned and reads_odd_cells(base)
         heads = {name: copy.deepcopy(getattr(base, name)) for name in COPIED_HEADS}
         return cls(
-            # The odd cells of a map, by eq. 5, lie at the centres of the cells of half the map.
+            # By eq. 5, the odd cells of a map are at the cell centres of a map of half the size.
             box_roi_pool=MultiScaleSaRoIAlign(
                 **_pool_arguments(base.box_roi_pool), map_aligned=config.map_aligned or odd_cells
             ),
@@ -202,7 +204,8 @@ COPIED_HEADS = ("box_head", "box_predictor", "mask_head", "mask_predictor")
 
 
 def recrop(previous: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """Resample features [K, C, M, M] on the boxes ``before`` [K, 4] onto those ``after`` [K, 4]."""
+    """Resample features [K, C, M, M] from the boxes ``before`` [K, 4] to the boxes ``after``
+    [K, 4]."""
     size = previous.shape[-1]
     extent = (before[:, 2:] - before[:, :2]).clamp(min=1e-3).repeat(1, 2)
     relative = (after - before[:, :2].repeat(1, 2)) / extent * size

@@ -36,11 +36,11 @@ from .targets import (
     true_maps,
 )
 
-MIN_BOX_SIZE = 1.0  # pixels; the encoding relative to a smaller box is not finite or of no use
+MIN_BOX_SIZE = 1.0  # pixels; deltas relative to smaller boxes are infinite or too large
 
 
 class MaskRefiningRoIHeads(AlignedRoIHeads):
-    """With ``refine_enabled`` False this is ``AlignedRoIHeads``."""
+    """RoI heads with a refining module; with ``refine_enabled`` False, ``AlignedRoIHeads``."""
 
     def __init__(self, *, config: RefineConfig, **roi_heads_arguments: Any):
         super().__init__(**roi_heads_arguments)
@@ -81,7 +81,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         targets: Targets | None,
     ) -> Losses:
         sampled, deltas = self._sample(proposals, targets)
-        assert targets is not None  # or the proposals could not have been sampled
+        assert targets is not None  # sampling the proposals has used them
         logits, regression = self._base_box(features, sampled.boxes, image_shapes)
         losses: Losses = {}
         if not self.config.freeze_base:
@@ -191,7 +191,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
             maps = self._guidance(mask_features, torch.cat(guides))
             rows = batch_rows(positive, boxes)
             return maps, mask_features[rows] if self._needs_previous else None
-        # F^- wants a graph through the mask head, and of the positive boxes only.
+        # F^- needs a graph through the mask head, and only for positive boxes.
         previous = None
         if self._needs_previous:
             previous = self._mask_features(features, take(boxes, positive), image_shapes)
@@ -255,7 +255,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         ]
 
     def fuse(self, logits: Tensor, refined_logits: Tensor) -> Tensor:
-        """S [K, C] in float32 at least from S^b and S^r."""
+        """S [K, C] from S^b and S^r, in float32 or float64."""
         alpha = self.config.alpha if self.config.refine_cls else 0.0
         return (precise(logits) + alpha * precise(refined_logits)) / (1 + alpha)
 

@@ -1,4 +1,4 @@
-"""What MR R-CNN's boxes B are trained towards: matches to the ground truth and what follows."""
+"""Training targets of MR R-CNN's boxes B: matches to the ground truth, deltas and masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Targets = list[dict[str, Tensor]]
 
 
 class TrainingBoxes(NamedTuple):
-    """Boxes B of a batch and what they were matched to, one entry per image."""
+    """Boxes B of a batch and their matches, one entry per image."""
 
     boxes: list[Tensor]  # [L, 4]
     guides: list[Tensor]  # [L] class whose map guides the box
@@ -36,14 +36,14 @@ class TrainingBoxes(NamedTuple):
 
 
 def rematch(found: TrainingBoxes, targets: Targets, matcher: Matcher) -> TrainingBoxes:
-    """With labels and matches of the boxes as they are, not as their proposals were."""
+    """The same boxes, with labels and matches of the boxes instead of their proposals'."""
     matched, labels = [], []
     for boxes, target in zip(found.boxes, targets, strict=True):
         if len(target["boxes"]) and len(boxes):
             match = matcher(box_iou(target["boxes"].to(boxes.dtype), boxes))
             index = match.clamp(min=0)
             label = torch.where(match >= 0, target["labels"][index], 0)
-        else:  # Matcher refuses an image without objects or without boxes
+        else:  # Matcher rejects an image without objects or without boxes
             index = label = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         matched.append(index)
         labels.append(label)
@@ -51,15 +51,15 @@ def rematch(found: TrainingBoxes, targets: Targets, matcher: Matcher) -> Trainin
 
 
 def subsample(found: TrainingBoxes, count: int | None, positive_fraction: float) -> TrainingBoxes:
-    """Boxes of each image drawn at random: ``count`` at most (None: all), of which the fraction at
-    most is positive, but one positive at least."""
+    """A random sample of each image's boxes: at most ``count`` (None: all). At most
+    ``positive_fraction`` of the sample is positive, but at least one box if there is one."""
     chosen = []
     for labels in found.labels:
         positives, negatives = torch.where(labels > 0)[0], torch.where(labels <= 0)[0]
         limit = len(labels) if count is None else count
         wanted = min(len(positives), max(1, int(limit * positive_fraction)))
         kept = min(len(negatives), limit - wanted)
-        if positive_fraction < 1:  # of what is left, not of the limit
+        if positive_fraction < 1:  # a fraction of the remaining boxes, not of the limit
             wanted = min(wanted, max(1, int(kept * positive_fraction / (1 - positive_fraction))))
         drawn = _draw(positives, wanted), _draw(negatives, kept)
         chosen.append(torch.cat(drawn).sort().values)
@@ -73,7 +73,7 @@ def _draw(index: Tensor, count: int) -> Tensor:
 def regression_targets(
     found: TrainingBoxes, targets: Targets, coder: BoxCoder
 ) -> tuple[Tensor, ...]:
-    """Deltas [L, 4] per image from B to the ground truth; of use for positive boxes only."""
+    """Deltas [L, 4] per image from B to the ground truth; meaningful for positive boxes only."""
     ground_truth = [
         target["boxes"].to(boxes.dtype)[matched] if len(target["boxes"]) else boxes
         for target, boxes, matched in zip(targets, found.boxes, found.matched, strict=True)
@@ -88,9 +88,9 @@ def mask_targets(
     zeros in an image without objects.
 
     Args:
-        image_shapes: (height, width) that the boxes refer to, of each image; its masks may have
-            another resolution. None: by torchvision's ``project_masks_on_boxes``, half a pixel off,
-            of masks in the boxes' resolution.
+        image_shapes: (height, width) of each image in the boxes' coordinates; its masks may have
+            another resolution. None: the masks have the boxes' resolution, and torchvision's
+            ``project_masks_on_boxes`` is used, which is half a pixel off.
     """
     maps = []
     for i, (boxes, matched, target) in enumerate(
@@ -116,8 +116,8 @@ def true_maps(
     *,
     odd_cells: bool,
 ) -> Tensor:
-    """``maps`` [K, 2M, 2M], or [K, M, M] of their odd cells, those of positive boxes replaced by
-    the masks of their objects; ``image_shapes`` as of :func:`mask_targets`."""
+    """``maps`` [K, 2M, 2M], or [K, M, M] of their odd cells. Maps of positive boxes are replaced by
+    the masks of their objects. ``image_shapes``: as in :func:`mask_targets`."""
     side = maps.shape[-1] * 2 if odd_cells else maps.shape[-1]
     masks = mask_targets(found, targets, side, image_shapes)
     if odd_cells:
@@ -132,8 +132,8 @@ def mask_loss(
     targets: Targets,
     image_shapes: ImageShapes | None,
 ) -> Tensor:
-    """Binary cross entropy of logits [K, 2M, 2M] of the objects' classes, as torchvision's
-    ``maskrcnn_loss``; ``image_shapes`` as of :func:`mask_targets`."""
+    """Binary cross entropy of logits [K, 2M, 2M] of the objects' classes, as in torchvision's
+    ``maskrcnn_loss``. ``image_shapes``: as in :func:`mask_targets`."""
     if not len(mask_logits):  # the mean over no boxes is not a number
         return mask_logits.sum() * 0
     masks = mask_targets(found, targets, mask_logits.shape[-1], image_shapes)

@@ -1,4 +1,4 @@
-"""Files of weights: never half written, never pickled code."""
+"""Files of weights: written atomically, read without executing pickled code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save(content: Any, path: Path, former: Path | None = None) -> None:
     ``former`` receives the old file.
 
     Raises:
-        OSError: it cannot be written; the message names ``path``, which is as it was.
+        OSError: the file cannot be written; the message names ``path``, which is unchanged.
     """
     with replacing(path, former) as file:
         try:
@@ -43,7 +43,7 @@ def load(path: str | Path) -> Any:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is damaged or something else; the message names it.
+        ValueError: the file is damaged or holds something else; the message names the file.
     """
     with open(path, "rb") as file:
         try:
@@ -51,7 +51,7 @@ def load(path: str | Path) -> Any:
                 _check_records(file)
             file.seek(0)
             return torch.load(file, "cpu", weights_only=True)
-        except Exception as error:  # readers of archives and pickles raise any on damaged ones
+        except Exception as error:  # readers of archives and pickles raise many types of errors
             raise ValueError(
                 f"{path} must be a file of weights, as torch.save writes it, and whole: "
                 f"{str(error).partition(chr(10))[0]}"
@@ -59,10 +59,10 @@ def load(path: str | Path) -> Any:
 
 
 def _check_records(file: BinaryIO) -> None:
-    """Compare the records of an archive with their checksums, which torch.load does not.
+    """Compare the records of an archive with their checksums; torch.load does not check them.
 
-    torch.save compresses nothing, so that records together are no larger than the file: what
-    reading takes is bounded by its size.
+    torch.save does not compress, so the records are together no larger than the file, and the size
+    of the file bounds the memory that reading takes.
     """
     size = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
@@ -78,14 +78,15 @@ def _check_records(file: BinaryIO) -> None:
 
 @dataclass
 class ModelCard:
-    """What builds a model's architecture again, and what its labels mean.
+    """The information to rebuild a model's architecture, and the meaning of its labels.
 
     Attributes:
         num_classes: with the background.
-        architecture: key of ``BUILDERS``; None for another, which a file cannot build.
-        image_size: shorter side of the images in pixels, as the model sees them.
-        options: of the builder: plain values.
-        frozen_eps: epsilon of the frozen normalisation layers; None is the builder's.
+        architecture: key of ``BUILDERS``; None for any other architecture, which a file cannot
+            rebuild.
+        image_size: shorter side in pixels to which the model resizes images.
+        options: options of the builder: plain values.
+        frozen_eps: epsilon of the frozen normalisation layers; None: the builder's.
         class_names: by label, ``"__background__"`` first; None if unknown.
         category_ids: of the training file, for the labels from 1 on; None if unknown.
     """
@@ -115,8 +116,8 @@ def load_content(path: str | Path) -> dict[str, Any]:
 def load_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a file of weights, ours or torchvision's, or in a checkpoint of either.
 
-    A checkpoint that holds averaged weights gives those. torchvision's published Mask R-CNN is
-    made to need no other epsilon of its normalisation layers than they have.
+    If a checkpoint holds averaged weights, these are returned. In torchvision's published Mask
+    R-CNN, the scales of the normalisation layers are adapted to the layers' epsilon.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -146,10 +147,10 @@ def _is_published(path: str | Path) -> bool:
 
 
 def _absorb_epsilon(state: dict[str, Tensor]) -> None:
-    """Scale the normalisation layers so that with their epsilon they compute what they did without.
+    """Scale the normalisation layers so that with epsilon they compute what they did without.
 
-    The published weights were trained without, and torchvision's builder sets it to zero in the
-    layers. In the scales it is part of every file that is saved later.
+    The published weights were trained with an epsilon of zero, which torchvision's builder sets in
+    the layers. Scales, unlike epsilon, are part of every file that is saved later.
     """
     epsilon = FrozenBatchNorm2d(0).eps
     for key in [k for k in state if k.endswith(".running_var")]:

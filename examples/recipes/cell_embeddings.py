@@ -52,8 +52,8 @@ def make_backbone() -> nn.Module:
 
 
 def nearest_in_next_frame(embeddings: Tensor, frames: Tensor, ids: Tensor) -> tuple[int, int]:
-    """How many cells have themselves as the nearest embedding of the next frame, and of how many
-    that are in both."""
+    """The number of cells whose nearest embedding in the next frame is their own, and the number of
+    cells that are in both frames."""
     right = total = 0
     for t in range(int(frames.max())):
         now, after = frames == t, frames == t + 1
@@ -71,7 +71,7 @@ def main(cells: int, frames: int) -> None:
     embeddings, frame, ids = mask_pool(features, labels)
     print(f"{len(ids)} embeddings of {len(ids.unique())} cells in {frames} frames")
 
-    # The same by a loop over the cells of the last frame, a mask each.
+    # The same with a loop over the cells of the last frame, with one mask per cell.
     last = frame == frames - 1
     masks = torch.stack([labels[-1] == i for i in ids[last]])
     weights = F.avg_pool2d(masks.float(), 2)

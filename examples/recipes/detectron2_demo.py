@@ -74,7 +74,7 @@ def generated_images(count: int, height: int = 130, width: int = 160) -> list[di
 
 
 def demonstrate(roi_heads: str) -> None:
-    """Trains and detects, and prints the losses and what the second pooling changes."""
+    """Trains and detects; prints the losses and the effect of the second pooling."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3, help="training steps; default: %(default)s")
     steps = parser.parse_args().steps

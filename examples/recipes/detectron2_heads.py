@@ -25,9 +25,9 @@ ALIGNED = {"ROIAlign": False, "ROIAlignV2": True}  # by MODEL.ROI_BOX_HEAD.POOLE
 @ROI_HEADS_REGISTRY.register()
 class ShapeAwareROIHeads(StandardROIHeads):
     """Detects, predicts masks, pools again under the masks, and detects with the second head's
-    boxes and the mean of both heads' class probabilities. Masks and keypoints are of the final
-    boxes. MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES trains the second head on the first one's boxes,
-    which it receives in inference."""
+    boxes and the mean of both heads' class probabilities. Masks and keypoints belong to the final
+    boxes. MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES trains the second head on the first head's boxes,
+    as in inference."""
 
     @configurable
     def __init__(self, *, refine_pooler, refine_head, refine_predictor, stride: int, **kwargs):

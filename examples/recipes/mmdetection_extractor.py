@@ -1,8 +1,8 @@
 """A RoI extractor for mmdetection that weighs each RoI with a probability map.
 
 Importing this file (``custom_imports`` of a config) registers ShapeAwareRoIExtractor. It takes the
-options of SingleRoIExtractor, so only ``type`` changes in ``bbox_roi_extractor``. Called without
-maps it is SingleRoIExtractor; a RoI head with masks passes them as ``prob_maps``.
+options of SingleRoIExtractor, so only ``type`` changes in ``bbox_roi_extractor``. Without maps it
+equals SingleRoIExtractor; a RoI head that has masks passes them as ``prob_maps``.
 
     python examples/recipes/mmdetection_extractor.py
 """
@@ -31,7 +31,7 @@ class ShapeAwareRoIExtractor(SingleRoIExtractor):
         out_channels (int), featmap_strides (list[int]), finest_scale (int): as SingleRoIExtractor.
 
     Raises:
-        ValueError: for another layer than RoIAlign of averages.
+        ValueError: ``roi_layer`` is not a RoIAlign with average pooling.
     """
 
     def build_roi_layers(self, layer_cfg, featmap_strides: Sequence[int]) -> nn.ModuleList:
@@ -58,8 +58,8 @@ class ShapeAwareRoIExtractor(SingleRoIExtractor):
         """
         Args:
             feats (Tensor[N, C, H_l, W_l] per level): feature maps, finest first.
-            rois (Tensor[K, 5]): batch index, x1, y1, x2, y2 in image pixels, in any order. They
-                stay in float32 where features are of half precision.
+            rois (Tensor[K, 5]): batch index, x1, y1, x2, y2 in image pixels, in any order. RoIs
+                stay in float32 if features are in half precision.
             roi_scale_factor (float, optional): enlarges the boxes, after their levels are chosen;
                 on a single level as well, where SingleRoIExtractor ignores it.
             prob_maps (Tensor[K, M, M], optional): one map per RoI. It spans the enlarged box.
@@ -72,7 +72,7 @@ class ShapeAwareRoIExtractor(SingleRoIExtractor):
             rois = self.roi_rescale(rois, roi_scale_factor)
         size = self.roi_layers[0].output_size
         pooled = feats[0].new_zeros(len(rois), self.out_channels, *size)
-        # A level without RoIs is pooled too: every feature map needs a gradient in DDP.
+        # A level without RoIs is pooled too, because every feature map needs a gradient in DDP.
         for level, (layer, feature_map) in enumerate(zip(self.roi_layers, feats, strict=False)):
             rows = (levels == level).nonzero()[:, 0]
             maps = None if prob_maps is None else prob_maps[rows]

@@ -1,8 +1,9 @@
 """Masked RoI features for pairs of objects, as in scene graphs and human-object interaction.
 
-For each pair the features under both masks are pooled from the box around both. The usual way
-copies the feature map for each pair, multiplies it with the pair's mask and pools the copy.
-sa_roi_align reads the one feature map, weighted by a small probability map per pair.
+For each pair, the features under both masks are pooled from the box around both objects. The usual
+implementation copies the feature map for each pair, multiplies the copy by the pair's mask and
+pools the product. sa_roi_align reads a single feature map, weighted by a small probability map per
+pair.
 
     python examples/recipes/pair_features.py --objects 12
 """
@@ -76,7 +77,7 @@ def main(objects: int) -> None:
         results.append(pool(features, masks, boxes, pairs))
         megabytes = peak_megabytes(partial(pool, features, masks, boxes, pairs))
         print(f"{name}: {len(pairs)} pairs, peak {megabytes:.0f} MB")
-    # The product is taken per pixel on one side and per sample on the other.
+    # The results differ slightly: the copies are masked per pixel, sa_roi_align per sample.
     similarity = F.cosine_similarity(results[0].flatten(1), results[1].flatten(1)).mean()
     print(f"mean cosine of both: {similarity:.3f}")
 

@@ -1,8 +1,8 @@
 """One embedding per mask from a ViT's patch grid.
 
-The usual way resizes each mask to the grid, thresholds it and takes an einsum. An object smaller
-than a patch is then below the threshold everywhere and has no embedding. mask_pool averages the
-mask over each patch instead, so every object keeps one.
+The usual implementation resizes each mask to the grid, thresholds it and computes an einsum. An
+object smaller than a patch is then below the threshold everywhere and gets no embedding. mask_pool
+averages the mask over each patch instead, so every object gets an embedding.
 
     python examples/recipes/vit_mask_embeddings.py --masks 200
 """

@@ -1,4 +1,4 @@
-// What the arguments of a call say of one box: its axes and its probability map.
+// The axes and the probability map of one box, from the arguments of a call.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>

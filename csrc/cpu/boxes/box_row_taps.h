@@ -1,9 +1,10 @@
 // The taps of one box for few channels: rows first, then columns.
 //
-// Without a probability map the weight of a pixel in a bin is a factor of its row times one of its
-// column. The pixel rows of a bin row are added up, weighted; then the bins take their columns from
-// the sum. With a map this is done for each row of samples: the results are samples, which the map
-// weights. Lanes run along the row. Interleaved channels lie side by side in it.
+// Without a probability map, the weight of a pixel in a bin is the product of a row weight and a
+// column weight. The weighted pixel rows of a bin row are added up first; the bins then gather
+// their columns from the sum. With a map, each sample row is treated like a bin row: the results
+// are samples, which the map then weights. Lanes run along the row; interleaved channels are
+// adjacent in it.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +20,8 @@ namespace shape_roi_align::cpu {
 template <typename acc_t, typename coord_t>
 class BoxRowTaps {
  public:
-  // interleaved: channels side by side, of pixels and of results. by_samples: results are samples,
-  // not bins.
+  // interleaved: number of adjacent channels, in pixels and in results. by_samples: whether results
+  // are samples instead of bins.
   void assign(
       const Params& params, const Box<coord_t>& box, int32_t interleaved, bool by_samples,
       int32_t lanes) {
@@ -44,16 +45,17 @@ class BoxRowTaps {
   int32_t first_column() const {
     return first_column_;
   }
-  // From the first to the last pixel column that samples read, of all channels in a row of pixels.
+  // Elements of a pixel row from the first to the last column that samples read, all interleaved
+  // channels included.
   int32_t elements() const {
     return columns_ * interleaved_;
   }
 
-  // Results of a row: bins or samples, of all interleaved channels.
+  // Results (bins or samples) per row, all interleaved channels included.
   int32_t results() const {
     return results_ * interleaved_;
   }
-  // Lanes of the results of a row, and of the bins of a bin row: whole vectors.
+  // Lanes of a row of results, and of a bin row, rounded up to whole vectors.
   int32_t lanes() const {
     return static_cast<int32_t>(round_up(results_ * interleaved_, lanes_));
   }
@@ -61,7 +63,7 @@ class BoxRowTaps {
     return static_cast<int32_t>(round_up(axes_.x.num_bins() * interleaved_, lanes_));
   }
 
-  // Results from the elements of a pixel row, and the reverse.
+  // Taps from the elements of a pixel row to its results, and transposed.
   void assign_columns(LaneTapsTable<acc_t>& table) const {
     table.assign(column_taps_, results(), elements(), {interleaved_, 1, 1}, false, lanes_);
   }
@@ -71,7 +73,7 @@ class BoxRowTaps {
 
   // The members below are for results that are samples.
 
-  // Bins from their samples, of weight 1 / (number of samples), and the reverse.
+  // Taps of weight BoxGeometry::share from samples to their bins, and transposed.
   void assign_bins(LaneTapsTable<acc_t>& table) {
     list_bins_of_samples();
     const int32_t bins = axes_.x.num_bins() * interleaved_;
@@ -83,7 +85,7 @@ class BoxRowTaps {
     table.assign(other_taps_, results(), bins, {interleaved_, 1, 1}, true, lanes_);
   }
 
-  // Derivatives of the results with respect to the x of their samples.
+  // Taps of the derivatives of the results with respect to the x of their samples.
   void assign_column_slopes(LaneTapsTable<acc_t>& table) {
     std::vector<EndsOfTap<acc_t>>& taps = other_taps_;
     taps.clear();
@@ -95,7 +97,7 @@ class BoxRowTaps {
     table.assign(taps, results(), elements(), {interleaved_, 1, 1}, false, lanes_);
   }
 
-  // The map at the samples from the cells of a row of the map, and the reverse.
+  // Taps from the cells of a map row to the map's values at the samples, and transposed.
   void assign_map_columns(LaneTapsTable<acc_t>& table, int32_t prob_map_width) {
     list_map_cells();
     table.assign(other_taps_, results(), prob_map_width, {interleaved_, 1, 0}, false, lanes_);
@@ -105,7 +107,7 @@ class BoxRowTaps {
     table.assign(other_taps_, prob_map_width, results(), {interleaved_, 0, 1}, true, lanes_);
   }
 
-  // Whether samples are so far apart that they read more pixel rows than there are rows of samples.
+  // Whether samples are so far apart that they read more pixel rows than there are sample rows.
   bool has_rows_apart() const {
     return axes_.y.touched.size() > axes_.y.samples.size();
   }
@@ -179,20 +181,20 @@ class BoxRowTaps {
   }
 };
 
-// One row of sources, weighted, as rows of taps.
+// A matrix of one row: the weighted source rows that make up a single row sum.
 template <typename acc_t>
 class SingleRow {
  public:
   explicit SingleRow(int64_t offset) : SingleRow(1, offset, acc_t(1), 0, acc_t(0)) {}
 
-  // Between the two rows that a row of samples reads.
+  // Interpolates between the two pixel rows that a sample row reads.
   template <typename coord_t>
   SingleRow(const Interpolation<coord_t>& y, int64_t row_stride)
       : SingleRow(
             2, y.low * row_stride, static_cast<acc_t>(y.low_weight), y.high * row_stride,
             static_cast<acc_t>(y.high_weight)) {}
 
-  // Its derivative with respect to y.
+  // The derivative of the interpolation with respect to y.
   template <typename coord_t>
   static SingleRow slope(const Interpolation<coord_t>& y, int64_t row_stride) {
     const acc_t slope = static_cast<acc_t>(y.slope);
@@ -214,11 +216,11 @@ class SingleRow {
       : offset_{low_offset, high_offset}, weight_{low_weight, high_weight}, count_(count) {}
 };
 
-// Rows of taps at rows of sources.
+// The weighted source rows of every row sum, as a TapMatrix.
 template <typename acc_t>
 class SourceRows {
  public:
-  // A row per bin row; its taps are pixel rows. row_stride: of the pixels.
+  // One row per bin row, whose taps are pixel rows. row_stride: of the pixels.
   template <typename coord_t>
   void assign_bins(const BoxAxes<coord_t>& axes, int64_t row_stride) {
     const AxisTaps<coord_t>& y = axes.y;
@@ -233,8 +235,8 @@ class SourceRows {
     }
   }
 
-  // A row per pixel row of `pixel_rows`; its taps are those of `bin_rows` that touch it.
-  // row_stride: from one bin row to the next, of which bin_rows.begin is the first.
+  // One row per pixel row of `pixel_rows`, whose taps are the bin rows of `bin_rows` that touch it.
+  // row_stride: from one bin row to the next; the first one is bin_rows.begin.
   template <typename coord_t>
   void assign_pixels(
       const BoxAxes<coord_t>& axes, Range<int32_t> pixel_rows, Range<int32_t> bin_rows,
@@ -267,7 +269,7 @@ class SourceRows {
     });
   }
 
-  // Each row is the source row of the same number.
+  // Row i is source row i.
   void assign_identity(int32_t rows, int64_t row_stride) {
     begin_.clear();
     offset_.clear();

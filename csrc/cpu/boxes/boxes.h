@@ -1,4 +1,4 @@
-// The boxes of a call in the order in which the jobs take them.
+// The boxes of a call in the order in which the jobs process them.
 #pragma once
 
 #include <torch/headeronly/util/Exception.h>
@@ -22,7 +22,7 @@ struct Box {
   int64_t index;  // k
   int32_t level;
   BoxGeometry<T> geometry;
-  Range<int32_t> rows;     // of the feature map: a superset of those that samples read
+  Range<int32_t> rows;     // of the feature map: a superset of the rows that samples read
   Range<int32_t> columns;  // likewise
 };
 

@@ -8,8 +8,7 @@
 
 namespace shape_roi_align::cpu {
 
-// Rows (or columns) of all bins; one counts once for every bin that touches it. size: of the
-// feature map.
+// Bound on the rows (or columns) that bins touch, summed over bins. size: of the feature map.
 template <typename T>
 double entries_bound(const Axis<T>& axis, int32_t size) {
   const double per_bin =

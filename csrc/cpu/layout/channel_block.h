@@ -1,4 +1,4 @@
-// How many channels a loop takes at a time.
+// Channels per block of a loop.
 #pragma once
 
 #include <algorithm>

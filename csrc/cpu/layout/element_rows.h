@@ -1,5 +1,5 @@
-// Rows of elements: the pixels of a row, or the bins of a bin row, side by side in memory. Channels
-// are in planes, each with rows of its own, or interleaved: a row then holds channels x columns.
+// Rows of adjacent elements: the pixels of a pixel row or the bins of a bin row. Channels are
+// either in planes, each with its own rows, or interleaved: a row then holds columns x channels.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +30,9 @@ ElementRows element_rows(const Tensor& tensor, int64_t channels) {
   return {tensor.column_stride == 1 ? 1 : 0, count};
 }
 
-// The elements of some bin rows of box k, converted: to[plane][bin row][of_row], of which the first
-// pooled_width * rows.interleaved are set. `rows` says how the channels are wanted; of_row: whole
-// vectors. row: memory.
+// Copies bin rows of box k, converted, to to[plane][bin row][of_row]; the first pooled_width *
+// rows.interleaved elements of each row are set. rows: the wanted arrangement of channels. of_row:
+// a multiple of the vector length. row: scratch.
 template <typename T>
 void copy_bin_rows(
     const PooledTensor& pooled, int64_t k, Range<int32_t> bin_rows, int32_t pooled_width,

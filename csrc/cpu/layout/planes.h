@@ -1,4 +1,5 @@
-// The two memory layouts that matter: channels innermost, or one plane per channel.
+// The two memory layouts that the CPU code distinguishes: channels innermost, or one plane per
+// channel.
 #pragma once
 
 #include <cstdint>

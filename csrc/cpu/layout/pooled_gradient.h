@@ -1,5 +1,5 @@
-// The gradient of the pooled tensor as vectors of channels in the accumulate type, one per bin: in
-// place where the tensor is stored like that, else packed into a buffer.
+// The gradient of the pooled tensor as one vector of channels per bin, in the accumulate type. Read
+// in place if the tensor is stored that way, else packed into a buffer.
 #pragma once
 
 #include <cstdint>
@@ -50,7 +50,7 @@ class PooledGradient {
   }
 
   // buffer[bin * stride + c]: the bins of some bin rows of box k, channels [c, c + channels).
-  // Writes up to `lanes` bins more.
+  // Writes up to `lanes` bins past the last one.
   void pack(
       int64_t k, Range<int32_t> bin_rows, int64_t c, int32_t channels, acc_t* buffer,
       int64_t stride) const {

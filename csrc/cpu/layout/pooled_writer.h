@@ -1,4 +1,4 @@
-// The pooled tensor while a forward pass writes it, box by box and some channels at a time.
+// Writes the pooled tensor box by box, some channels at a time.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +46,7 @@ class PooledWriter {
   T* at(int64_t k, int64_t c) const {
     return static_cast<T*>(output_.data) + k * output_.box_stride + c * output_.channel_stride;
   }
-  // From one bin to the next, where channels are innermost.
+  // Elements from one bin to the next, if channels are innermost.
   int64_t bin_stride() const {
     return output_.column_stride;
   }
@@ -61,7 +61,7 @@ class PooledWriter {
                                     : channel_block<T>(bins_, channels, kernels_.planar_block);
   }
 
-  // To be filled and given to write(), where channels are not innermost. Valid until the next call.
+  // To be filled and passed to write(), if channels are not innermost. Valid until the next call.
   BinBuffer<acc_t> buffer(int32_t channels) {
     const int64_t stride = round_up(channels, kernels_.lanes);
     buffer_.resize((size_t(bins_) + kernels_.lanes) * stride);

@@ -1,8 +1,8 @@
-// Bins in the lanes, read in place: for planes whose columns are innermost. Of each pixel row a few
-// vectors are loaded, and the bins of a bin row, one per lane, look their pixels up in them.
-// Nothing is transposed, but every pixel of a bin costs a lookup. That is cheaper than packing for
-// boxes that are narrow or few. The sums equal the sums over BoxTaps bit for bit: the same products
-// in the same order.
+// Bins in the lanes, read in place: for planes whose columns are innermost. A few vectors of each
+// pixel row are loaded, and the bins of a bin row, one per lane, look up their pixels in these
+// vectors. Nothing is transposed, but every pixel of a bin costs a lookup, which is cheaper than
+// packing if boxes are narrow or few. The sums equal the sums over BoxTaps bit for bit: the same
+// products in the same order.
 #pragma once
 
 #include <algorithm>
@@ -43,7 +43,7 @@ class BinsInLanesReader {
            bins <= table.lanes && 4 * bins >= table.lanes;
   }
 
-  // Fitted to times with AVX-512.
+  // Fitted to timings with AVX-512.
   static double cost(const Job& job, const Box<coord_t>& box) {
     constexpr double kOfLookup = 2;
     constexpr double kOfVector = 4;  // of pixels
@@ -71,7 +71,8 @@ class BinsInLanesReader {
     return {std::clamp<int64_t>(num_boxes / (4 * parts), 1, kMostBoxes), false};
   }
 
-  // As many planes as stay in the cache; a multiple of 4, for the kernel takes groups of planes.
+  // As many planes as stay in the cache; a multiple of 4, because the kernel processes groups of
+  // planes.
   static int32_t channels_per_block(const Job& job, BoxSpan<coord_t> boxes) {
     constexpr int64_t kPlanesBytes = 1 << 20;
     const FeatureMap& feature_map = job.feature_map(boxes.front().level);

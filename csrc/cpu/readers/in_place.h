@@ -32,7 +32,7 @@ class InPlaceReader {
   static bool can_read(const Job& job, const FeatureMap& feature_map) {
     return has_channels_innermost(feature_map, job.params.channels);
   }
-  // The others cannot read such features.
+  // Not compared: no other reader can read such features, except RowSumReader, which excludes this.
   static double cost(const Job&, const Box<coord_t>&) {
     return 0;
   }

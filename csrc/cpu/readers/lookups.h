@@ -1,4 +1,4 @@
-// One box's weights as kernels with bins in the lanes take them.
+// The weights of one box in the layout of the kernels with bins in the lanes.
 #pragma once
 
 #include <algorithm>

@@ -1,10 +1,11 @@
 // Channels in the lanes, packed: pixel rows of planes are transposed into a buffer first, some
 // channels at a time.
 //
-// Boxes that overlap, as a detector's do, share the rows: each row under them is packed once, in
-// whole cache lines and in the order of memory, into a ring that holds the rows of the tallest box.
-// To convert the whole feature map would read every pixel from memory twice. To pack box by box
-// reads a pixel once per box, in short pieces of rows; that is done where it reads fewer pixels.
+// Overlapping boxes, such as a detector's, share the packed rows: each row under the boxes is
+// packed once, in whole cache lines and in the order of memory, into a ring that holds the rows of
+// the tallest box. Converting the whole feature map instead would read every pixel from memory
+// twice. Packing box by box reads a pixel once per box, in short pieces of rows; the reader packs
+// box by box if that reads fewer pixels.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +24,8 @@
 
 namespace shape_roi_align::cpu {
 
-// Pixels to pack for boxes of an image. A row counts from the first to the last column that samples
-// read: memory moves in whole cache lines.
+// Pixels to pack for boxes of an image. A row counts all columns from the first to the last that
+// samples read, because memory moves in whole cache lines.
 struct PackedPixels {
   double shared;  // each row under the boxes once
   double apart;   // each box alone
@@ -202,7 +203,7 @@ class PackedReader {
   Memory& memory_;
   RowRing<T> ring_;
 
-  // Fitted to times with AVX-512. The kernels work on whole vectors of channels.
+  // Fitted to timings with AVX-512. The kernels work on whole vectors of channels.
   static Cost cost_of(const Job& job) {
     const int64_t channels = job.params.channels;
     const double padding = double(round_up(channels, kernels<T>().lanes)) / double(channels);
@@ -225,8 +226,8 @@ class PackedReader {
         columns.end = std::max(columns.end, axes.x.touched.back() + 1);
       }
     }
-    // A single box with wide gaps packs the columns that it touches. Otherwise whole vectors of
-    // columns are cheaper.
+    // For a single box with wide gaps, only the touched columns are packed. Otherwise packing whole
+    // vectors of columns is cheaper.
     std::vector<int32_t>& packed = memory_.columns;
     packed.clear();
     const std::vector<int32_t>& touched = memory_.axes[0].x.touched;

@@ -18,15 +18,15 @@ class RowRing {
  public:
   using acc_t = accumulate_t<T>;
 
-  // Kept from ring to ring to save allocations.
+  // Reused by later rings to save allocations.
   struct Memory {
     PlaneGrid grid;
     std::vector<int32_t> held;
     std::vector<acc_t> buffer;
   };
 
-  // columns: to pack, ascending, at least one. capacity: rows held at a time. block: channels at a
-  // time, at most. memory outlives the ring.
+  // columns: to pack, ascending, at least one. capacity: rows held at a time. block: most channels
+  // per block. memory must outlive the ring.
   RowRing(
       const FeatureMap& feature_map, int64_t image, const std::vector<int32_t>& columns,
       int32_t capacity, int32_t block, Memory& memory)
@@ -71,7 +71,7 @@ class RowRing {
   Memory& memory_;
 };
 
-// The rows of a ring for the channels [c, c + channels). One at a time.
+// The rows of a ring for the channels [c, c + channels). A ring supports one such object at a time.
 template <typename T>
 class PackedRows {
  public:

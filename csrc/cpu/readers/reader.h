@@ -1,13 +1,13 @@
-// What jobs, readers and the schedule agree on.
+// The interface between jobs, readers and the scheduler.
 //
 // A reader is one way of reading the pixels of boxes: a class template <T, coord_t>, T the type of
 // the features, with these members.
 //
 //   static bool can_read(const Job&, const FeatureMap&)
 //
-//   Costs in cycles per channel. They choose between the readers that can read an image; results do
-//   not depend on them. cost: of a box read alone; may be infinity. cost_together: of the boxes of
-//   an image, whose costs add up to `alone`.
+//   Costs in cycles per channel. The scheduler compares the costs of the readers that can read an
+//   image; results do not depend on costs. cost: of one box read alone; may be infinity.
+//   cost_together: of all boxes of an image; `alone` is the sum of their costs.
 //   static double cost(const Job&, const Box<coord_t>&)
 //   static double cost_together(const Job&, BoxSpan<coord_t>, double alone)
 //
@@ -17,16 +17,17 @@
 //   static int32_t channels_per_block(const Job&, BoxSpan<coord_t>)
 //
 //   Memory: buffers that a worker keeps between items. The constructor builds all taps of the item.
-//   pool: the forward pass. dot: products of pixels and gradients of bins, summed over channels; it
-//   needs num_boxes(), axes(i) and taps(i) beside it. A reader without it accepts only jobs that
-//   divide channels.
+//   pool: the forward pass. dot: products of pixels and gradients of bins, summed over channels. A
+//   reader with dot also has num_boxes(), axes(i) and taps(i). A reader without dot accepts only
+//   jobs that divide channels.
 //   struct Memory
 //   Reader(const Params&, const WorkItem&, BoxSpan<coord_t>, Memory&)
 //   void pool(PooledWriter<T>&)
 //   void dot(const PooledGradient<T>&, std::vector<std::vector<acc_t>>& products)
 //
-//   Optional: its results have other bits than those of the other readers, so it reads all boxes of
-//   a level that it can read. For sums over channels such levels have a class of their own.
+//   Optional: the reader's results differ from the other readers' in rounding, so it reads all
+//   boxes of every level that it can read. For sums over channels, such levels have a class of
+//   their own.
 //   static constexpr bool kExcludesOthers
 //
 // readers/readers.h lists the readers.
@@ -42,12 +43,12 @@
 
 namespace shape_roi_align::cpu {
 
-// What a job asks of readers.
+// The requirements of a job on readers.
 struct Job {
   const Params& params;
-  // Work items may take some of the channels. False for sums over channels.
+  // Whether a work item may process a part of the channels. False for sums over channels.
   bool divides_channels;
-  // The bin rows of its output; none where it does not pool.
+  // The bin rows of the output; none if the job does not pool.
   ElementRows bin_rows;
 
   const FeatureMap& feature_map(int32_t level) const {
@@ -55,7 +56,7 @@ struct Job {
   }
 };
 
-// Some channels of boxes of one image of one level, for one reader.
+// A range of channels of boxes of one image of one level, for one reader.
 struct WorkItem {
   size_t reader;  // index into Readers
   size_t begin;   // boxes
@@ -70,8 +71,8 @@ struct WorkItem {
 // How a reader divides the boxes of an image into work items.
 struct Grouping {
   int64_t boxes;  // per item, at most
-  // The boxes of an item share the pixels that they read. All items of the image then have the
-  // block of all its boxes.
+  // Whether the boxes of an item share the pixels that they read. All items of the image then use
+  // the channels_per_block of all boxes of the image.
   bool is_shared;
 };
 

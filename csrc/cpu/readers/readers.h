@@ -1,4 +1,4 @@
-// All readers. A new one is a file beside this one and a line here.
+// The list of readers. To add a reader, add a file beside this one and a line here.
 #pragma once
 
 #include <cstddef>
@@ -38,7 +38,7 @@ void with_reader(size_t reader, const F& f) {
   });
 }
 
-// The memory of a worker that reads with any of the readers.
+// A worker's memory for every reader.
 template <typename T, typename coord_t>
 class ReaderMemory {
  public:

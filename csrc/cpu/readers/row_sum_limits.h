@@ -1,6 +1,6 @@
-// Where few channels are taken rows first (readers/row_sums.h): by channels, layout, map and number
-// of bins alone, since the order of summation differs from the other ways'. Limits are fitted to
-// times with AVX-512 and AVX2.
+// Decides when few channels are processed rows first (readers/row_sums.h). The order of summation
+// differs from the other readers', so the decision depends on channels, layout, map and number of
+// bins alone. Limits are fitted to timings with AVX-512 and AVX2.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace shape_roi_align::cpu {
 
-// Interleaved channels fill the lanes together.
+// Whether a row fills enough lanes. Interleaved channels fill the lanes together.
 template <typename T>
 bool fill_lanes(const Params& params, const ElementRows& rows) {
   const int64_t lanes_of_row = int64_t(params.options.pooled_width) * rows.interleaved;
@@ -48,8 +48,9 @@ bool differentiates_rows_first(const Params& params, const FeatureMap& feature_m
   return params.channels <= most && fill_lanes<T>(params, rows);
 }
 
-// How the lanes of a level's rows hold channels. With a map, a plane each, so that all channels
-// share the weights of the samples; without one, as they lie.
+// The arrangement of channels in the lanes. With a probability map, each channel is a plane, so
+// that all channels share the weights of the samples. Without a map, channels stay as they are
+// stored.
 inline ElementRows lanes_of_channels(const Params& params, const FeatureMap& feature_map) {
   const ElementRows rows = element_rows(feature_map, params.channels);
   return params.prob_maps == nullptr ? rows : ElementRows{1, static_cast<int32_t>(params.channels)};

@@ -1,9 +1,9 @@
-// Bins in the lanes, rows first: for few channels, which cannot fill the lanes. The pixel rows of a
-// bin row, or with a probability map of a sample row, are added up, weighted; the lanes then look
-// their columns up in the sum. A box needs weights of its rows and of its columns only.
+// Bins in the lanes, rows first: for few channels, which cannot fill the lanes. The weighted pixel
+// rows of a bin row (of a sample row, with a probability map) are added up; the lanes then look up
+// their columns in the sum. A box needs only row weights and column weights.
 //
-// The order of summation differs from the other readers'. So boxes are read like this, or not, for
-// their channels, layout and number of bins alone, never for the boxes beside them.
+// The order of summation differs from the other readers'. The choice of this reader therefore
+// depends on channels, layout, map and number of bins alone, never on the other boxes of a call.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ class RowSumReader {
     std::vector<acc_t> bin_row;
   };
 
-  // Of a level that it can read, it reads all boxes.
+  // Reads all boxes of every level that it can read.
   static constexpr bool kExcludesOthers = true;
   static bool can_read(const Job& job, const FeatureMap& feature_map) {
     const ElementRows pixels = element_rows(feature_map, job.params.channels);

@@ -1,5 +1,5 @@
-// Rows of samples of one box for readers and gradients that go rows first: the weights that the
-// probability map gives them, and the pixels at their x.
+// Sample rows of one box, for the reader and the gradients that work rows first: the samples'
+// weights from the probability map, and the pixel rows interpolated at the samples' x.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace shape_roi_align::cpu {
 
-// memset: vector::assign stores 16 bytes at a time.
+// By memset, because vector::assign stores 16 bytes at a time.
 template <typename T>
 void clear(std::vector<T>& values, int64_t size) {
   values.resize(size);
@@ -21,12 +21,12 @@ void clear(std::vector<T>& values, int64_t size) {
   }
 }
 
-// The weights that the map gives the samples of a box, all channels alike: by rows of samples, or
-// by the pixel rows that these read.
+// The weights that the map gives the samples of a box, the same for all channels: per sample row,
+// or per pixel row that the sample rows read.
 template <typename acc_t, typename coord_t>
 class SampleWeights {
  public:
-  // Without a map p is 1. taps: of samples; outlives the calls of of_bin_row.
+  // Without a map, p is 1. taps: by samples; must outlive the calls of of_bin_row.
   void assign(const Params& params, const Box<coord_t>& box, BoxRowTaps<acc_t, coord_t>& taps) {
     taps_ = &taps;
     width_ = params.prob_map_width;
@@ -49,7 +49,7 @@ class SampleWeights {
   }
 
   // [touched pixel rows of bin row ph][lanes]: p times the weight of the pixel row, summed over
-  // rows of samples. Valid until the next call.
+  // sample rows. Valid until the next call.
   const acc_t* of_bin_row(int32_t ph) {
     const AxisTaps<coord_t>& y = taps_->axes().y;
     const Range<int32_t> span = y.bin_span[ph];
@@ -78,15 +78,15 @@ class SampleWeights {
   std::vector<acc_t> weights_;
 };
 
-// Pixel rows at the x of the samples of a box. Bin rows that follow one another share two pixel
-// rows; these are kept.
+// Pixel rows interpolated at the x of the samples of a box. Consecutive bin rows share two pixel
+// rows, which are kept.
 template <typename T, typename coord_t>
 class RowsAtSamples {
  public:
   using acc_t = accumulate_t<T>;
 
-  // columns: of the taps' results, or of their derivatives. All outlive the calls of at(). The taps
-  // are of single channels.
+  // columns: of the taps' results, or of their derivatives. All arguments must outlive the calls of
+  // at(). The taps are of single channels.
   void assign(
       const FeatureMap& feature_map, const Box<coord_t>& box, int64_t channels,
       const BoxRowTaps<acc_t, coord_t>& taps, const LaneTapsTable<acc_t>& columns) {
@@ -105,7 +105,7 @@ class RowsAtSamples {
     held_[0] = held_[1] = kNone;
   }
 
-  // [channels][lanes]: of a pixel row. Valid until the next but one call.
+  // [channels][lanes]: of a pixel row. Valid until the second call after this one.
   const acc_t* at(int32_t row) {
     const int32_t i = row % 2;
     if (held_[i] != row) {
@@ -116,7 +116,7 @@ class RowsAtSamples {
     return rows_[i].data();
   }
 
-  // [channels][lanes]: at the y of a row of samples, or its derivative. Valid until the next call.
+  // [channels][lanes]: at the y of a sample row, or its derivative. Valid until the next call.
   const acc_t* at(const Interpolation<coord_t>& y) {
     return between(SingleRow<acc_t>(y, feature_map_->row_stride));
   }

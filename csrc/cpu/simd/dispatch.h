@@ -1,4 +1,4 @@
-// From the types that Params name to C++ types.
+// Dispatches from the scalar types in Params to C++ types.
 #pragma once
 
 #include "cpu/simd/scalar.h"
@@ -21,7 +21,7 @@ void dispatch(ScalarType type, F f) {
   }
 }
 
-// Coordinates are double where features or boxes are, else float.
+// Coordinates are double if features or boxes are double, else float.
 inline bool has_double_coordinates(const Params& params) {
   return params.feature_type == ScalarType::kDouble || params.roi_type == ScalarType::kDouble;
 }

@@ -17,7 +17,7 @@ constexpr const char* kVariable = "SHAPE_ROI_ALIGN_CPU_CAPABILITY";
 constexpr const char* kNames[] = {"portable", "avx2", "avx512"};  // indexed by InstructionSet
 
 #if defined(__x86_64__)
-// Clang 16 does not take "f16c" in __builtin_cpu_supports.
+// Clang 16 rejects "f16c" in __builtin_cpu_supports.
 bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;

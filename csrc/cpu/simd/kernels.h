@@ -1,6 +1,6 @@
 // The vectorised inner loops of the CPU operators: one table per instruction set and feature type.
 //
-// A buffer holds bins or pixels x channels in the accumulate type, channels innermost. Its stride
+// A buffer holds [bins or pixels, channels] in the accumulate type, channels innermost. Its stride
 // is the number of elements from one bin or pixel to the next.
 #pragma once
 
@@ -14,13 +14,14 @@ inline int64_t round_up(int64_t n, int64_t step) {
   return (n + step - 1) / step * step;
 }
 
-// A sparse matrix by rows. Forward, its rows are bins and its columns are pixels; in the gradient
-// of the features, the reverse. Passed by value: the kernels then hold its pointers in registers.
+// A sparse matrix by rows. In the forward pass its rows are bins and its columns are pixels; in the
+// gradient of the features, rows are pixels and columns are bins. Passed by value, so that kernels
+// hold the pointers in registers.
 template <typename acc_t>
 struct TapMatrix {
   int32_t rows;
   const int32_t* begin;   // [rows + 1]: row r has the taps [begin[r], begin[r + 1])
-  const int64_t* offset;  // of each tap: elements from the source's first
+  const int64_t* offset;  // of each tap: elements from the first element of the source
   const acc_t* weight;    // of each tap
 };
 
@@ -40,13 +41,13 @@ struct Planes {
 
 constexpr int32_t kMaxRowVectors = 4;
 
-// How to pool one box with bins in the lanes: bin pw of a bin row in lane pw. Of each pixel row a
-// few vectors are loaded, in which the lanes look their pixels up. A bin reads up to `parts` pixels
-// of a pixel row. A step is one pixel row of one bin row. BoxLookups makes it.
+// How to pool one box with bins in the lanes: bin pw of a bin row is in lane pw. A few vectors of
+// each pixel row are loaded, in which the lanes look up their pixels. A bin reads up to `parts`
+// pixels of a pixel row. A step is one pixel row of one bin row. Built by BoxLookups.
 template <typename acc_t>
 struct Lookups {
   int32_t vectors;                 // of a pixel row: 1, 2 or 4
-  int32_t starts[kMaxRowVectors];  // their first columns
+  int32_t starts[kMaxRowVectors];  // first column of each vector
   int32_t parts;
   const int32_t* index;  // [parts][lanes]: into the loaded pixels; -1: none
   int32_t bin_rows;
@@ -57,22 +58,22 @@ struct Lookups {
 };
 
 // A sparse matrix for results in the lanes: lane i of result vector v is the sum over p of
-// weight[v][p][i] * source[start[v] + index[v][p][i]]. LaneTapsTable makes it.
+// weight[v][p][i] * source[start[v] + index[v][p][i]]. Built by LaneTapsTable.
 template <typename acc_t>
 struct LaneTaps {
   int32_t vectors;  // of results
   int32_t parts;    // most taps of a lane
   int32_t window;   // vectors that hold the sources of a result vector: 1, 2, 4; 0: more
-  // No lane of a result has fewer than `parts` taps. Lanes past the last result are then undefined.
+  // Every result has exactly `parts` taps. Lanes past the last result are then undefined.
   bool is_complete;
   const int32_t* start;  // [vectors]; 0 where the window holds all sources
   const int32_t* index;  // [vectors][parts][lanes]; -1: none
   const acc_t* weight;   // [vectors][parts][lanes]
 };
 
-// How to pool some rows of planes, rows first: for each row of `rows`, the source rows that its
-// taps name are added up, weighted; `columns` then gives the results from the sum. Rows of pixels
-// with channels innermost are rows of elements like any other.
+// How to pool some rows of planes, rows first: for each row of `rows`, the source rows of its taps
+// are added up, weighted; `columns` then computes the results from the sum. A pixel row with
+// channels innermost is treated as one row of elements.
 template <typename acc_t>
 struct RowSums {
   TapMatrix<acc_t> rows;  // offset: of the first element of a source row
@@ -83,7 +84,7 @@ struct RowSums {
   int64_t next_row;  // elements to the source row that is prefetched; 0: none
 };
 
-// Elements after a row sum that are read, with the weight 0, and need not be set.
+// Elements after a row sum that kernels read with weight 0; they may be uninitialised.
 constexpr int32_t kRowSumPadding = 64;
 
 template <typename T>
@@ -116,16 +117,16 @@ struct Kernels {
       TapMatrix<acc_t> taps, const acc_t* features, int32_t channels, const acc_t* bins,
       int64_t bin_stride, acc_t* products);
 
-  // out[c * out_channel_stride + ph * out_row_stride + pw] = bin (ph, pw) of channel c. Null where
-  // the instruction set cannot look lanes up.
+  // out[c * out_channel_stride + ph * out_row_stride + pw] = bin (ph, pw) of channel c. Null if the
+  // instruction set has no lookup of lanes.
   void (*look_up)(
       const Lookups<acc_t>& box, const T* features, int64_t channel_stride, int32_t channels,
       T* out, int64_t out_channel_stride, int64_t out_row_stride);
 
-  // pool.sum = the sum of row 0 of `rows`. Of one plane.
+  // pool.sum = the sum of row 0 of pool.rows, for one plane.
   void (*sum_row)(const RowSums<acc_t>& pool, const T* source);
-  // out[plane * out_plane_stride + r * out_row_stride + i] = result i < results of row r. From and
-  // to buffers, too; the last one adds.
+  // out[plane * out_plane_stride + r * out_row_stride + i] = result i < results of row r. The
+  // variants read or write buffers; add_buffer_rows adds to the buffer.
   void (*pool_rows)(
       const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, T* out,
       int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
@@ -139,8 +140,8 @@ struct Kernels {
       const RowSums<acc_t>& pool, const acc_t* source, int64_t plane_stride, acc_t* out,
       int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
 
-  // to[plane * plane_stride + i] = result i of source + plane * source_stride. The other one writes
-  // whole vectors.
+  // to[plane * plane_stride + i] = result i of source + plane * source_stride. The second variant
+  // writes whole vectors.
   void (*look_up_rows)(
       const LaneTaps<acc_t>& columns, const acc_t* source, int32_t planes, int64_t source_stride,
       T* to, int64_t plane_stride, int32_t results);
@@ -148,12 +149,12 @@ struct Kernels {
       const LaneTaps<acc_t>& columns, const acc_t* source, int32_t planes, int64_t source_stride,
       acc_t* to, int64_t plane_stride, int32_t results);
 
-  // On rows of n lanes, whole vectors.
+  // The next kernels work on rows of n lanes, in whole vectors.
   // to[plane][i] += a[i] * b[plane][i]
   void (*add_weighted)(const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to);
   // to[i] += sum over planes of a[plane][i] * b[plane][i]
   void (*add_products)(const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to);
-  // low[i] += low_weight * from[i], and so for high
+  // low[i] += low_weight * from[i]; high[i] += high_weight * from[i]
   void (*add_to_two)(
       const acc_t* from, int32_t n, acc_t low_weight, acc_t* low, acc_t high_weight, acc_t* high);
   // to[i] = low_weight * low[i] + high_weight * high[i]
@@ -161,8 +162,8 @@ struct Kernels {
       const acc_t* low, acc_t low_weight, const acc_t* high, acc_t high_weight, int32_t n,
       acc_t* to);
 
-  // to[c * stride + i] = from[i * channels + c] for i in [0, n). Whole vectors may be written; as
-  // many columns may be read, and kRowSumPadding elements.
+  // to[c * stride + i] = from[i * channels + c] for i in [0, n). May write whole vectors. May read
+  // as many columns, plus kRowSumPadding elements.
   void (*separate)(const acc_t* from, int32_t channels, int32_t n, acc_t* to, int64_t stride);
   // to[i * channels + c] = from[c * stride + i] for i in [0, n)
   void (*interleave)(const acc_t* from, int32_t channels, int64_t stride, int32_t n, T* to);
@@ -177,7 +178,8 @@ struct Kernels {
   // the next multiple of `lanes` may be written too.
   void (*pack)(
       const Planes<const T>& planes, acc_t* buffer, int64_t buffer_columns, int64_t stride);
-  // planes = buffer, with num_columns columns. Reads columns up to the next multiple of `lanes`.
+  // planes = buffer, whose rows have num_columns columns. Reads columns up to the next multiple of
+  // `lanes`.
   void (*unpack)(const acc_t* buffer, int64_t stride, const Planes<T>& planes);
 };
 

@@ -1,7 +1,7 @@
 // The kernels of one instruction set. kernels_<name>.cpp includes this file in a namespace of its
 // own and, on x86-64, in a region compiled for that instruction set, and defines VECTOR_BYTES and
-// ACCUMULATORS (vectors that stay in registers). Every function has internal linkage: the linker
-// must not pick one compiled for a newer processor on an older one.
+// ACCUMULATORS (vectors that stay in registers). Every function has internal linkage, so that the
+// linker cannot merge it with a copy compiled for a newer processor.
 
 #include "cpu/simd/vectors.inl"
 
@@ -82,7 +82,7 @@ static void gather(
       });
 }
 
-// Sums the lanes of one vector per tap, for `lanes` taps in one transpose.
+// Sums the lanes of one vector per tap, `lanes` taps per transpose.
 template <typename acc_t>
 struct DotProducts {
   static constexpr int32_t lanes = kLanes<acc_t>;
@@ -270,7 +270,7 @@ static void unpack(const accumulate_t<T>* buffer, int64_t stride, const Planes<T
   }
 }
 
-// Planes per group: as many as registers hold. A group loads weights and indices once.
+// Planes per group: as many as fit in registers. A group loads weights and indices once.
 template <int32_t Vectors>
 constexpr int32_t kPlanes = ACCUMULATORS / (Vectors < 4 ? 4 : Vectors);
 

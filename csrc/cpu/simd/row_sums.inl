@@ -1,7 +1,7 @@
 // Rows first, then columns: kernels whose lanes run along a row of bins or samples, for few
 // channels. kernels.inl includes this file.
 
-// Lane i: from[index[i]]; 0 where index[i] is negative.
+// Lane i: from[index[i]]; 0 if index[i] is negative.
 #if VECTOR_BYTES == 64
 INLINE FloatVector look_up_anywhere(const float* from, const int32_t* index) {
   const __m512i i = _mm512_loadu_si512(index);
@@ -60,7 +60,7 @@ INLINE vector_t<acc_t> add_taps(
   return sum;
 }
 
-// Result vector v of `columns`. Window: as LaneTaps has it.
+// Result vector v of `columns`. Window: LaneTaps::window.
 template <int32_t Window, bool Complete, typename acc_t>
 INLINE vector_t<acc_t> look_up_taps(
     const LaneTaps<acc_t>& columns, int32_t v, const acc_t* source) {
@@ -155,7 +155,7 @@ static void sum_row(const RowSums<accumulate_t<T>>& pool, const T* source) {
   sum_rows(pool, 0, source);
 }
 
-// The same sum in registers, which hold all elements. n: elements of each vector; zeros follow.
+// The same sum for rows that fit in registers. n: elements of each vector; zeros follow.
 template <int32_t Vectors, typename T>
 INLINE void sum_rows_in_registers(
     const TapMatrix<accumulate_t<T>>& rows, int32_t r, const int32_t (&n)[Vectors], const T* source,
@@ -178,7 +178,7 @@ static void pool_rows(
     int64_t out_plane_stride, int64_t out_row_stride, int32_t results) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
-  const RowSums<acc_t> pool = arguments;  // no store changes this copy
+  const RowSums<acc_t> pool = arguments;  // a copy: stores cannot alias it
   const LaneTaps<acc_t>& columns = pool.columns;
   // of_row(row, its first source row, look_up), look_up(v): the results of vector v.
   const auto for_each_row = [&](auto of_row) ALWAYS_INLINE {
@@ -234,7 +234,7 @@ static void look_up_rows(
     const LaneTaps<acc_t>& of_columns, const acc_t* source, int32_t planes, int64_t source_stride,
     out_t* to, int64_t plane_stride, int32_t results) {
   constexpr int32_t lanes = kLanes<acc_t>;
-  const LaneTaps<acc_t> columns = of_columns;  // no store changes this copy
+  const LaneTaps<acc_t> columns = of_columns;  // a copy: stores cannot alias it
   with_window(columns, [&](auto window, auto complete) ALWAYS_INLINE {
     for (int32_t plane = 0; plane < planes; ++plane) {
       for (int32_t v = 0; v < columns.vectors; ++v) {
@@ -286,12 +286,13 @@ static void interpolate(
   }
 }
 
-// How a vector of one channel is looked up in as many vectors as there are interleaved channels.
+// Indices that extract a vector of one channel from as many vectors as there are interleaved
+// channels.
 template <int32_t Lanes>
 struct Separation {
   static constexpr int32_t kWindow = 4;  // vectors
   static constexpr int32_t kMostChannels = 2 * kWindow;
-  // Into the first vectors, and into the others; -1: not there.
+  // Indices into the first kWindow vectors, and into the remaining ones; -1: not there.
   int32_t index[kMostChannels + 1][kMostChannels][2][Lanes] = {};
 
   constexpr Separation() {

@@ -76,7 +76,7 @@ inline void store(float value, Half* to) {
     to->bits = sign | 0x7e00;
   } else if (magnitude >= 0x477ff000u) {  // rounds to 65536 or above
     to->bits = sign | 0x7c00;
-  } else if (magnitude < 0x38800000u) {  // subnormal: 0.5f has its last bit where a half has it
+  } else if (magnitude < 0x38800000u) {  // subnormal: adding 0.5f aligns the last bits
     to->bits = static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u));
   } else {
     to->bits = static_cast<uint16_t>(

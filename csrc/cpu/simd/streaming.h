@@ -1,4 +1,4 @@
-// Stores that bypass the caches. A normal store reads the cache line before it writes.
+// Stores that bypass the caches and so avoid reading each cache line before it is written.
 #pragma once
 
 #include <algorithm>
@@ -15,7 +15,7 @@ namespace shape_roi_align::cpu {
 constexpr int64_t kLargeResult = 16 << 20;
 
 #if defined(__SSE2__)
-// Writes n bytes, whole cache lines past the caches. value(i) returns the 16 bytes at byte i;
+// Writes n bytes; whole cache lines bypass the caches. value(i) returns the 16 bytes at byte i;
 // write(begin, end) writes the bytes before the first and after the last whole line. Other threads
 // see the lines after finish_streaming().
 template <typename Value, typename Write>
@@ -34,7 +34,7 @@ void stream_lines(void* to, size_t n, Value value, Write write) {
   write(i, n);
 }
 
-// memcpy past the caches.
+// memcpy that bypasses the caches.
 inline void stream(void* to, const void* from, size_t n) {
   char* out = static_cast<char*>(to);
   const char* in = static_cast<const char*>(from);
@@ -43,7 +43,7 @@ inline void stream(void* to, const void* from, size_t n) {
       [&](size_t begin, size_t end) { std::memcpy(out + begin, in + begin, end - begin); });
 }
 
-// memset to 0 past the caches.
+// memset to 0 that bypasses the caches.
 inline void stream_zeros(void* to, size_t n) {
   char* out = static_cast<char*>(to);
   stream_lines(

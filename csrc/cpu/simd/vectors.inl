@@ -96,7 +96,7 @@ INLINE void store_vector(Half* to, FloatVector v) {
 }
 #endif
 
-// Stores past the caches. `to` is aligned to the bytes stored.
+// A store that bypasses the caches. `to` is aligned to the bytes stored.
 INLINE void stream_vector(float* to, FloatVector v) {
 #if VECTOR_BYTES == 64
   _mm512_stream_ps(to, (__m512)v);
@@ -171,7 +171,7 @@ INLINE void store_partial(double* to, DoubleVector v, int32_t n) {
   _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << n) - 1u), (__m512d)v);
 }
 #elif VECTOR_BYTES == 32
-// All bits of the first n lanes.
+// A mask with all bits of the first n lanes set.
 INLINE __m256i first_lanes(int32_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -183,8 +183,8 @@ INLINE void store_partial(float* to, FloatVector v, int32_t n) {
 }
 #endif
 
-// Lane i: element index[i] of the concatenated vectors. If not Complete, indices may be negative:
-// the lane is then 0.
+// Lane i: element index[i] of the concatenated vectors. If not Complete, indices may be negative
+// and give 0.
 #if VECTOR_BYTES == 64
 template <int32_t Vectors, bool Complete = false>
 INLINE FloatVector permute(const FloatVector (&v)[Vectors], const int32_t* index) {
@@ -230,7 +230,7 @@ INLINE __m256 permute_any(const FloatVector* v, __m256i i) {
   if constexpr (Vectors == 1) {
     return _mm256_permutevar8x32_ps((__m256)v[0], i);
   } else {
-    // Shifts the bit that selects the half into the sign.
+    // Shifts the bit that selects the upper half into the sign bit.
     const __m256i is_high = _mm256_slli_epi32(i, Vectors == 2 ? 28 : 27);
     return _mm256_blendv_ps(
         permute_any<Vectors / 2>(v, i), permute_any<Vectors / 2>(v + Vectors / 2, i),
@@ -249,14 +249,14 @@ INLINE FloatVector permute(const FloatVector (&v)[Vectors], const int32_t* index
 template <typename acc_t>
 constexpr bool kCanPermute = sizeof(acc_t) == sizeof(float);
 #else
-// Not defined. Clang looks the name up where kCanPermute discards the call.
+// Declared only: Clang looks up the name even if kCanPermute discards the call.
 template <int32_t Vectors, bool Complete = false, typename V>
 V permute(const V (&v)[Vectors], const int32_t* index);
 template <typename acc_t>
 constexpr bool kCanPermute = false;
 #endif
 
-// Lane i: that of the vector whose lane i is not 0.
+// Lane i: a[i] or b[i], of which one is 0.
 template <typename V>
 INLINE V either(V a, V b) {
   return (V)((BitsVector)a | (BitsVector)b);

@@ -9,8 +9,8 @@
 
 namespace shape_roi_align::cpu {
 
-// A sample inside the feature map. `low` and `high` stand for the two pixel rows (or columns) that
-// it reads.
+// A sample inside the feature map. `low` and `high` are the two pixel rows (or columns) that it
+// reads.
 template <typename T>
 struct AxisSample {
   Interpolation<T> pixels;
@@ -22,13 +22,13 @@ struct AxisSample {
   Interpolation<T> prob_map;
 };
 
-// An entry is a bin and a row (or column) in its span. The entries of all bins are numbered bin by
-// bin. Without bins until the first assign().
+// An entry is a pair of a bin and a row (or column) in its span. Entries are numbered bin by bin.
+// There are no bins before the first assign().
 template <typename T>
 class AxisTaps {
  public:
   std::vector<int32_t> touched;          // rows or columns of the feature map, ascending
-  std::vector<AxisSample<T>> samples;    // of all bins, without samples outside
+  std::vector<AxisSample<T>> samples;    // of all bins; only samples inside the feature map
   std::vector<int32_t> sample_begin;     // [bins + 1]
   std::vector<Range<int32_t>> bin_span;  // [bins]: indices into `touched`
   std::vector<int32_t> entry_begin;      // [bins + 1]
@@ -47,7 +47,7 @@ class AxisTaps {
     sample_begin.resize(axis.bins + 1);
     sample_begin[0] = 0;
     Range<int32_t> reach{size, 0};
-    // Divisions that the bins share.
+    // Divisions are tabled, because all bins share the results.
     constexpr int32_t kTabled = 8;
     T in_bin[kTabled];
     for (int32_t i = 0; i < std::min(axis.samples, kTabled); ++i) {
@@ -121,7 +121,7 @@ class AxisTaps {
   }
 };
 
-// Bins that touch some of the rows (or columns) of `touched`, which are given as indices.
+// The bins that touch rows (or columns) of `touched`, a range of indices into axis.touched.
 template <typename T>
 Range<int32_t> bin_rows_touching(const AxisTaps<T>& axis, Range<int32_t> touched) {
   const auto reaches = [&](int32_t bin) {
@@ -138,7 +138,7 @@ Range<int32_t> bin_rows_touching(const AxisTaps<T>& axis, Range<int32_t> touched
   return bins;
 }
 
-// The weights of the samples at each entry, added up.
+// The sum of the weights of the samples at each entry.
 template <typename T, typename weight_t>
 void add_entry_weights(const AxisTaps<T>& axis, T factor, std::vector<weight_t>& weights) {
   weights.assign(axis.num_entries(), weight_t(0));
@@ -167,7 +167,7 @@ struct BoxAxes {
   bool touches_pixels() const {
     return !y.touched.empty() && !x.touched.empty();
   }
-  // Pixels of all bins; a pixel counts once for every bin that reads it.
+  // Pixels that bins read, summed over bins.
   int64_t num_taps() const {
     return int64_t(y.num_entries()) * x.num_entries();
   }

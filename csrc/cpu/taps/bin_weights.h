@@ -1,7 +1,7 @@
-// The weights of samples, merged: what each bin gives each pixel that it reads (paper eq. 4).
+// The weight of each pixel in each bin (paper eq. 4): the merged weights of the samples.
 //
 // Neighbouring samples read the same pixels. Their weights are added up once per box, so the work
-// per channel is proportional to pixels, not to samples.
+// per channel is proportional to the number of pixels instead of samples.
 #pragma once
 
 #include <algorithm>
@@ -17,14 +17,14 @@ namespace shape_roi_align::cpu {
 template <typename T>
 class BinWeights {
  public:
-  // Kept from box to box to save allocations.
+  // Reused by later boxes to save allocations.
   struct Memory {
     std::vector<T> prob_map_row;
     std::vector<T> of_sample_row;
     std::vector<T> of_bin_row;
   };
 
-  // prob_map: [prob_map_height, prob_map_width] of the box, or null for p = 1. All arguments
+  // prob_map: [prob_map_height, prob_map_width] of the box, or null for p = 1. All arguments must
   // outlive this object.
   BinWeights(const BoxAxes<T>& axes, const T* prob_map, int32_t prob_map_width, Memory& memory)
       : axes_(axes),
@@ -61,7 +61,7 @@ class BinWeights {
     return weights;
   }
 
-  // All of them.
+  // The same, with all touched rows complete.
   const T* of_bin_row(int32_t ph) {
     return of_bin_row(ph, axes_.y.bin_span[ph]);
   }

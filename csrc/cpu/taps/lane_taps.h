@@ -1,4 +1,4 @@
-// Taps of results that lie in the lanes of vectors: along a row of bins, of samples or of pixels.
+// Taps of results in the lanes of vectors: along a row of bins, of samples or of pixels.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace shape_roi_align::cpu {
 
-// One tap from one end to the other. Of interleaved channels, the ends of channel 0.
+// The source and the result of one tap; with interleaved channels, those of channel 0.
 template <typename acc_t>
 struct EndsOfTap {
   int32_t result;
@@ -18,8 +18,8 @@ struct EndsOfTap {
   acc_t weight;
 };
 
-// How many elements the ends of a tap are repeated over: `count` channels, side by side where a
-// step is 1; a step of 0 has one element for all channels.
+// How a tap of channel 0 is repeated for `count` channels: a step of 1 for adjacent channels, a
+// step of 0 if all channels share one element.
 struct ChannelsOfTaps {
   int32_t count;
   int32_t result_step;
@@ -33,9 +33,9 @@ struct ChannelsOfTaps {
 template <typename acc_t>
 class LaneTapsTable {
  public:
-  // taps: of any order; those of a result are added in this order. results, sources: of all
-  // channels. is_transposed: the taps' results are this table's sources and the reverse; `channels`
-  // is this table's.
+  // taps: in any order; the taps of a result are added in the given order. results, sources: counts
+  // over all channels. is_transposed: swaps the results and sources of `taps`, but not of
+  // `channels`.
   void assign(
       const std::vector<EndsOfTap<acc_t>>& taps, int32_t results, int32_t sources,
       const ChannelsOfTaps& channels, bool is_transposed, int32_t lanes) {
@@ -82,7 +82,7 @@ class LaneTapsTable {
   std::vector<acc_t> weight_;
   std::vector<int32_t> count_;
 
-  // f(index) for the taps of a result vector.
+  // Calls f(index) for the taps of a result vector.
   template <typename F>
   void for_each_tap(int32_t v, int32_t lanes, F f) {
     int32_t* index = index_.data() + size_t(v) * parts_ * lanes;
@@ -107,7 +107,7 @@ class LaneTapsTable {
         last = std::max(last, index);
       });
       if (last >= 0) {
-        // Loads of the vectors that a kernel has just stored need not wait for the cache.
+        // Aligned to vectors: loads of vectors that a kernel has just stored then skip the cache.
         start_[v] = first / lanes * lanes;
         widest = std::max(widest, last - start_[v] + 1);
       }

@@ -17,13 +17,13 @@ class UnsortedPixelTaps {
     int64_t source;  // offset of the bin
   };
 
-  // No taps, of `pixels` pixels.
+  // Removes all taps and sets the number of pixels.
   void clear(int64_t pixels) {
     count_.assign(pixels, 0);
     taps_.clear();
   }
 
-  // One source's taps at some columns of the pixel row that starts at first_pixel.
+  // Adds the taps of one source at some columns of the pixel row that starts at first_pixel.
   template <typename coord_t>
   void add(
       int64_t first_pixel, const int32_t* columns, int32_t num_columns, int64_t source,
@@ -38,7 +38,7 @@ class UnsortedPixelTaps {
   const std::vector<Tap>& taps() const {
     return taps_;
   }
-  // [pixels]: taps of each.
+  // [pixels]: number of taps of each pixel.
   const std::vector<int32_t>& count() const {
     return count_;
   }
@@ -56,7 +56,7 @@ class PixelTaps {
   std::vector<int64_t> source;
   std::vector<acc_t> weight;
 
-  // At most 2^31 - 1 taps.
+  // unsorted: at most 2^31 - 1 taps.
   void assign(const UnsortedPixelTaps<acc_t>& unsorted) {
     const std::vector<int32_t>& count = unsorted.count();
     pixel_begin.resize(count.size() + 1);
@@ -77,7 +77,7 @@ class PixelTaps {
   }
 
  private:
-  std::vector<int32_t> next_;  // [pixels]: where the next tap of each goes
+  std::vector<int32_t> next_;  // [pixels]: index of the next tap of each pixel
 };
 
 }  // namespace shape_roi_align::cpu

@@ -1,5 +1,5 @@
-// The probability map of one box as its sample rows see it: interpolated between two map rows
-// first, then between two columns.
+// The probability map of one box at its sample rows: interpolated between two map rows first, then
+// between two columns.
 #pragma once
 
 #include <algorithm>
@@ -23,8 +23,8 @@ struct ProbMapRow {
 template <typename T>
 class ProbMapRows {
  public:
-  // prob_map: [prob_map_height, prob_map_width] of the box, or null: the box has none. x: of the
-  // same box. cells: memory for one row, which outlives this object.
+  // prob_map: [prob_map_height, prob_map_width] of the box, or null if there is none. x: of the
+  // same box. cells: memory for one row; must outlive this object.
   ProbMapRows(
       const T* prob_map, int32_t prob_map_width, const AxisTaps<T>& x, std::vector<T>& cells)
       : prob_map_(prob_map), width_(prob_map_width), cells_(cells) {
@@ -43,7 +43,7 @@ class ProbMapRows {
     return prob_map_ != nullptr;
   }
 
-  // Of a map that exists. Valid until the next call.
+  // prob_map must not be null. Valid until the next call.
   ProbMapRow<T> between(const Interpolation<T>& y) const {
     const T* low = prob_map_ + int64_t(y.low) * width_;
     const T* high = prob_map_ + int64_t(y.high) * width_;
