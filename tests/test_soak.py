@@ -102,3 +102,10 @@ def test_memory_that_grows_is_found(
     assert judge(0) == []
     (found,) = judge(per_round)
     assert found.startswith(f"memory: {field} grew")
+
+
+def test_a_record_is_read_as_it_was_written(phases: ModuleType, tmp_path: Path) -> None:
+    record = {"findings": [], "growth": {"tensors": 0.0}, "memory": [{"tensors": 1}] * 2}
+    path = tmp_path / "soak.json"
+    importlib.import_module("soak").write_record(path, record)
+    assert json.loads(path.read_text()) == record
