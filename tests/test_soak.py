@@ -56,12 +56,12 @@ def test_other_bits_than_before_are_found(phases: ModuleType, tmp_path: Path) ->
 
 
 def comparable_calls(phases: ModuleType) -> list[Any]:
-    calls = map(phases.Call, range(60))
+    calls = map(phases.Call, range(40))
     return [call for call in calls if call.can_compare() and call.num_rois > 0]
 
 
 def test_every_result_is_compared_with_the_reference(phases: ModuleType) -> None:
-    for call in comparable_calls(phases)[:8]:
+    for call in comparable_calls(phases)[:5]:
         results = call.results()
         call.compare(results)
         for i, result in enumerate(results):
@@ -75,7 +75,7 @@ def test_every_result_is_compared_with_the_reference(phases: ModuleType) -> None
 
 
 def test_calls_are_of_every_kind(phases: ModuleType) -> None:
-    calls = list(map(phases.Call, range(60)))
+    calls = list(map(phases.Call, range(40)))
     assert {call.kind for call in calls} == {"roi_align", "sa_roi_align", "pyramid"}
     assert {call.dtype for call in calls} == {
         *(torch.float64, torch.float32),
