@@ -171,7 +171,7 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     """One line per row of memory."""
     rows = ",\n  ".join(json.dumps(row) for row in record.get("memory", []))
     others = {key: value for key, value in record.items() if key != "memory"}
-    text = json.dumps(others, indent=1).rstrip("}\n")
+    text = json.dumps(others, indent=1).removesuffix("\n}")
     path.write_text(f'{text},\n "memory": [\n  {rows}\n ]\n}}\n')
 
 

@@ -56,12 +56,12 @@ def test_other_bits_than_before_are_found(phases: ModuleType, tmp_path: Path) ->
 
 
 def comparable_calls(phases: ModuleType) -> list[Any]:
-    calls = map(phases.Call, range(60))
+    calls = map(phases.Call, range(40))
     return [call for call in calls if call.can_compare() and call.num_rois > 0]
 
 
 def test_every_result_is_compared_with_the_reference(phases: ModuleType) -> None:
-    for call in comparable_calls(phases)[:8]:
+    for call in comparable_calls(phases)[:5]:
         results = call.results()
         call.compare(results)
         for i, result in enumerate(results):
@@ -75,7 +75,7 @@ def test_every_result_is_compared_with_the_reference(phases: ModuleType) -> None
 
 
 def test_calls_are_of_every_kind(phases: ModuleType) -> None:
-    calls = list(map(phases.Call, range(60)))
+    calls = list(map(phases.Call, range(40)))
     assert {call.kind for call in calls} == {"roi_align", "sa_roi_align", "pyramid"}
     assert {call.dtype for call in calls} == {
         *(torch.float64, torch.float32),
@@ -102,3 +102,10 @@ def test_memory_that_grows_is_found(
     assert judge(0) == []
     (found,) = judge(per_round)
     assert found.startswith(f"memory: {field} grew")
+
+
+def test_a_record_is_read_as_it_was_written(phases: ModuleType, tmp_path: Path) -> None:
+    record = {"findings": [], "growth": {"tensors": 0.0}, "memory": [{"tensors": 1}] * 2}
+    path = tmp_path / "soak.json"
+    importlib.import_module("soak").write_record(path, record)
+    assert json.loads(path.read_text()) == record
