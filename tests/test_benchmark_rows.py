@@ -63,6 +63,16 @@ def test_ratios_are_compared_with_those_of_the_same_processor_where_there_are_an
     assert nearest == [*old, *only_there]
 
 
+def test_the_largest_ratio_of_the_recorded_runs_counts(bench):
+    runs = [
+        row
+        for hour, ours in enumerate((2.0, 1.0, None))
+        for row in made_up(bench, {OURS: ours, PEER: 10.0}, time=f"2026-01-01T0{hour}:00:00+00:00")
+    ]
+    assert list(bench.check_ratios.largest_ratios(runs).values()) == [0.2]
+    assert list(bench.check_ratios.ratios(runs[:4]).values()) == [0.1]
+
+
 @pytest.mark.parametrize(
     "now, status",
     [
