@@ -64,14 +64,14 @@ demo: demo-plan $(VENV)/built
 study: $(VENV)/built
 	$(BIN)/python examples/study_mrrcnn.py $(ARGS)
 
-# The CUDA kernels on the host take half of the time and one thread: they run beside the other tests.
-HOST_TESTS = $(shell grep -l host_cuda tests/test_*.py)
+# Two processes of about the same length: the CUDA kernels on the host and some slow files, and all others.
+HOST_TESTS = $(shell grep -l host_cuda tests/test_*.py) tests/test_build.py tests/examples/test_coco_size.py
 test: $(VENV)/built
 ifneq ($(ARGS),)
 	$(BIN)/python -m pytest $(ARGS)
 else
 	@mkdir -p build
-	@echo "$(words $(HOST_TESTS)) files that run the CUDA kernels on the host: build/host-tests.log"
+	@echo "$(words $(HOST_TESTS)) files, most of which run the CUDA kernels on the host: build/host-tests.log"
 	@$(BIN)/python -m pytest $(HOST_TESTS) > build/host-tests.log 2>&1 & host=$$!; \
 	  $(BIN)/python -m pytest $(addprefix --ignore=,$(HOST_TESTS)); others=$$?; \
 	  wait $$host; on_host=$$?; cat build/host-tests.log; \

@@ -101,7 +101,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--defects", nargs="+", choices=DEFECTS, default=list(DEFECTS))
+    parser.add_argument(
+        "--defects",
+        nargs="+",
+        choices=DEFECTS,
+        default=list(DEFECTS),
+        help="plant these, one at a time; default: all",
+    )
     arguments = parser.parse_args()
     fuzz = load_run()
     compiler = fuzz.find_compiler()

@@ -252,7 +252,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=int, default=240, help="of all fuzzers")
+    parser.add_argument(
+        "--seconds", type=int, default=240, help="seconds of all fuzzers; default: %(default)s"
+    )
     arguments = parser.parse_args()
     fuzz = load_fuzz()
     compiler = fuzz.find_compiler()

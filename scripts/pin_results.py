@@ -15,6 +15,7 @@ version number.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -235,9 +236,20 @@ def write() -> None:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:  # results_of()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "results",
+        nargs="?",
+        metavar="FILE",
+        help="write only the results of this process's instruction set to FILE; default: write all "
+        "of tests/stability/",
+    )
+    file = parser.parse_args().results
+    if file is not None:
         results = results_of_this_process(make_inputs())
-        torch.save({"instruction_set": cpu_capability(), "results": results}, sys.argv[1])
+        torch.save({"instruction_set": cpu_capability(), "results": results}, file)
         return
     check_version()
     write()

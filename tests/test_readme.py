@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 import torchvision
 
+from scripts_by_path import load_script
+
 README = Path(__file__).parent.parent / "README.md"
 FIRST_USE, OTHER_DETECTOR, UNDER_MASKS = re.findall(
     r"```python\n(.*?)```", README.read_text(), re.DOTALL
@@ -42,3 +44,11 @@ def test_use_under_masks() -> None:
 
 def test_it_is_read_in_two_minutes() -> None:
     assert len(README.read_text().splitlines()) <= 130
+
+
+def test_the_script_finds_every_command() -> None:
+    script = load_script("scripts/run_readme.py")
+    found = script.commands(README.read_text())
+    assert {"pip install .", "make demo", "python -m shape_roi_align --check"} <= set(found)
+    assert all("#" not in command for command in found)
+    assert set(script.LEFT_OUT) | {script.LONG} <= set(found)

@@ -34,6 +34,15 @@ ATTRIBUTION = (
     'Universe ("mushroom detection smart bounding boxes", CC BY 4.0; tiles, with drawings on top). '
     "`bin` is from Runnlion/NCSU-ARLab-ICRA2025-RMGC, which states no licence: figures only.\n"
 )
+TERMS = (
+    "`shape` and `color` are generated images of crowded shapes; their classes are shapes or "
+    "colours. `bin` is photographs of heaped household objects, 20 classes. `mushrooms` is "
+    "photographs of touching mushrooms, one class. RM is the refining module. *Recommended* rows "
+    "are trained with `RefineConfig.recommended()`; *recommended first NMS* evaluates the weights "
+    "of the paper's settings with that NMS before refining. An object is huddled if the pixels of "
+    "other objects in its box exceed 5 % of its own pixels, and isolated otherwise. A claim is "
+    "*seen* if its interval lies above 0, and *undecided* if the interval contains 0.\n"
+)
 
 
 def write_report(folder: Path) -> Path:
@@ -52,6 +61,7 @@ def write_report(folder: Path) -> Path:
         "interval of a paired bootstrap over validation images, of `bin` and `mushrooms` over "
         "groups of photographs that show the same things: how far the difference would vary with "
         "other images, not with other seeds. `summary.json` has every difference.\n",
+        TERMS,
         ATTRIBUTION,
         "## Data, and how far the base has converged\n",
         _data_table(all_runs),
@@ -67,7 +77,6 @@ def write_report(folder: Path) -> Path:
             intro="The base is frozen, so that all rows have the same boxes and maps to refine by.",
         ),
         "## By crowding\n",
-        "Isolated: the pixels of other objects in the box are at most 5 % of the object's own.\n",
         _crowding_table(all_runs),
         "## Figure 1: recall by neighbour\n",
         "Percentage of the objects that a detection of their class finds at IoU 0.5. Neighbour: a "
