@@ -35,8 +35,8 @@ SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize
 FLAGS = [
     *("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror"),
     *("-Wno-unknown-pragmas", "-Wno-pass-failed", "-Wno-missing-field-initializers"),
-    # Not fused, unlike in setup.py: the checks of sanitizers split blocks, so that Clang would fuse in
-    # some instances of a kernel only, and bits would depend on the number of threads.
+    # Not fused, unlike in setup.py: the checks of sanitizers split blocks, so that Clang would fuse
+    # in some instances of a kernel only, and bits would depend on the number of threads.
     *("-fno-math-errno", "-ffp-contract=off"),
     *("-fsanitize=fuzzer-no-link", *SANITIZERS),
     *("-Ifuzz/stand_in", "-Ifuzz", "-Icsrc"),
