@@ -23,6 +23,7 @@ from torchvision.models import detection
 
 from report import describe_run
 from shape_roi_align import replace_roi_align, restore_roi_align
+from timing import add_timing_arguments
 
 MODELS = {
     "Faster R-CNN": detection.fasterrcnn_resnet50_fpn,
@@ -119,15 +120,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("H", "W"),
         help="of the image, in pixels; default: 800 1088",
     )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=torch.get_num_threads(),
-        help="of the CPU; default here: %(default)s",
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="measurements per model; default: %(default)s"
-    )
+    add_timing_arguments(parser, rounds=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")
     return parser.parse_args(argv)
 

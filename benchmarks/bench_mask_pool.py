@@ -17,7 +17,14 @@ from torch import Tensor
 from cases import PYRAMID
 from report import RESULTS, align, describe_run
 from shape_roi_align import mask_pool
-from timing import Call, Measurement, copy_bandwidth, describe, measure
+from timing import (
+    Call,
+    Measurement,
+    add_timing_arguments,
+    copy_bandwidth,
+    describe,
+    measure,
+)
 
 MODES = ("forward", "forward+backward")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -307,15 +314,7 @@ float64 formula.""",
     parser.add_argument(
         "--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: both"
     )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=torch.get_num_threads(),
-        help="of the CPU; default here: %(default)s",
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=7, help="measurements per row; default: %(default)s"
-    )
+    add_timing_arguments(parser, rounds=7)
     parser.add_argument("--smoke", action="store_true", help="a tiny case with 6 masks")
     parser.add_argument(
         "--json",

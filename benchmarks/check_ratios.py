@@ -21,6 +21,8 @@ from providers import OURS, YARDSTICK
 from report import RESULTS, Row, align, read_rows
 from runner import FEW_CHANNELS, MULTI_SCALE, ROI_ALIGN, run
 
+RETRIES = 2  # of cases that are worse
+
 
 class Pair(NamedTuple):
     """Identifies a ratio. Ratios of two runs are comparable if their pairs are equal."""
@@ -100,9 +102,6 @@ def pair_of(ours: Row, peer: Row) -> Pair:
     )
 
 
-RETRIES = 2
-
-
 def worse_pairs(
     recorded: dict[Pair, float | None], fresh: dict[Pair, float | None], tolerance: float
 ) -> set[Pair]:
@@ -112,10 +111,6 @@ def worse_pairs(
         if before is not None and (now is None or now > before * (1 + tolerance)):
             found.add(pair)
     return found
-
-
-def least(first: float | None, second: float | None) -> float | None:
-    return min((ratio for ratio in (first, second) if ratio is not None), default=None)
 
 
 def compare(
@@ -174,9 +169,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--recorded",
         type=Path,
         nargs="+",
-        default=sorted(RESULTS.glob("recorded-*.jsonl")),
+        default=sorted([*RESULTS.glob("recorded-*.jsonl"), *RESULTS.glob("earlier-*.jsonl")]),
         metavar="FILE",
-        help="rows to compare with; default: benchmarks/results/recorded-*.jsonl",
+        help="rows to compare with; default: recorded-*.jsonl and earlier-*.jsonl in "
+        "benchmarks/results/",
     )
     parser.add_argument(
         "--fresh",
@@ -216,7 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             break
         chosen = [row for row in recorded if row.case in slow]
         again = ratios(measure_again(chosen, arguments.device, options))
-        now |= {pair: least(now[pair], ratio) for pair, ratio in again.items() if pair in now}
+        for pair in again.keys() & now.keys():
+            measured = [ratio for ratio in (now[pair], again[pair]) if ratio is not None]
+            now[pair] = min(measured, default=None)
     table, compared, worse = compare(before, now, arguments.tolerance)
     if compared == 0:
         print("nothing recorded is comparable: other sizes, device, threads or CPU capability")

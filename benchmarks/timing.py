@@ -4,6 +4,7 @@ In each round every provider of a case is timed once, so a change in machine spe
 them. The result is the median over rounds.
 """
 
+import argparse
 import ctypes
 import functools
 import math
@@ -39,6 +40,19 @@ class Measurement:
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
+
+
+def add_timing_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """--threads and --rounds of a benchmark on the CPU."""
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="of the CPU; default here: %(default)s",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=rounds, help="measurements per row; default: %(default)s"
+    )
 
 
 def make_call(pool: Pool, inputs: Inputs, mode: str) -> Call:

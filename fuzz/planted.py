@@ -11,13 +11,15 @@ or a few new inputs report it. Needs what fuzz/run.py needs.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "fuzz"))
+import run as fuzz  # noqa: E402
+
 NEW_INPUTS = 2000
 QUICK = ["-O0", "-fsanitize=address"]  # compiles in a fifth of the time
 
@@ -52,15 +54,6 @@ DEFECTS = {
 }
 
 
-def load_run() -> Any:
-    spec = importlib.util.spec_from_file_location("fuzz_run", ROOT / "fuzz" / "run.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz_run"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def plant(defect: Defect, folder: Path) -> None:
     """Makes `folder` a copy of csrc/ with the defect.
 
@@ -81,9 +74,9 @@ def plant(defect: Defect, folder: Path) -> None:
             made.write_text(text)
 
 
-def inputs_until_found(defect: Defect, fuzz: Any, compiler: str, program: Any) -> int | None:
-    """How many inputs ran until one reported the defect; None where none did. program: that of the
-    fuzzer without the defect."""
+def inputs_until_found(defect: Defect, compiler: str) -> int | None:
+    """How many inputs ran until one reported the defect; None if none did."""
+    program = fuzz.CUDA
     csrc = fuzz.BUILD / "planted" / defect.name
     plant(defect, csrc)
     kernels = "fuzz/cuda_on_host.cpp"  # the only source that includes them
@@ -94,6 +87,7 @@ def inputs_until_found(defect: Defect, fuzz: Any, compiler: str, program: Any) -
     shutil.rmtree(fuzz.BUILD / target.name, ignore_errors=True)
     kept = len(list((fuzz.FUZZ / "corpus" / planted.corpus).iterdir()))
     done = fuzz.run(target, compiler, seconds=0, inputs=kept + NEW_INPUTS, seed=1)
+    assert done is not None  # as every processor runs CUDA on the host
     return done.inputs if done.findings else None
 
 
@@ -109,13 +103,10 @@ def main() -> None:
         help="plant these, one at a time; default: all",
     )
     arguments = parser.parse_args()
-    fuzz = load_run()
-    compiler = fuzz.find_compiler()
-    if compiler is None:
-        sys.exit("needs Clang with its fuzzer library (Debian: clang-16, libclang-rt-16-dev)")
+    compiler = fuzz.require_compiler()
     is_missed = False
     for name in arguments.defects:
-        inputs = inputs_until_found(DEFECTS[name], fuzz, compiler, fuzz.CUDA)
+        inputs = inputs_until_found(DEFECTS[name], compiler)
         print(f"{name}: {'missed' if inputs is None else f'found after {inputs} inputs'}")
         is_missed |= inputs is None
     sys.exit(is_missed)

@@ -280,11 +280,20 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = parse()
+def require_compiler() -> str:
+    """Ends the process where :func:`find_compiler` finds none."""
     compiler = find_compiler()
     if compiler is None:
-        sys.exit(f"needs one of {[name for name in COMPILERS if name]} with its fuzzer library")
+        sys.exit(
+            f"needs one of {', '.join(filter(None, COMPILERS))} with its fuzzer library (Debian: "
+            "clang-16, libclang-rt-16-dev)"
+        )
+    return compiler
+
+
+def main() -> None:
+    arguments = parse()
+    compiler = require_compiler()
     if arguments.reproduce:
         target = TARGETS[arguments.reproduce.resolve().parents[1].name]
         command = [build(target.program, compiler), arguments.reproduce]

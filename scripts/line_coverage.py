@@ -14,7 +14,6 @@ lines of code count as not executed. Takes some 20 minutes.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import shutil
@@ -24,9 +23,11 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "fuzz"))
+import run as fuzz  # noqa: E402
+
 FOLDER = ROOT / "build" / "coverage"
 PROGRAMS = FOLDER / "programs"
 COVERAGE = ["-fprofile-instr-generate", "-fcoverage-mapping"]
@@ -83,15 +84,6 @@ class Found:
                     self.executed[file].add(number)
 
 
-def load_fuzz() -> Any:
-    spec = importlib.util.spec_from_file_location("fuzz_run", ROOT / "fuzz" / "run.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["fuzz_run"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(command: Sequence[str | Path], **options: object) -> str:
     print(" ".join(map(str, command))[:200], file=sys.stderr, flush=True)
     done = subprocess.run(command, text=True, capture_output=True, **options)  # type: ignore[call-overload]
@@ -120,7 +112,7 @@ def report(compiler: str, programs: Iterable[Path], profiles: Path) -> Found:
 # ---- what runs -----------------------------------------------------------------------------------
 
 
-def run_fuzzers(fuzz: Any, compiler: str, seconds: int) -> Found:
+def run_fuzzers(compiler: str, seconds: int) -> Found:
     profiles = FOLDER / "fuzzers"
     profiles.mkdir()
 
@@ -129,7 +121,7 @@ def run_fuzzers(fuzz: Any, compiler: str, seconds: int) -> Found:
         is_on_host = "-DSHAPE_ROI_ALIGN_CUDA_ON_HOST" in flags
         return COVERAGE + ["-Wno-unused-private-field"] * is_on_host
 
-    def covered(program: Any) -> Any:
+    def covered(program: fuzz.Program) -> fuzz.Program:
         sources = {
             source: [flag for flag in flags if flag not in fuzz.SANITIZERS] + extra(flags)
             for source, flags in program.sources.items()
@@ -256,13 +248,10 @@ def main() -> None:
         "--seconds", type=int, default=240, help="seconds of all fuzzers; default: %(default)s"
     )
     arguments = parser.parse_args()
-    fuzz = load_fuzz()
-    compiler = fuzz.find_compiler()
-    if compiler is None:
-        sys.exit("needs Clang with its fuzzer library (Debian: clang-16, libclang-rt-16-dev)")
+    compiler = fuzz.require_compiler()
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
-    fuzzers = run_fuzzers(fuzz, compiler, arguments.seconds)
+    fuzzers = run_fuzzers(compiler, arguments.seconds)
     tests = run_tests(compiler)
     executable: Lines = {}
     for file in sources():

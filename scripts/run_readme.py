@@ -48,9 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help=f"run `{LONG}` too")
     parser.add_argument("--list", action="store_true", help="print the commands and run none")
     arguments = parser.parse_args(argv)
-    todo = commands((ROOT / "README.md").read_text())
+    listed = commands((ROOT / "README.md").read_text())
     if arguments.list:
-        print(*todo, sep="\n")
+        print(*listed, sep="\n")
         return 0
     with tempfile.TemporaryDirectory(prefix="readme-") as folder:
         clone, environment = Path(folder, "clone"), Path(folder, "environment")
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         path = f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}"
         variables = {**os.environ, "PATH": path, "VIRTUAL_ENV": str(environment)}
         variables.pop("PYTHONPATH", None)
-        for command in todo:
+        for command in listed:
             if command in LEFT_OUT:
                 print(f"left out: {command} (needs {LEFT_OUT[command]})", flush=True)
                 continue

@@ -8,9 +8,10 @@ custom ones. It computes in float32, or in float64 if features or boxes are floa
 and from that type. Adaptive sampling raises ValueError. Needs onnxscript, as ``torch.onnx.export``
 does::
 
+    from shape_roi_align.onnx import translation_table
+
     torch.onnx.export(
-        model, args, "model.onnx", dynamo=True,
-        custom_translation_table=shape_roi_align.onnx.translation_table(),
+        model, args, "model.onnx", dynamo=True, custom_translation_table=translation_table()
     )
 """
 
