@@ -23,7 +23,7 @@ HERE := import torch; print(*torch.cuda.get_device_capability() if torch.cuda.is
 ONE_ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c '$(HERE)')}"
 
 .PHONY: help demo study test test-fast fuzz soak docs lint format bench bench-check gpu-check wheel wheel-check clean
-.PHONY: build-time release-sdist release-wheel release-publish
+.PHONY: build-time demo-plan release-sdist release-wheel release-publish
 
 help:
 	@echo "make demo       train Mask R-CNN and MR R-CNN on generated data: a table and pictures"
@@ -53,10 +53,8 @@ $(VENV)/built: $(VENV)/dependencies $(SOURCES)
 	$(ONE_ARCHITECTURE) $(BIN)/python setup.py build_ext --inplace
 	touch $@
 
-.PHONY: demo-plan
 demo-plan:
 	@[ -e $(VENV)/built ] || echo "Installing into $(VENV) and compiling first, once: a few minutes."
-	@echo "The demo trains Mask R-CNN and MR R-CNN on generated images: about 4 minutes on two cores."
 
 demo: demo-plan $(VENV)/built
 	$(BIN)/python examples/train_mrrcnn.py $(ARGS)
@@ -108,7 +106,6 @@ lint: $(VENV)/dependencies
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml
-	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(BIN)/zizmor --offline --quiet .github/workflows
 

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from photograph import BEHIND, BLUE, FRONT, ORANGE, read_photograph, save
+from photograph import BEHIND, BLUE, FRONT, ORANGE, outline, read_photograph, save
 from shape_roi_align import masks_to_prob_maps, roi_align, sa_roi_align
 
 BINS = 28
@@ -63,9 +62,7 @@ def draw() -> tuple[Figure, Tensor]:
     frame(photograph, "black")
     for k, (name, color) in enumerate((("A", ORANGE), ("B", BLUE))):
         x1, y1, x2, y2 = rois[k, 1:].tolist()
-        photograph.add_patch(
-            Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=3)
-        )
+        outline(photograph, (x1, y1, x2, y2), color, 3)
         corner = ((x1, y1), "left") if k == 0 else ((x2, y1), "right")
         photograph.text(
             *corner[0],

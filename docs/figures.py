@@ -23,7 +23,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
-from photograph import BEHIND, BLUE, FRONT, ORANGE, read_photograph, save
+from photograph import BEHIND, BLUE, FRONT, ORANGE, outline, read_photograph, save
 from shape_roi_align import (
     MultiScaleRoIAlign,
     masks_to_prob_maps,
@@ -173,10 +173,7 @@ def draw_aligned() -> Figure:
             axis.grid(which="minor", color="0.8")
             axis.tick_params(which="both", length=0, labelsize=8)
             # In image coordinates pixel j covers [j, j + 1]; here it is drawn around j.
-            x1, y1, x2, y2 = (edge - 0.5 for edge in box)
-            axis.add_patch(
-                Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor="black", linewidth=2)
-            )
+            outline(axis, (edge - 0.5 for edge in box), "black", 2)
             y, x, _ = sampling_points(view)
             size = 24 if samples == 1 else 5
             axis.scatter(*np.meshgrid(x, y), color=ORANGE, edgecolors="black", s=size, zorder=3)
@@ -268,10 +265,7 @@ def draw_pyramid() -> Figure:
         show(axis, feature_map(stride), f"stride {stride}")
         for box, chosen in zip(found.tolist(), small, strict=True):
             if chosen == stride:
-                x1, y1, x2, y2 = (edge / stride - 0.5 for edge in box)
-                axis.add_patch(
-                    Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=BLUE, linewidth=2)
-                )
+                outline(axis, (edge / stride - 0.5 for edge in box), BLUE, 2)
     return figure
 
 

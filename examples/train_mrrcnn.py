@@ -55,7 +55,7 @@ from training.evaluate import (
     instance_splits,
 )
 from training.layouts import Parts
-from training.presets import BASE, RM, ROWS, SARA, choose_preset, scale_to_data
+from training.presets import BASE, RM, ROWS, SARA, choose_preset, scale_to_data, trains_base
 from training.summary import describe_plan, next_steps
 from training.visualize import compare
 
@@ -116,7 +116,7 @@ class Experiment:
         self.given = self._load_given()
         self.given_bare = self.given is not None and "card" not in load_content(args.base)
         self.card = self._known_card()
-        self.trains_base = not args.test_only and (not args.base or args.preset == "finetune")
+        self.trains_base = trains_base(args)
         self.seconds: dict[str, float] = {}
         self.scores: dict[str, Scores] = {}
         self.metrics_file = args.output_dir / "metrics.jsonl"
@@ -393,13 +393,14 @@ class Experiment:
             more = self.preset.refine.iterations
             print(f"The refined models have trained for {more} iterations more than {BASE}.")
         print(f"{self.seconds['total']:.0f} s. Wrote {results}.")
+        if picture is not None:
+            print(f"Look at {picture}: the models beside the ground truth.")
         if not self.args.test_only:
             base = self._weights_file(BASE) if self.trains_base else self.args.base
-            is_demo_data = generated_data(self.args) is not None
-            weights, images = self._weights_file(last), self.val_data.folder
-            print(f"\n{next_steps(weights, base, images, picture, is_demo_data=is_demo_data)}")
-        elif picture is not None:
-            print(f"Look at {picture}: the models beside the ground truth.")
+            weights = base if last == BASE else self._weights_file(last)
+            generated = generated_data(self.args)
+            class_by = generated.class_by if generated else None
+            print(f"\n{next_steps(weights, base, self.val_data.folder, class_by)}")
 
     def _weights_file(self, name: str) -> Path:
         return self.args.output_dir / f"{name}.pth"

@@ -16,10 +16,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "fuzz"))
-import run as fuzz  # noqa: E402
+import run as fuzz
 
+ROOT = Path(__file__).resolve().parents[1]
 NEW_INPUTS = 2000
 QUICK = ["-O0", "-fsanitize=address"]  # compiles in a fifth of the time
 

@@ -63,6 +63,7 @@ class Program(NamedTuple):
     name: str
     sources: dict[str, list[str]]  # flags of each
     corpus: str  # a folder of fuzz/corpus/
+    link: Sequence[str] = SANITIZERS
 
 
 class Target(NamedTuple):
@@ -130,7 +131,7 @@ def is_current(made: Path) -> bool:
     )
 
 
-def build(program: Program, compiler: str, link: Sequence[str] = SANITIZERS) -> Path:
+def build(program: Program, compiler: str) -> Path:
     folder = BUILD / "objects"
     folder.mkdir(parents=True, exist_ok=True)
     objects = []
@@ -145,7 +146,7 @@ def build(program: Program, compiler: str, link: Sequence[str] = SANITIZERS) -> 
     linked = BUILD / f"fuzz-{program.name}"
     newest = max(path.stat().st_mtime for path in objects)
     if not linked.exists() or linked.stat().st_mtime < newest:
-        command = [compiler, "-fsanitize=fuzzer", *link, *map(str, objects)]
+        command = [compiler, "-fsanitize=fuzzer", *program.link, *map(str, objects)]
         subprocess.run([*command, "-o", str(linked)], cwd=ROOT, check=True)
     return linked
 

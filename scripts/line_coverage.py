@@ -21,7 +21,7 @@ import stat
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,44 +103,42 @@ def report(compiler: str, programs: Iterable[Path], profiles: Path) -> Found:
     raw = sorted(profiles.glob("*.profraw"))
     run([tool(compiler, "llvm-profdata"), "merge", "-sparse", "-o", merged, *raw])
     found = Found()
+    command = [tool(compiler, "llvm-cov"), "export", "-format=lcov", f"-instr-profile={merged}"]
     for program in programs:
-        command = [tool(compiler, "llvm-cov"), "export", "-format=lcov"]
-        found.add(run([*command, f"-instr-profile={merged}", program], cwd=ROOT))
+        found.add(run([*command, program], cwd=ROOT))
     return found
 
 
 # ---- what runs -----------------------------------------------------------------------------------
 
 
+def covered(program: fuzz.Program) -> fuzz.Program:
+    """The fuzzer's harness calls AddressSanitizer; the kernels are compiled without."""
+
+    def with_coverage(flags: list[str]) -> list[str]:
+        # Fields that tell AddressSanitizer of fibers.
+        unused = ["-Wno-unused-private-field"] * ("-DSHAPE_ROI_ALIGN_CUDA_ON_HOST" in flags)
+        return [*(flag for flag in flags if flag not in fuzz.SANITIZERS), *COVERAGE, *unused]
+
+    return program._replace(
+        name=f"coverage-{program.name}",
+        sources={source: with_coverage(flags) for source, flags in program.sources.items()},
+        link=[*COVERAGE, "-fsanitize=address"],
+    )
+
+
 def run_fuzzers(compiler: str, seconds: int) -> Found:
     profiles = FOLDER / "fuzzers"
     profiles.mkdir()
-
-    def extra(flags: list[str]) -> list[str]:
-        # Fields that tell AddressSanitizer of fibers.
-        is_on_host = "-DSHAPE_ROI_ALIGN_CUDA_ON_HOST" in flags
-        return COVERAGE + ["-Wno-unused-private-field"] * is_on_host
-
-    def covered(program: fuzz.Program) -> fuzz.Program:
-        sources = {
-            source: [flag for flag in flags if flag not in fuzz.SANITIZERS] + extra(flags)
-            for source, flags in program.sources.items()
-        }
-        return program._replace(name=f"coverage-{program.name}", sources=sources)
-
-    programs = set()
+    share = seconds // len(fuzz.TARGETS)
     for target in fuzz.TARGETS.values():
-        # The harness calls AddressSanitizer; kernels are compiled without.
-        link = [*COVERAGE, "-fsanitize=address"]
-        program = fuzz.build(covered(target.program), compiler, link)
-        programs.add(program)
-        corpus = FOLDER / "corpus" / target.name
-        corpus.mkdir(parents=True)
-        kept = ROOT / "fuzz" / "corpus" / target.program.corpus
-        time = f"-max_total_time={seconds // len(fuzz.TARGETS)}"
-        profile = {"LLVM_PROFILE_FILE": str(profiles / f"{target.name}.profraw")}
-        environment = fuzz.environment(target) | profile
-        run([program, *fuzz.LIMITS, time, "-seed=1", corpus, kept], env=environment)
+        name = f"coverage-{target.name}"
+        shutil.rmtree(fuzz.BUILD / name, ignore_errors=True)
+        os.environ["LLVM_PROFILE_FILE"] = str(profiles / f"{target.name}.profraw")
+        with_coverage = target._replace(name=name, program=covered(target.program))
+        fuzz.run(with_coverage, compiler, seconds=share, inputs=0, seed=1)
+    del os.environ["LLVM_PROFILE_FILE"]
+    programs = {fuzz.build(covered(target.program), compiler) for target in fuzz.TARGETS.values()}
     return report(compiler, sorted(programs), profiles)
 
 
@@ -215,29 +213,24 @@ def table(executable: Lines, by_fuzzers: Lines, by_tests: Lines) -> str:
     folders = defaultdict(list)
     for file in executable:
         folders[os.path.dirname(file)].append(file)
-    rows = [
-        "| folder | lines | fuzzers | tests | together |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    together = {file: by_fuzzers[file] | by_tests[file] for file in executable}
 
-    def row(name: str, files: Iterable[str]) -> str:
-        names = list(files)
-        total = sum(len(executable[file]) for file in names)
-        shares = []
-        for executed in (
-            [by_fuzzers],
-            [by_tests],
-            [by_fuzzers, by_tests],
-        ):
-            ran = sum(
-                len(executable[file] & set().union(*(lines.get(file, set()) for lines in executed)))
-                for file in names
-            )
-            shares.append(f"{100 * ran / max(total, 1):.1f} %")
-        return f"| {name} | {total} | {' | '.join(shares)} |"
+    def row(name: str, files: Collection[str]) -> str:
+        total = sum(len(executable[file]) for file in files)
+        shares = [
+            sum(len(executable[file] & executed[file]) for file in files) / max(total, 1)
+            for executed in (by_fuzzers, by_tests, together)
+        ]
+        return f"| {name} | {total} | {' | '.join(f'{100 * share:.1f} %' for share in shares)} |"
 
-    rows += [row(f"`{folder}`", files) for folder, files in sorted(folders.items())]
-    return "\n".join([*rows, row("all", executable)])
+    return "\n".join(
+        [
+            "| folder | lines | fuzzers | tests | together |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *(row(f"`{folder}`", files) for folder, files in sorted(folders.items())),
+            row("all", executable),
+        ]
+    )
 
 
 def main() -> None:

@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from instruction_sets import INSTRUCTION_SETS, run_under
 from torch import Tensor, nn
 
 import shape_roi_align.onnx
@@ -34,7 +33,6 @@ from shape_roi_align._build_info import build_info, cpu_capability
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "stability"
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 IMAGE_SHAPES = [(20, 24), (18, 24)]
 
 Results = dict[str, Tensor]
@@ -159,11 +157,7 @@ def build() -> dict[str, str]:
 
 def results_of(instruction_set: str, path: Path) -> Results | None:
     """None where the processor lacks it. path: of a temporary file."""
-    subprocess.run(
-        [sys.executable, __file__, str(path)],
-        env=os.environ | {"SHAPE_ROI_ALIGN_CPU_CAPABILITY": instruction_set},
-        check=True,
-    )
+    run_under(instruction_set, __file__, "--this-process", str(path))
     found = torch.load(path, weights_only=True)
     path.unlink()
     return found["results"] if found["instruction_set"] == instruction_set else None
@@ -239,14 +233,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "results",
-        nargs="?",
-        metavar="FILE",
-        help="write only the results of this process's instruction set to FILE; default: write all "
-        "of tests/stability/",
-    )
-    file = parser.parse_args().results
+    parser.add_argument("--this-process", type=Path, help=argparse.SUPPRESS)  # results_of()
+    file = parser.parse_args().this_process
     if file is not None:
         results = results_of_this_process(make_inputs())
         torch.save({"instruction_set": cpu_capability(), "results": results}, file)

@@ -15,19 +15,17 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from instruction_sets import INSTRUCTION_SETS, run_under
 from torch import Tensor
 
 from shape_roi_align import _C, sa_roi_align
 
 CASES = 200
-INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -95,15 +93,7 @@ def hashes_of_this_process() -> list[str]:
 
 def hashes_of(instruction_set: str) -> list[str] | None:
     """None if the processor does not support the instruction set."""
-    process = subprocess.run(
-        [sys.executable, __file__, "--this-process"],
-        env=os.environ | {"SHAPE_ROI_ALIGN_CPU_CAPABILITY": instruction_set},
-        capture_output=True,
-        text=True,
-    )
-    if process.returncode:
-        sys.exit(process.stderr)
-    made = json.loads(process.stdout)
+    made = json.loads(run_under(instruction_set, __file__, "--this-process"))
     return made["hashes"] if made["instruction_set"] == instruction_set else None
 
 

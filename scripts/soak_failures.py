@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Calls whose memory is refused. A Python exception must come, and the next call must be right.
 
-Part of scripts/soak.py, in a process of its own. The n-th allocation of the library fails, for n up
-to all of a call, where scripts/failing_new.cpp is preloaded; then address space is scarce
-(RLIMIT_AS). The last line of standard output is JSON: counts and findings.
+Part of scripts/soak.py, in a process of its own. Where scripts/failing_new.cpp is preloaded, up to
+40 allocations of a call, drawn at random from those that the library makes with `operator new`,
+fail one at a time. Then address space is scarce (RLIMIT_AS). The last line of standard output is
+JSON: counts and findings.
 """
 
 from __future__ import annotations

@@ -15,13 +15,13 @@ import threading
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from soak_calls import CALLS, Call, digest
-from soak_memory import FEWEST_ROUNDS, Memory, growths
+from soak_calls import CALLS, LARGE_EVERY, Call, digest
+from soak_memory import Memory, growths
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.data import DataLoader, Dataset
@@ -109,7 +109,7 @@ class Soak:
             "cpu_seconds": round(sum(each.ru_utime + each.ru_stime for each in usage), 1),
             "counts": dict(sorted(self.counts.items())),
             "findings": self.findings,
-            "growth": growths(self.rows) if len(self.rows) >= FEWEST_ROUNDS else None,
+            "growth": growths(self.rows),
             "memory": [row._asdict() for row in self.rows],
         }
         part = self.folder / "state.part"
@@ -152,19 +152,11 @@ def modes() -> tuple[Any, ...]:
     )
 
 
-def large_calls(seed: int) -> Iterator[int]:
-    """Calls that take most of their time in the kernels."""
-    choice = random.Random(seed)
-    while True:
-        number = choice.randrange(CALLS)
-        if random.Random(number).random() < 0.02 and Call(number).is_large:
-            yield number
-
-
 def run_interrupts(soak: Soak, seconds: float, seed: int) -> None:
     choice = random.Random(seed)
     deadline = time.monotonic() + seconds
-    for number in large_calls(seed):
+    while True:
+        number = choice.randrange(0, CALLS, LARGE_EVERY)
         call = Call(number)
         soak.is_first(number, digest(call.results()), "interrupts")
         before = modes()

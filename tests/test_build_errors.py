@@ -10,18 +10,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def last_line_of_build(**environment: str) -> str:
-    """Of the error of a build that must fail before it writes anything."""
+def error_of_build(*program: str, **environment: str) -> list[str]:
+    """The lines of the error of a build that must fail before it writes anything. program: what
+    Python runs, default: setup.py."""
     variables = {**os.environ, "SHAPE_ROI_ALIGN_CUDA": "0", **environment}
-    command = [sys.executable, "setup.py", "build_ext", "--build-lib", os.devnull]
+    command = [sys.executable, *(program or ["setup.py"]), "build_ext", "--build-lib", os.devnull]
     build = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert build.returncode != 0
-    return build.stderr.splitlines()[-1]
+    return build.stderr.splitlines()
 
 
 @pytest.mark.slow
 def test_a_build_without_a_compiler_ends_with_the_command_that_installs_one():
-    assert last_line_of_build(CXX="no-such-compiler") == "Install one: apt install g++"
+    assert error_of_build(CXX="no-such-compiler")[-1] == "Install one: apt install g++"
 
 
 @pytest.mark.slow
@@ -29,7 +30,7 @@ def test_a_build_with_an_old_compiler_ends_with_a_command_that_names_another(tmp
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\necho unrecognized option >&2; exit 1\n")
     compiler.chmod(0o755)
-    assert last_line_of_build(CXX=str(compiler)).endswith("CXX=g++-12 pip install .")
+    assert error_of_build(CXX=str(compiler))[-1].endswith("CXX=g++-12 pip install .")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_a_build_beside_a_wrong_package_ends_with_the_command_that_installs_it(
     tmp_path, module, text, end
 ):
     (tmp_path / f"{module}.py").write_text(text)
-    assert last_line_of_build(PYTHONPATH=str(tmp_path)).endswith(end)
+    assert error_of_build(PYTHONPATH=str(tmp_path))[-1].endswith(end)
 
 
 @pytest.mark.slow
@@ -51,12 +52,9 @@ def test_a_build_in_a_folder_of_another_user_ends_with_the_commands_that_copy_it
     program = (
         "import os, runpy, sys\n"
         "os.access = lambda path, mode: mode != os.W_OK\n"
-        "sys.argv = ['setup.py', 'build_ext', '--build-lib', os.devnull]\n"
+        "sys.argv[0] = 'setup.py'\n"
         "runpy.run_path('setup.py', run_name='__main__')\n"
     )
-    variables = {**os.environ, "SHAPE_ROI_ALIGN_CUDA": "0"}
-    command = [sys.executable, "-c", program]
-    build = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
-    cause, mend = build.stderr.splitlines()[-2:]
+    cause, mend = error_of_build("-c", program)[-2:]
     assert cause.endswith(f"this user may not write in {ROOT}.")
     assert mend.endswith("cp -r . ~/shape-roi-align && pip install ~/shape-roi-align")

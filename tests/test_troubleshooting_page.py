@@ -49,14 +49,12 @@ def as_shown(error: BaseException) -> str:
 )
 def test_code_runs_and_its_marked_line_raises_the_message_above(section: str) -> None:
     (code,) = blocks(section, "python")
-    before, marked, after = re.fullmatch(
-        r"(.*?)(?:^([^\n]+)  # raises\n)?(?=\S|\Z)((?:(?!  # raises).)*)", code, re.S | re.M
-    ).groups()
+    before, *rest = re.split(r"^(.+)  # raises\n", code, flags=re.MULTILINE)
     names: dict[str, Any] = {}
-    if not marked:
-        exec(code, names)
-        return
     exec(before, names)
+    if not rest:
+        return
+    marked, after = rest
     (message,) = shown_messages(section)
     with pytest.raises(Exception) as raised:
         exec(marked, names)

@@ -82,6 +82,11 @@ FINETUNE_ITERATIONS = (300, 90_000)  # at least and at most
 ADAMW_RATES = {"base": 1e-3, "refine": 5e-4}
 
 
+def trains_base(args: argparse.Namespace) -> bool:
+    """Whether a run trains Mask R-CNN too."""
+    return not args.test_only and (not args.base or args.preset == "finetune")
+
+
 def choose_preset(args: argparse.Namespace) -> Preset:
     """The preset with the command line's options over it."""
     preset = PRESETS[args.preset or ("paper" if args.data_path or args.parts else "demo")]

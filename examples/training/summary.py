@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .presets import BASE, DEMO, ROWS, choose_preset
+from .presets import BASE, DEMO, ROWS, choose_preset, trains_base
 
 EXAMPLES = Path(__file__).parents[1]
 DEMO_MINUTES = 4  # two threads of an EPYC: examples/README.md
@@ -26,19 +26,19 @@ def describe_plan(args: argparse.Namespace, data: str, *, is_demo_data: bool) ->
     """
     preset = choose_preset(args)
     steps = [data]
-    trains_base = not args.test_only and (not args.base or args.preset == "finetune")
     for name in ROWS:
         is_base, is_row = name == BASE, name in args.rows
         schedule = preset.base if is_base else preset.refine
         verbs = []
-        if trains_base if is_base else is_row and not args.test_only:
+        if trains_base(args) if is_base else is_row and not args.test_only:
             count = f" for {schedule.iterations} iterations" if schedule.iterations else ""
             verbs.append(f"train{count}, {preset.batch_size} images each")
         if is_row:
             verbs.append("score")
         if verbs:
             steps.append(f"{name}: {', '.join(verbs)}")
-    steps.append(f"print a table; write results, pictures and weights to {args.output_dir}")
+    written = "results and pictures" if args.test_only else "results, pictures and weights"
+    steps.append(f"print a table; write {written} to {args.output_dir}")
     lines = [f"On {args.device}, CPU threads: {torch.get_num_threads()}"]
     lines += [f"  {number}. {step}" for number, step in enumerate(steps, start=1)]
     if is_demo_data and preset == DEMO and args.rows == list(ROWS) and not args.test_only:
@@ -46,31 +46,29 @@ def describe_plan(args: argparse.Namespace, data: str, *, is_demo_data: bool) ->
     return "\n".join(lines)
 
 
-def next_steps(
-    weights: Path, base: Path, images: Path, picture: Path | None, *, is_demo_data: bool
-) -> str:
-    """What to look at after a training, and commands that go on from it. They run in the current
-    folder.
+def next_steps(weights: Path, base: Path, images: Path, class_by: str | None) -> str:
+    """Commands that go on from a training. They run in the current folder.
 
     Args:
         weights: of the last model.
         base: weights of Mask R-CNN.
         images: folder of the validation images.
-        picture: of the models beside the ground truth.
-        is_demo_data: whether the data are generated.
+        class_by: what decides the class in generated images; None: the data were given.
     """
     train, predict = (EXAMPLES / name for name in ("train_mrrcnn.py", "predict_mrrcnn.py"))
-    lines = [] if picture is None else [f"Look at {picture}: the models beside the ground truth."]
-    lines += [
+    lines = [
         "Next:",
         "  draw what the last model finds in a folder of images, or in a video",
         f"    {_command(predict, images, '--weights', weights)}",
     ]
-    if is_demo_data:
+    if class_by is not None:
         finetune = ["--preset", "finetune", "--data-path", "FOLDER", "--base", str(base)]
         lines += [
             "  train on classes of your own; examples/DATA.md lists the layouts of FOLDER",
             f"    {_command(train, *finetune, '--output-dir', 'runs/finetuned')}",
+        ]
+    if class_by not in (None, "shape"):
+        lines += [
             "  train on harder images, where the shape decides the class",
             f"    {_command(train, '--class-by', 'shape', '--output-dir', 'runs/shape')}",
         ]

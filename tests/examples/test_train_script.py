@@ -75,6 +75,15 @@ def test_a_given_folder_and_base_are_used(quick_run, tmp_path):
     assert not (tmp_path / "out" / "huddle").exists()
 
 
+def test_the_next_command_names_weights_that_exist(quick_run, tmp_path, capsys):
+    """A base that is only scored is not written again."""
+    weights = quick_run[0] / "mask_r_cnn.pth"
+    arguments = ["--quick", "--preset", "demo", "--device", "cpu", "--rows", "mask_r_cnn"]
+    arguments += ["--data-path", str(quick_run[0] / "huddle"), "--base", str(weights)]
+    main([*arguments, "--output-dir", str(tmp_path / "out")])
+    assert f"--weights {weights}\n" in capsys.readouterr().out
+
+
 def test_test_only_scores_the_weights_of_a_run_and_writes_the_servers_result_files(quick_run):
     output, scores = quick_run
     before = (output / "metrics.jsonl").read_text()

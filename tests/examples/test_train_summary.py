@@ -47,14 +47,13 @@ def test_what_is_not_trained_is_not_announced(capsys):
     text = plan(capsys, "--data-path", "mine", "--rows", "rm_saroialign")
     assert "2. mask_r_cnn: train for 90000 iterations, 16 images each\n" in text
     text = plan(capsys, "--test-only")
-    assert "train for" not in text and text.count("score") == 3
+    assert "train for" not in text and text.count("score") == 3 and "weights" not in text
 
 
 def test_the_next_commands_run_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
     weights, base, images = (Path("runs") / name for name in ("a.pth", "b.pth", "val 2017"))
-    text = next_steps(weights, base, images, Path("runs/c.png"), is_demo_data=True)
-    assert text.startswith("Look at runs/c.png: ")
+    text = next_steps(weights, base, images, "color")
     commands = [shlex.split(line) for line in text.splitlines() if line.startswith("    ")]
     assert len(commands) == 3
     for interpreter, script, *_ in commands:
@@ -67,5 +66,9 @@ def test_the_next_commands_run_in_the_current_folder(tmp_path, monkeypatch):
 
 
 def test_data_of_ones_own_need_no_commands_for_other_data():
-    text = next_steps(Path("a"), Path("b"), Path("c"), None, is_demo_data=False)
+    text = next_steps(Path("a"), Path("b"), Path("c"), None)
     assert text.startswith("Next:") and text.count("--") == 1
+
+
+def test_the_harder_images_are_not_suggested_after_a_training_on_them():
+    assert "--class-by" not in next_steps(Path("a"), Path("b"), Path("c"), "shape")
