@@ -24,8 +24,8 @@ OLDEST_TORCH = (2, 10)  # whose stable ABI the libraries use; pyproject.toml req
 TOOLS = "pip install 'setuptools>=77' 'pybind11>=2.13' ninja numpy 'torch>=2.10'"
 
 
-def stop(cause: str, mend: str) -> NoReturn:
-    sys.exit(f"shape-roi-align cannot be built: {cause}\n{mend}")
+def stop(cause: str, fix: str) -> NoReturn:
+    sys.exit(f"shape-roi-align cannot be built: {cause}\n{fix}")
 
 
 try:

@@ -28,7 +28,7 @@ from timing import (
 
 MODES = ("forward", "forward+backward")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-MOST_BYTES = 6 << 30  # of one tensor; a provider that needs more gets a failure row
+MAX_BYTES = 6 << 30  # of one tensor; a provider that needs more gets a failure row
 TOLERANCE = 1e-4  # of the largest value
 CHECKED = 5  # masks compared with the float64 formula before a provider is timed
 
@@ -105,7 +105,7 @@ def shrink(masks: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def refuse_above(count: int) -> None:
-    if count * 4 > MOST_BYTES:
+    if count * 4 > MAX_BYTES:
         raise MemoryError(f"needs a tensor of {count * 4 / 1e9:.0f} GB")
 
 
@@ -332,7 +332,7 @@ float64 formula.""",
     with arguments.json.open("w") as file:
         for case in chosen:
             for num_masks in [6] if arguments.smoke else arguments.masks:
-                if case.num_images * num_masks * math.prod(case.image) > MOST_BYTES:
+                if case.num_images * num_masks * math.prod(case.image) > MAX_BYTES:
                     continue
                 for layout in arguments.layout:
                     news = measure_case(

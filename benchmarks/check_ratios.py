@@ -66,7 +66,7 @@ def largest_ratios(rows: Iterable[Row]) -> dict[Pair, float | None]:
     }
 
 
-def of_nearest_processor(recorded: Sequence[Row], fresh: Sequence[Row]) -> list[Row]:
+def rows_of_nearest_processor(recorded: Sequence[Row], fresh: Sequence[Row]) -> list[Row]:
     """For each setting, the rows of the processor that measured `fresh`, or all if it has none."""
     here = {processor(row) for row in fresh}
     settings = {(row.setting(), keeps_memory(row)) for row in recorded if processor(row) in here}
@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments.all_peers:
             options += ["--provider", OURS, f"{OURS}, no maps", YARDSTICK]
         fresh = measure_again(recorded, arguments.device, options)
-    before, now = largest_ratios(of_nearest_processor(recorded, fresh)), ratios(fresh)
+    before, now = largest_ratios(rows_of_nearest_processor(recorded, fresh)), ratios(fresh)
     for _ in range(0 if arguments.fresh else RETRIES):
         slow = {pair.setting[0] for pair in worse_pairs(before, now, arguments.tolerance)}
         if not slow:

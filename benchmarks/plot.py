@@ -130,10 +130,10 @@ def draw_overview(rows: Sequence[Row]) -> Figure:
     )
 
     def draw_ours(provider: str, style: str, layout: str, color: str) -> None:
-        def is_meant(row: Row) -> bool:
+        def is_plotted(row: Row) -> bool:
             return (row.provider, row.layout) == (provider, layout)
 
-        draw_points(f"{provider}: {layout}", style, is_meant, color)
+        draw_points(f"{provider}: {layout}", style, is_plotted, color)
 
     for layout, color in (("contiguous", "C0"), ("channels_last", "C2")):
         draw_ours(f"{OURS}, no maps", "<", layout, color)

@@ -24,7 +24,7 @@ MODES = ("forward", "backward", "forward+backward")
 
 SHORTEST_SPAN = 2e-3  # seconds; on a CPU, quicker calls are timed several at a time
 LONGEST_TOTAL = 5.0  # seconds; a provider that has taken longer is not timed again
-FEWEST_ROUNDS = 3  # of every provider
+MIN_ROUNDS = 3  # of every provider
 
 Call = Callable[[], object]
 Pool = Callable[[Inputs], Tensor]
@@ -108,7 +108,7 @@ def measure(
     for _ in range(rounds):
         for key, (call, repeats) in ready.items():
             seconds = results[key].seconds
-            if len(seconds) < FEWEST_ROUNDS or sum(seconds) * repeats < LONGEST_TOTAL:
+            if len(seconds) < MIN_ROUNDS or sum(seconds) * repeats < LONGEST_TOTAL:
                 seconds.append(time_calls(call, repeats, device))
     return results
 

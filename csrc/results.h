@@ -38,7 +38,7 @@ inline Tensor no_gradient(torch::headeronly::ScalarType type, const Tensor& like
 }
 
 // [K, C, PH, PW], uninitialised.
-inline Tensor empty_output(const Call& call) {
+inline Tensor empty_output(const CheckedOperands& call) {
   const Params& params = call.params;
   const Tensor& input = call.inputs[0];
   return empty(
@@ -47,7 +47,7 @@ inline Tensor empty_output(const Call& call) {
 }
 
 // L tensors: uninitialised gradients in the layouts of the feature maps, or no_gradient.
-inline std::vector<Tensor> empty_feature_gradients(const BackwardCall& call) {
+inline std::vector<Tensor> empty_feature_gradients(const CheckedBackwardOperands& call) {
   std::vector<Tensor> gradients;
   for (size_t l = 0; l < call.inputs.size(); ++l) {
     const Tensor& input = call.inputs[l];
@@ -61,7 +61,7 @@ inline std::vector<Tensor> empty_feature_gradients(const BackwardCall& call) {
 
 // gradients: what empty_feature_gradients returned.
 inline FeatureGradients to_feature_gradients(
-    const BackwardCall& call, const std::vector<Tensor>& gradients) {
+    const CheckedBackwardOperands& call, const std::vector<Tensor>& gradients) {
   FeatureGradients result{};
   for (size_t l = 0; l < gradients.size(); ++l) {
     if (call.wants_input(l)) {

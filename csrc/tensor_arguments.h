@@ -69,7 +69,7 @@ struct Operands {
 };
 
 // Checked operands.
-class Call {
+class CheckedOperands {
  public:
   Params params{};
   const std::vector<Tensor>& inputs;
@@ -77,7 +77,7 @@ class Call {
   const std::optional<Tensor>& prob_maps;
 
   // The operands must outlive this object.
-  explicit Call(const Operands& operands)
+  explicit CheckedOperands(const Operands& operands)
       : inputs(operands.inputs), rois(operands.rois), prob_maps(operands.prob_maps) {
     set_options(operands);
     STD_TORCH_CHECK(rois.dim() == 2 && rois.size(1) == 5, "rois must have shape [K, 5]");
@@ -196,14 +196,15 @@ class Call {
 };
 
 // Checked operands of the backward operator.
-class BackwardCall : public Call {
+class CheckedBackwardOperands : public CheckedOperands {
  public:
   const Tensor& grad;  // [K, C, PH, PW]
 
   // output_mask: which gradients are requested. One entry per feature map, then prob_maps, then
   // rois.
-  BackwardCall(const Tensor& grad, const Operands& operands, const std::vector<bool>& output_mask)
-      : Call(operands), grad(grad), output_mask_(output_mask) {
+  CheckedBackwardOperands(
+      const Tensor& grad, const Operands& operands, const std::vector<bool>& output_mask)
+      : CheckedOperands(operands), grad(grad), output_mask_(output_mask) {
     const Tensor& input = inputs[0];
     STD_TORCH_CHECK(
         grad.dim() == 4 && grad.size(0) == params.num_rois && grad.size(1) == params.channels &&

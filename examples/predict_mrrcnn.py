@@ -250,7 +250,7 @@ class Predictor:
         return self.category_ids[label - 1] if self.category_ids else label
 
     @torch.inference_mode()
-    def find(self, picture: Image.Image) -> dict[str, Tensor]:
+    def detect(self, picture: Image.Image) -> dict[str, Tensor]:
         """Detections by descending score; ``labels`` are category ids."""
         image = to_dtype(to_image(picture), torch.float32, scale=True)
         image = image.to(next(self.model.parameters()))
@@ -259,7 +259,7 @@ class Predictor:
         labels = [self.category(label) for label in found["labels"].tolist()]
         return found | {"labels": torch.tensor(labels, dtype=torch.int64)}
 
-    def sure(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    def above_threshold(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         keep = found["scores"] >= self.threshold
         return {k: v[keep] for k, v in found.items()}
 
@@ -290,7 +290,7 @@ def predict_video(predictor: Predictor, path: Path, target: Path) -> Iterator[Re
     """Yields a record per frame and writes the drawn frames to ``target``."""
     with writing_frames(target, frame_rate(path)) as add:
         for number, picture in enumerate(read_frames(path)):
-            found = predictor.sure(predictor.find(picture))
+            found = predictor.above_threshold(predictor.detect(picture))
             add(predictor.draw(picture, found))
             yield {
                 "image_id": number,
@@ -330,10 +330,10 @@ def predict_files(
             failures.append(str(error))
             print(error, file=sys.stderr, flush=True)
             continue
-        found = predictor.find(picture)
+        found = predictor.detect(picture)
         if args.image_ids is not None:
             results += coco_results(args.image_ids[path], found)
-        found = predictor.sure(found)
+        found = predictor.above_threshold(found)
         predictor.draw(picture, found).save(target)
         print(f"{path}: {len(found['boxes'])} instances, drawn in {target}", flush=True)
         yield {

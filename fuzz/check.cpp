@@ -55,8 +55,8 @@ class Comparison {
       const double scale = std::fabs(call.params.levels[l].spatial_scale);
       factor_ *= std::isfinite(scale) ? std::max(1.0, scale) : 1;
     }
-    constexpr double kMostTerms = 1e5;
-    may_overflow_ = !(factor_ * kMostTerms < arithmetic_.largest);
+    constexpr double kMaxTerms = 1e5;
+    may_overflow_ = !(factor_ * kMaxTerms < arithmetic_.largest);
   }
 
   void compare(const Tensor& got, const std::vector<Expected>& expected, const char* what) const {

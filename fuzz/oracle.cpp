@@ -59,7 +59,7 @@ struct Placement {
 
   static std::optional<Placement> of(
       T edge1, T edge2, T scale, int32_t bins, const SamplingOptions& options) {
-    constexpr double kMostSamples = 1 << 30;
+    constexpr double kMaxSamples = 1 << 30;
     const T offset = options.aligned ? T(0.5) : T(0);
     Placement place;
     place.start = edge1 * scale - offset;
@@ -74,7 +74,7 @@ struct Placement {
     place.samples = options.sampling_ratio > 0
                         ? double(options.sampling_ratio)
                         : std::max(0.0, double(std::ceil(place.extent / T(bins))));
-    return place.samples <= kMostSamples ? std::optional(place) : std::nullopt;
+    return place.samples <= kMaxSamples ? std::optional(place) : std::nullopt;
   }
 };
 
@@ -133,10 +133,10 @@ class Oracle {
   }
 
   ExpectedResults expect() && {
-    const bool wide =
+    const bool is_double =
         params_.feature_type == ScalarType::kDouble || params_.roi_type == ScalarType::kDouble;
     for (int64_t k = 0; k < params_.num_rois; ++k) {
-      const std::optional<Box> box = wide ? make_box<double>(k) : make_box<float>(k);
+      const std::optional<Box> box = is_double ? make_box<double>(k) : make_box<float>(k);
       if (box) {
         pool(*box);
       }

@@ -31,7 +31,7 @@ TOLERANCES = {
     torch.float16: 2**-9,
     torch.bfloat16: 2**-6,
 }
-MOST_SAMPLES = 300_000  # of a call, times channels, that the reference computes
+MAX_SAMPLES = 300_000  # of a call, times channels, that the reference computes
 STRIDE = 4  # image pixels per pixel of the finest feature map of a pyramid
 
 
@@ -243,7 +243,7 @@ class Call:
             return False
         ratio = self.sampling_ratio if self.sampling_ratio > 0 else 8
         samples = self.output_size[0] * self.output_size[1] * ratio * ratio
-        return self.num_rois * self.features[0].shape[1] * samples <= MOST_SAMPLES
+        return self.num_rois * self.features[0].shape[1] * samples <= MAX_SAMPLES
 
     def _is_double_precision(self) -> bool:
         return self.dtype == torch.float64 and self.boxes[0].dtype == torch.float64

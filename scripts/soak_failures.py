@@ -25,7 +25,7 @@ from soak_memory import MIB
 
 from shape_roi_align import sa_roi_align
 
-MOST_FAILURES = 40  # allocations of one call that are made to fail, one at a time
+MAX_FAILURES = 40  # allocations of one call that are made to fail, one at a time
 
 
 class Failures:
@@ -48,7 +48,7 @@ class Failures:
             assert arm(0), "the library of the operators is not loaded"
             call.results()
             allocations = disarm()
-            chosen = min(allocations, MOST_FAILURES)
+            chosen = min(allocations, MAX_FAILURES)
             for nth in self.choice.sample(range(1, allocations + 1), chosen):
                 arm(nth)
                 try:

@@ -88,13 +88,13 @@ PERMITTED_GROWTH = {
     "threads": 2,
     "files": 2,
 }
-FEWEST_ROUNDS = 9  # to judge memory by
+MIN_ROUNDS = 9  # to judge memory by
 
 
 def growths(rows: list[Memory]) -> dict[str, float]:
     """By field: from the median of the second third of the rows to that of the last. Empty if there
     are too few rows to judge by."""
-    if len(rows) < FEWEST_ROUNDS:
+    if len(rows) < MIN_ROUNDS:
         return {}
     third = len(rows) // 3
     return {

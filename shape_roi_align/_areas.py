@@ -20,7 +20,7 @@ CHUNK_BYTES = 1 << 24  # windows and weights per chunk; a larger object is a chu
 
 
 @dataclass
-class Axis:
+class GridAxis:
     """One axis of the grids of K objects, and the pixels that their cells read. On the host."""
 
     offset: np.ndarray  # float64 [K] low edge of the first cell, in pixels from the first pixel's
@@ -30,32 +30,32 @@ class Axis:
     pixels: np.ndarray  # int64 [K] number of pixels that are read
 
     @staticmethod
-    def of_boxes(low: np.ndarray, high: np.ndarray, cells: int, limit: np.ndarray) -> Axis:
+    def of_boxes(low: np.ndarray, high: np.ndarray, cells: int, limit: np.ndarray) -> GridAxis:
         """Boxes divided into ``cells`` equal cells. Pixels outside [0, limit) count as zero and are
         not read. Empty and non-finite boxes read no pixels."""
         good = np.isfinite(low) & np.isfinite(high) & (high > low)
         low, high = np.where(good, low, 0.0), np.where(good, high, 0.0)
         first = np.clip(np.floor(low), 0, limit).astype(np.int64)
         last = np.clip(np.ceil(high), 0, limit).astype(np.int64)
-        return Axis(
+        return GridAxis(
             low - first, (high - low) / cells, np.full_like(first, cells), first, last - first
         )
 
     @staticmethod
     def of_grid(
         low: np.ndarray, high: np.ndarray, cells: int, limit: int
-    ) -> tuple[Axis, np.ndarray]:
+    ) -> tuple[GridAxis, np.ndarray]:
         """The cells that pixels [low, high) touch in one grid of ``cells`` cells over [0, limit],
         and the index of the first such cell."""
         begin, end = low * cells // limit, -(-high * cells // limit)
         cell = limit / cells
         offset = begin * cell - low
-        return Axis(offset, np.full(len(low), cell), end - begin, low, high - low), begin
+        return GridAxis(offset, np.full(len(low), cell), end - begin, low, high - low), begin
 
     @staticmethod
-    def whole(cells: int, limit: int) -> Axis:
+    def whole(cells: int, limit: int) -> GridAxis:
         """One grid of ``cells`` cells over all pixels [0, limit)."""
-        return Axis.of_grid(np.array([0]), np.array([limit]), cells, limit)[0]
+        return GridAxis.of_grid(np.array([0]), np.array([limit]), cells, limit)[0]
 
     def weights(self, objects: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Fraction of each cell that each pixel covers: ``[B, most cells, most pixels]``."""
@@ -65,14 +65,14 @@ class Axis:
         edges = (self.offset[objects, None] + cell * ends) / cell
         places = np.minimum(np.arange(pixels + 1), self.pixels[objects, None]) / cell
         # Both in units of a cell. In float64 a cell's weights sum to 1 even far from the first one.
-        wide = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-        edge, place = (torch.from_numpy(each).to(wide).to(device) for each in (edges, places))
+        precision = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+        edge, place = (torch.from_numpy(each).to(precision).to(device) for each in (edges, places))
         low = torch.maximum(edge[:, :-1, None], place[:, None, :-1])
         high = torch.minimum(edge[:, 1:, None], place[:, None, 1:])
         return high.sub_(low).clamp_(min=0).to(dtype)
 
 
-def groups(y: Axis, x: Axis, itemsize: int) -> Iterator[np.ndarray]:
+def groups(y: GridAxis, x: GridAxis, itemsize: int) -> Iterator[np.ndarray]:
     """Groups the objects that have pixels by window size. Within a group, sides differ by less than
     a factor of two, so at most 3/4 of its memory is padding."""
     some = np.flatnonzero((y.pixels > 0) & (x.pixels > 0))
@@ -95,8 +95,8 @@ def groups(y: Axis, x: Axis, itemsize: int) -> Iterator[np.ndarray]:
 def mean_over_cells(
     source: MaskSource,
     objects: Tensor,
-    y: Axis,
-    x: Axis,
+    y: GridAxis,
+    x: GridAxis,
     group: np.ndarray,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -117,7 +117,7 @@ def mean_over_grid(masks: Tensor, size: tuple[int, int], dtype: torch.dtype) -> 
     weights = [
         None
         if limit % cells == 0
-        else Axis.whole(cells, limit).weights(np.array([0]), masks.device, dtype)[0]
+        else GridAxis.whole(cells, limit).weights(np.array([0]), masks.device, dtype)[0]
         for cells, limit in zip(size, masks.shape[1:], strict=True)
     ]
     masks_at_a_time = max(1, CHUNK_BYTES // (masks[:1].numel() * dtype.itemsize))

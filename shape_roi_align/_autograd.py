@@ -112,7 +112,7 @@ class _Backward(_Derivative):
         grad_grad = grad_rois = grad_maps = None
         grad_inputs: list[Tensor | None] = [None] * len(inputs)
         if any(each is not None for each in v):
-            filled = _or_zeros(v, inputs)
+            filled = _zeros_if_none(v, inputs)
             if of_grad:
                 grad_grad = forward(filled, rois, levels, prob_maps, options)
             if of_maps or of_rois:
@@ -122,13 +122,13 @@ class _Backward(_Derivative):
                 )
         if q is not None:
             if of_grad:
-                grad_grad = _add(grad_grad, forward(inputs, rois, levels, q, options))
+                grad_grad = _sum_of_present(grad_grad, forward(inputs, rois, levels, q, options))
             if any(of_inputs) or of_rois:
                 mask = [*of_inputs, False, of_rois]
                 grad_inputs, _, term = _wanted_gradients(
                     grad, inputs, rois, levels, q, options, mask
                 )
-                grad_rois = _add(grad_rois, term)
+                grad_rois = _sum_of_present(grad_rois, term)
         return (None, None, None, grad_grad, grad_rois, None, grad_maps, *grad_inputs)
 
 
@@ -167,11 +167,11 @@ def _wanted_gradients(
     )
 
 
-def _add(total: Tensor | None, term: Tensor | None) -> Tensor | None:
+def _sum_of_present(total: Tensor | None, term: Tensor | None) -> Tensor | None:
     return term if total is None else total if term is None else total + term
 
 
-def _or_zeros(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+def _zeros_if_none(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(x) if t is None else t for t, x in zip(tensors, like, strict=True)]
 
 
@@ -213,12 +213,12 @@ def forward_tangent(
     primal_rois, d_rois = _unpack(rois)
     tangent = None
     if any(d is not None for d in d_inputs):
-        tangent = forward(_or_zeros(d_inputs, inputs), primal_rois, levels, prob_maps, options)
+        tangent = forward(_zeros_if_none(d_inputs, inputs), primal_rois, levels, prob_maps, options)
     if d_maps is not None:
-        tangent = _add(tangent, forward(inputs, primal_rois, levels, d_maps, options))
+        tangent = _sum_of_present(tangent, forward(inputs, primal_rois, levels, d_maps, options))
     if d_rois is not None:
         pooled = reference.pool(inputs, rois, levels, prob_maps, options)
-        tangent = _add(tangent, _unpack(pooled)[1])
+        tangent = _sum_of_present(tangent, _unpack(pooled)[1])
     return tangent
 
 
@@ -242,7 +242,7 @@ def _backward_tangents(
     tangents: list[Tensor | None] = [None] * len(output_mask)
 
     def accumulate(terms: Iterable[Tensor | None]) -> None:
-        tangents[:] = map(_add, tangents, terms)
+        tangents[:] = map(_sum_of_present, tangents, terms)
 
     def accumulate_backward(
         grad: Tensor, inputs: Sequence[Tensor], prob_maps: Tensor | None, mask: Sequence[bool]
@@ -257,7 +257,7 @@ def _backward_tangents(
         accumulate_backward(d_grad, inputs, prob_maps, output_mask)
     if any(d is not None for d in d_inputs):
         mask = [False] * len(inputs) + [of_maps, of_rois]
-        accumulate_backward(grad, _or_zeros(d_inputs, inputs), prob_maps, mask)
+        accumulate_backward(grad, _zeros_if_none(d_inputs, inputs), prob_maps, mask)
     if d_maps is not None:
         accumulate_backward(grad, inputs, d_maps, [*of_inputs, False, of_rois])
     if d_rois is not None:
@@ -280,14 +280,14 @@ def _reference_gradients(
     """Gradients of the reference in the order of ``output_mask``; None where not wanted."""
     create_graph = torch.is_grad_enabled()
 
-    def variable(tensor: Tensor) -> Tensor:
+    def as_leaf(tensor: Tensor) -> Tensor:
         alias = tensor.view_as(tensor)
         return alias if alias.requires_grad else alias.requires_grad_()
 
     # torch.func refuses requires_grad_() without this.
     with torch.enable_grad(), enable_inplace_requires_grad(True):
-        inputs, rois = [variable(x) for x in inputs], variable(rois)
-        prob_maps = None if prob_maps is None else variable(prob_maps)
+        inputs, rois = [as_leaf(x) for x in inputs], as_leaf(rois)
+        prob_maps = None if prob_maps is None else as_leaf(prob_maps)
         leaves = [*inputs, prob_maps, rois]
         wanted = {
             i: leaf

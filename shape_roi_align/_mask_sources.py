@@ -40,7 +40,7 @@ class MaskStack:
 
     def boxes(self) -> Tensor:
         rows, columns = (_any_nonzero(self.masks.detach(), dim) for dim in (2, 1))
-        ends = [*_ends(columns), *_ends(rows)]
+        ends = [*_first_and_end(columns), *_first_and_end(rows)]
         return torch.stack([ends[0], ends[2], ends[1], ends[3]], dim=1)
 
     def windows(self, objects: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
@@ -151,7 +151,7 @@ def _any_nonzero(masks: Tensor, dim: int) -> Tensor:
     return some | (masks.amin(dim) != 0) if masks.is_floating_point() else some
 
 
-def _ends(some: Tensor) -> tuple[Tensor, Tensor]:
+def _first_and_end(some: Tensor) -> tuple[Tensor, Tensor]:
     """First true index of each row of ``some[K, S]``, and the last plus 1; zeros without any."""
     index = torch.arange(some.shape[1], device=some.device)
     last = torch.where(some, index + 1, 0).amax(1)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from ._areas import Axis, groups, mean_over_cells
+from ._areas import GridAxis, groups, mean_over_cells
 from ._boxes import to_rois
 from ._mask_sources import (
     LABEL_DTYPES,
@@ -155,8 +155,8 @@ def _prob_maps(
         dtype = torch.float64
     x1, y1, x2, y2 = boxes.detach().cpu().double().numpy().T
     limits = source.sizes()[objects.cpu()].numpy()
-    y = Axis.of_boxes(y1, y2, height, limits[:, 0])
-    x = Axis.of_boxes(x1, x2, width, limits[:, 1])
+    y = GridAxis.of_boxes(y1, y2, height, limits[:, 0])
+    x = GridAxis.of_boxes(x1, x2, width, limits[:, 1])
     maps = torch.zeros(len(objects), height, width, dtype=dtype, device=objects.device)
     for group in groups(y, x, dtype.itemsize):
         rows = torch.from_numpy(group).to(objects.device)

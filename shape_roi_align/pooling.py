@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._areas import Axis, groups, mean_over_cells, mean_over_grid
+from ._areas import GridAxis, groups, mean_over_cells, mean_over_grid
 from ._mask_sources import LABEL_DTYPES, WIDE_UNSIGNED, LabelMaps
 from ._modes import is_differentiated
 from ._row_sums import SparseRows
@@ -261,8 +261,8 @@ def _pool_labels(features: Tensor, labels: LabelMaps, boxes: np.ndarray) -> Tens
     height, width = features.shape[2:]
     limit = labels.labels.shape[1:]
     x1, y1, x2, y2 = boxes.T
-    y, begin_y = Axis.of_grid(y1, y2, height, limit[0])
-    x, begin_x = Axis.of_grid(x1, x2, width, limit[1])
+    y, begin_y = GridAxis.of_grid(y1, y2, height, limit[0])
+    x, begin_x = GridAxis.of_grid(x1, x2, width, limit[1])
     device, dtype = features.device, _sum_dtype(features)
     every = torch.arange(len(boxes), device=device)
     begin = torch.from_numpy(begin_y * width + begin_x).to(device)

@@ -59,7 +59,7 @@ def test_ratios_are_compared_with_those_of_the_same_processor_where_there_are_an
     other = made_up(bench, {OURS: 1.0, PEER: 30.0}, cpu="another", time="2026-01-02T00:00:00+00:00")
     only_there = made_up(bench, {OURS: 1.0, PEER: 30.0}, cpu="another", case="c4")
     fresh = made_up(bench, {OURS: 1.1, PEER: 10.0})
-    nearest = bench.check_ratios.of_nearest_processor([*old, *other, *only_there], fresh)
+    nearest = bench.check_ratios.rows_of_nearest_processor([*old, *other, *only_there], fresh)
     assert nearest == [*old, *only_there]
 
 

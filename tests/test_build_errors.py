@@ -55,6 +55,6 @@ def test_a_build_in_a_folder_of_another_user_ends_with_the_commands_that_copy_it
         "sys.argv[0] = 'setup.py'\n"
         "runpy.run_path('setup.py', run_name='__main__')\n"
     )
-    cause, mend = error_of_build("-c", program)[-2:]
+    cause, fix = error_of_build("-c", program)[-2:]
     assert cause.endswith(f"this user may not write in {ROOT}.")
-    assert mend.endswith("cp -r . ~/shape-roi-align && pip install ~/shape-roi-align")
+    assert fix.endswith("cp -r . ~/shape-roi-align && pip install ~/shape-roi-align")

@@ -30,7 +30,7 @@ CONSTANTS = {
     "kFewTiles": 8,
     "kFewSamples": 4,
     "kCacheBytes": 25 << 20,
-    "kMostAtOnce": 4,
+    "kMaxAtOnce": 4,
     "wanted_blocks": 512,
 }
 WARP = CONSTANTS["kWarp"]
@@ -91,7 +91,7 @@ def channels_per_slab(num_rois: int, channels: int, pixels: int, element_size: i
     at_once = WARPS * CHANNELS_PER_LANE
     fit = CONSTANTS["kCacheBytes"] // max(1, pixels * at_once * element_size)
     blocks = num_rois * ceil_div(channels, at_once)
-    return at_once * min(max(min(fit, blocks // WANTED_BLOCKS), 1), CONSTANTS["kMostAtOnce"])
+    return at_once * min(max(min(fit, blocks // WANTED_BLOCKS), 1), CONSTANTS["kMaxAtOnce"])
 
 
 def reads_channels_in_lanes(channels: int, channels_last: bool) -> bool:

@@ -37,13 +37,13 @@ inline int32_t rows_of_taps(const FeatureMap& gradient, double taps, int64_t mos
 
 // Pixel rows per band such that the band's accumulators stay in the cache. Each band recomputes the
 // taps of its boxes, so bands are as tall as the cache and the number of threads allow. More
-// threads do not make bands lower than kFewestRows.
+// threads do not make bands lower than kMinRows.
 template <typename T>
 int32_t rows_of_row_sums(const Params& params, const FeatureMap& gradient, int64_t most) {
   constexpr int64_t kBandBytes = 1 << 20;
-  constexpr int64_t kFewestRows = 16;
+  constexpr int64_t kMinRows = 16;
   const int64_t row_bytes = params.channels * gradient.width * int64_t(sizeof(accumulate_t<T>));
-  const int64_t rows = std::min(std::max(most, kFewestRows), kBandBytes / row_bytes);
+  const int64_t rows = std::min(std::max(most, kMinRows), kBandBytes / row_bytes);
   return static_cast<int32_t>(std::clamp<int64_t>(rows, 1, gradient.height));
 }
 

@@ -30,14 +30,14 @@ void advise_huge_pages(const Tensor& tensor) {
 #endif
 }
 
-Tensor forward_cpu(const Call& call) {
+Tensor forward_cpu(const CheckedOperands& call) {
   Tensor output = empty_output(call);
   advise_huge_pages(output);
   cpu::forward(call.params, cpu::sort_boxes(call.params), to_pooled_tensor(output));
   return output;
 }
 
-Gradients backward_cpu(const BackwardCall& call) {
+Gradients backward_cpu(const CheckedBackwardOperands& call) {
   const Params& params = call.params;
   const auto roi_type = call.rois.scalar_type();
   const bool wants_prob_maps = call.wants_prob_maps();

@@ -60,8 +60,9 @@ class RowSumFeatureGradient {
   SampleWeights<acc_t, coord_t> weights_;
   std::vector<acc_t> sum_;
   std::vector<acc_t> row_;
-  std::vector<acc_t> bins_;     // [planes][bin rows][lanes of bins]
-  std::vector<acc_t> spread_;   // [planes][lanes of samples]: gradient of each sample's bin
+  std::vector<acc_t> bins_;  // [planes][bin rows][lanes of bins]
+  std::vector<acc_t>
+      sample_gradients_;        // [planes][lanes of samples]: gradient of each sample's bin
   std::vector<acc_t> samples_;  // [pixel rows][planes][lanes of samples]
 
   void add(const Box<coord_t>& box) {
@@ -114,18 +115,18 @@ class RowSumFeatureGradient {
     const int64_t bin_lanes = taps_.bin_lanes();
     weights_.assign(params_, box, taps_);
     taps_.assign_transposed_bins(bins_of_samples_);
-    spread_.resize(size_t(layout_.planes) * lanes);
+    sample_gradients_.resize(size_t(layout_.planes) * lanes);
     clear(samples_, int64_t(pixel_rows.end - pixel_rows.begin) * layout_.planes * lanes);
     for (int32_t ph = bin_rows.begin; ph < bin_rows.end; ++ph) {
       kernels_.look_up_buffer_rows(
           bins_of_samples_.view(), bins_.data() + (ph - bin_rows.begin) * bin_lanes, layout_.planes,
-          (bin_rows.end - bin_rows.begin) * bin_lanes, spread_.data(), lanes, lanes);
+          (bin_rows.end - bin_rows.begin) * bin_lanes, sample_gradients_.data(), lanes, lanes);
       const acc_t* weights = weights_.of_bin_row(ph);
       for (int32_t i = y.bin_span[ph].begin; i < y.bin_span[ph].end; ++i, weights += lanes) {
         const int64_t row = y.touched[i] - pixel_rows.begin;
         if (row >= 0 && row < pixel_rows.end - pixel_rows.begin) {
           kernels_.add_weighted(
-              weights, spread_.data(), layout_.planes, lanes,
+              weights, sample_gradients_.data(), layout_.planes, lanes,
               samples_.data() + row * layout_.planes * lanes);
         }
       }

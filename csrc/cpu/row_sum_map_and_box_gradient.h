@@ -123,7 +123,7 @@ class RowSumMapAndBoxGradient {
   void for_each_sample_row(int32_t ph, F f) {
     const AxisTaps<coord_t>& y = taps_.axes().y;
     const bool wants_slopes = writer_.wants_rois();
-    if (taps_.has_rows_apart()) {
+    if (taps_.reads_more_rows_than_samples()) {
       for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
         const Interpolation<coord_t>& at = y.samples[iy].pixels;
         multiply(pixels_.at(at), of_sample_row_[0].data());

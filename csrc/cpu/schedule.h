@@ -120,7 +120,7 @@ class Scheduler {
     size_t best = 0;
     for_each_reader<T, coord_t>([&]<typename Reader>(size_t reader) {
       const double cost = can_read[reader]
-                              ? Reader::cost_together(job_, span(begin, end), alone[reader])
+                              ? Reader::cost_of_group(job_, span(begin, end), alone[reader])
                               : std::numeric_limits<double>::infinity();
       if (cost < together) {
         together = cost;

@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
   constexpr bool kLooksAtBoxes = can_look_at_boxes<coord_t>(pixels_per_warp);
   __shared__ BoxList list;
   __shared__ Batch batch;
-  __shared__ TapsOrSums<acc_t, kTileTaps> scratch;
+  __shared__ TapsThenSums<acc_t, kTileTaps> scratch;
 
   for (int64_t i = blockIdx.x; i < size; i += gridDim.x) {
     // The last levels first: their tiles have the most boxes.
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
     int64_t end = num_rois;
     // Loading the range of an image pays off if boxes are listed in several rounds.
     if (num_rois > kListedBoxes && (!kLooksAtBoxes || touched.images != nullptr)) {
-      begin = (num_rois - touched.images[image].to_first) / kListedBoxes * kListedBoxes;
+      begin = (num_rois - touched.images[image].first_from_end) / kListedBoxes * kListedBoxes;
       end = touched.images[image].end;
     }
     bool is_read = false;

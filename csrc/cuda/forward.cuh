@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
   __shared__ Box<coord_t> box;
   __shared__ PatchPlan plan;
   __shared__ PatchTables<coord_t> tables;
-  __shared__ TapsOrSums<acc_t, kMaxTaps> scratch;
+  __shared__ TapsThenSums<acc_t, kMaxTaps> scratch;
   static_assert(sizeof(scratch.sums) >= kMaxThreads * kChannelsPerLane * sizeof(acc_t));
 
   for (int64_t i = blockIdx.x; i < grid.size(); i += gridDim.x) {
@@ -145,7 +145,7 @@ template <typename acc_t>
 struct StagedBins {
   static constexpr int32_t kBins = 128 / sizeof(acc_t);
   Range<int32_t> bins;
-  acc_t of_channel[kChannelsPerLane][kBins + 1];
+  acc_t channel_sums[kChannelsPerLane][kBins + 1];
 };
 
 // Assigns the groups of channels to the warps in turn. If there are more warps than groups, several
@@ -198,7 +198,7 @@ struct BinsInLanes {
         if (is_last) {
           const acc_t total = sum_over_lanes(sum, lanes);
           if (bin < bins && lane < kChannelsPerLane) {
-            staged.of_channel[lane][bin] = total;
+            staged.channel_sums[lane][bin] = total;
           }
         }
       }
@@ -219,7 +219,7 @@ struct BinsInLanes {
       feature_t* at = to + bin_offset(output, patch, first + bin);
 #pragma unroll 1
       for (int32_t c = 0; c < channels; ++c) {
-        store(staged.of_channel[c][bin], at);
+        store(staged.channel_sums[c][bin], at);
         at += output.channel_stride;
       }
     }

@@ -43,19 +43,20 @@ constexpr int64_t num_bins(const Params& params) {
 // Whether the kernels' 32-bit counts do not overflow: boxes, pixels of an image, the bins of
 // kLargeBatch boxes. Offsets have 64 bits.
 constexpr bool counts_fit(const Params& params) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max() - 4096;  // a loop's next step too
-  int64_t left = kMost;
+  constexpr int64_t kMaxCount =
+      std::numeric_limits<int32_t>::max() - 4096;  // a loop's next step too
+  int64_t left = kMaxCount;
   for (int32_t l = 0; l < params.num_levels && left >= 0; ++l) {
     left -= int64_t(params.levels[l].height) * params.levels[l].width;
   }
-  return params.num_rois <= kMost && left >= 0 && num_bins(params) <= kMost / kLargeBatch;
+  return params.num_rois <= kMaxCount && left >= 0 && num_bins(params) <= kMaxCount / kLargeBatch;
 }
 
 // The type of coordinates, of weights, and of the sums of the gradients of prob_maps and rois.
 inline ScalarType coordinate_type(const Params& params) {
-  const bool wide =
+  const bool is_double =
       params.feature_type == ScalarType::kDouble || params.roi_type == ScalarType::kDouble;
-  return wide ? ScalarType::kDouble : ScalarType::kFloat;
+  return is_double ? ScalarType::kDouble : ScalarType::kFloat;
 }
 
 // Whether coordinates have the type in which features are accumulated. If not (f64 boxes, other
@@ -68,16 +69,16 @@ inline bool has_features_type(const Params& params) {
 // Calls f(feature type instance, coordinate type instance).
 template <typename F>
 void dispatch(const Params& params, F f) {
-  const bool wide = coordinate_type(params) == ScalarType::kDouble;
+  const bool is_double = coordinate_type(params) == ScalarType::kDouble;
   switch (params.feature_type) {
     case ScalarType::kDouble:
       return f(double{}, double{});
     case ScalarType::kFloat:
-      return wide ? f(float{}, double{}) : f(float{}, float{});
+      return is_double ? f(float{}, double{}) : f(float{}, float{});
     case ScalarType::kHalf:
-      return wide ? f(__half{}, double{}) : f(__half{}, float{});
+      return is_double ? f(__half{}, double{}) : f(__half{}, float{});
     case ScalarType::kBFloat16:
-      return wide ? f(__nv_bfloat16{}, double{}) : f(__nv_bfloat16{}, float{});
+      return is_double ? f(__nv_bfloat16{}, double{}) : f(__nv_bfloat16{}, float{});
   }
 }
 
@@ -94,8 +95,8 @@ inline bool has_channels_innermost(const FeatureMap& feature_map) {
 
 // Whether channels are in the lanes. Few channels would leave most lanes of a warp idle.
 inline bool reads_channels_in_lanes(const Params& params) {
-  constexpr int64_t kFewest = 8;
-  return params.channels >= kFewest &&
+  constexpr int64_t kMinChannels = 8;
+  return params.channels >= kMinChannels &&
          std::all_of(params.levels, params.levels + params.num_levels, has_channels_innermost);
 }
 
@@ -159,7 +160,7 @@ inline BoxGrid make_box_grid(
 template <typename feature_t>
 int64_t channels_per_slab(const Params& params, const LaunchOptions& options) {
   constexpr int64_t kCacheBytes = 25 << 20;  // half of an H100's
-  constexpr int64_t kMostAtOnce = 4;
+  constexpr int64_t kMaxAtOnce = 4;
   const int64_t at_once = options.threads / kWarp * kChannelsPerLane;
   int64_t pixels = 0;
   for (int32_t l = 0; l < params.num_levels; ++l) {
@@ -169,7 +170,7 @@ int64_t channels_per_slab(const Params& params, const LaunchOptions& options) {
   const int64_t blocks = params.num_rois * ceil_div(params.channels, at_once);
   return at_once *
          std::clamp<int64_t>(
-             std::min(kCacheBytes / bytes, blocks / options.wanted_blocks), 1, kMostAtOnce);
+             std::min(kCacheBytes / bytes, blocks / options.wanted_blocks), 1, kMaxAtOnce);
 }
 
 // output: [K, C, PH, PW] of params.feature_type, every element is written.
@@ -274,15 +275,15 @@ struct FeatureGradientPlan {
       : tiles(make_tiles(params, gradients, options)) {
     constexpr int64_t kFewTiles = 8;  // times wanted_blocks
     const int64_t blocks = gather_blocks(params, tiles);
-    const bool wide = coordinate_type(params) == ScalarType::kDouble;
-    const bool can_look = wide ? can_look_at_boxes<double>(tiles.pixels_per_warp)
-                               : can_look_at_boxes<float>(tiles.pixels_per_warp);
+    const bool is_double = coordinate_type(params) == ScalarType::kDouble;
+    const bool can_look = is_double ? can_look_at_boxes<double>(tiles.pixels_per_warp)
+                                    : can_look_at_boxes<float>(tiles.pixels_per_warp);
     const bool are_few =
         params.num_rois <= options.few_boxes && blocks <= kFewTiles * options.wanted_blocks;
     if (params.num_rois == 0 || blocks == 0 || (are_few && can_look)) {
       return;
     }
-    boxes = params.num_rois * (wide ? sizeof(Box<double>) : sizeof(Box<float>));
+    boxes = params.num_rois * (is_double ? sizeof(Box<double>) : sizeof(Box<float>));
     images = params.num_images * sizeof(BoxesOfImage);
     static_assert(alignof(Box<double>) >= alignof(BoxesOfImage));
     static_assert(alignof(BoxesOfImage) >= alignof(uint32_t));

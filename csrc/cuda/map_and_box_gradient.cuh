@@ -164,14 +164,16 @@ __device__ void differentiate_samples(
       const coord_t at_low = x.low_weight * product[0][0] + x.high_weight * product[0][1];
       const coord_t at_high = x.low_weight * product[1][0] + x.high_weight * product[1][1];
       value = y.low_weight * at_low + y.high_weight * at_high;
-      const coord_t of_y = tables.p[s] * y.slope * (at_high - at_low);
-      const coord_t of_x = tables.p[s] * x.slope *
-                           (y.low_weight * (product[0][1] - product[0][0]) +
-                            y.high_weight * (product[1][1] - product[1][0]));
-      box_gradient.y += of_y;
-      box_gradient.y_times_v += of_y * sample_uv(geometry.y, patch.y.bin(i), patch.y.sample(i));
-      box_gradient.x += of_x;
-      box_gradient.x_times_u += of_x * sample_uv(geometry.x, patch.x.bin(j), patch.x.sample(j));
+      const coord_t y_gradient = tables.p[s] * y.slope * (at_high - at_low);
+      const coord_t x_gradient = tables.p[s] * x.slope *
+                                 (y.low_weight * (product[0][1] - product[0][0]) +
+                                  y.high_weight * (product[1][1] - product[1][0]));
+      box_gradient.y += y_gradient;
+      box_gradient.y_times_v +=
+          y_gradient * sample_uv(geometry.y, patch.y.bin(i), patch.y.sample(i));
+      box_gradient.x += x_gradient;
+      box_gradient.x_times_u +=
+          x_gradient * sample_uv(geometry.x, patch.x.bin(j), patch.x.sample(j));
     }
     values[s] = value;
   }

@@ -105,16 +105,16 @@ struct PatchPlan {
   }
 };
 
-// of_y, of_x: bin_extent of the box's axes. max_bins: bins of a patch, at most; 1 or more.
+// y_extent, x_extent: bin_extent of the box's axes. max_bins: bins of a patch, at most; 1 or more.
 template <typename T>
-__device__ PatchPlan
-plan_patches(const Box<T>& box, const BinExtent& of_y, const BinExtent& of_x, int32_t max_bins) {
+__device__ PatchPlan plan_patches(
+    const Box<T>& box, const BinExtent& y_extent, const BinExtent& x_extent, int32_t max_bins) {
   const Axis<T>& y = box.geometry.y;
   const Axis<T>& x = box.geometry.x;
   PatchPlan plan{{0, 0}, {0, 0}, true, 1, 1};
   if (box.reads) {
-    plan.y = of_y;
-    plan.x = of_x;
+    plan.y = y_extent;
+    plan.x = x_extent;
     plan.whole_bins = plan.y.samples == y.samples && plan.x.samples == x.samples;
   }
   if (plan.whole_bins && !plan.has_many_taps()) {
@@ -138,10 +138,10 @@ __device__ void load_box(
     make_box_by_lanes(params, k, lane_index() < 2, box);
     __syncwarp();
     const BinExtent extent = bin_extent(lane_index() == 0 ? box.geometry.y : box.geometry.x);
-    const BinExtent of_x{
+    const BinExtent x_extent{
         __shfl_sync(kAllLanes, extent.samples, 1), __shfl_sync(kAllLanes, extent.touched, 1)};
     if (lane_index() == 0) {
-      const PatchPlan planned = plan_patches(box, extent, of_x, max_bins);
+      const PatchPlan planned = plan_patches(box, extent, x_extent, max_bins);
       plan = planned;  // GCC's ThreadSanitizer misses a store of the call's result itself
     }
   }

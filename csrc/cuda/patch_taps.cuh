@@ -12,9 +12,9 @@ struct alignas(16) Tap {
   acc_t weight;
 };
 
-// In shared memory: the taps that a block works on, or sums that threads exchange.
+// Shared memory of the taps that a block works on, then of sums that its threads exchange.
 template <typename acc_t, int32_t count>
-union TapsOrSums {
+union TapsThenSums {
   Tap<acc_t> taps[count];
   acc_t sums[count * sizeof(Tap<acc_t>) / sizeof(acc_t)];
 };

@@ -29,7 +29,7 @@ void check_counts(const Params& params) {
       params.options.pooled_width, " bins");
 }
 
-Tensor forward_cuda(const Call& call) {
+Tensor forward_cuda(const CheckedOperands& call) {
   check_counts(call.params);
   const Tensor& input = call.inputs[0];
   const DeviceGuard guard(input.get_device_index());
@@ -39,7 +39,7 @@ Tensor forward_cuda(const Call& call) {
 }
 
 // grad: of the call, with channels innermost.
-std::vector<Tensor> feature_gradients(const BackwardCall& call, const Tensor& grad) {
+std::vector<Tensor> feature_gradients(const CheckedBackwardOperands& call, const Tensor& grad) {
   using torch::headeronly::ScalarType::Byte;
   std::vector<Tensor> tensors = empty_feature_gradients(call);
   if (!call.wants_any_input()) {
@@ -64,7 +64,8 @@ std::vector<Tensor> feature_gradients(const BackwardCall& call, const Tensor& gr
 }
 
 // Gradients of prob_maps and rois. grad: of the call, in either layout.
-std::pair<Tensor, Tensor> map_and_box_gradients(const BackwardCall& call, const Tensor& grad) {
+std::pair<Tensor, Tensor> map_and_box_gradients(
+    const CheckedBackwardOperands& call, const Tensor& grad) {
   using torch::headeronly::ScalarType::Byte;
   const bool wants_prob_maps = call.wants_prob_maps();
   const bool wants_rois = call.wants_rois();
@@ -88,7 +89,7 @@ std::pair<Tensor, Tensor> map_and_box_gradients(const BackwardCall& call, const 
   return {of_prob_maps, of_rois};
 }
 
-Gradients backward_cuda(const BackwardCall& call) {
+Gradients backward_cuda(const CheckedBackwardOperands& call) {
   const Params& params = call.params;
   check_counts(params);
   const DeviceGuard guard(call.grad.get_device_index());

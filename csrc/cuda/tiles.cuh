@@ -102,9 +102,9 @@ struct Tile {
   }
 };
 
-// The boxes of an image are among [num_rois - to_first, end).
+// The boxes of an image are among [num_rois - first_from_end, end).
 struct BoxesOfImage {
-  int32_t to_first;
+  int32_t first_from_end;
   int32_t end;
 };
 
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
     }
     if (lane_index() == 0) {
       BoxesOfImage& image = images[box.geometry.batch];
-      atomicMax(&image.to_first, static_cast<int32_t>(params.num_rois - k));
+      atomicMax(&image.first_from_end, static_cast<int32_t>(params.num_rois - k));
       atomicMax(&image.end, static_cast<int32_t>(k + 1));
     }
     const FeatureMap& feature_map = params.levels[box.level];
@@ -222,17 +222,17 @@ struct BoxList {
   int32_t boxes[kListedBoxes];
   uint32_t chosen[kListedWords];  // a bit per box
 
-  // bits: [words] of the tile. May be null if looks_at_boxes; a superset is then listed: all boxes
+  // bits: [words] of the tile. May be null if checks_boxes; a superset is then listed: all boxes
   // whose edges allow them to read the tile. Returns the number of boxes. Called by all threads of
   // the block; ends with a barrier if any box is listed.
-  template <bool looks_at_boxes, typename coord_t>
+  template <bool checks_boxes, typename coord_t>
   __device__ int32_t fill(
       const Params& params, const Tile& tile, const Box<coord_t>* all, const uint32_t* bits,
       int64_t words, int64_t image, int64_t first) {
     static_assert(kBoxesPerWord == kWarp);  // a lane per bit
     uint32_t of_all_images = ~uint32_t(0);
     [[maybe_unused]] bool is_any_listed = false;
-    const bool has_bits = !looks_at_boxes || bits != nullptr;
+    const bool has_bits = !checks_boxes || bits != nullptr;
     if (has_bits) {
       const int64_t at = first / kBoxesPerWord + lane_index();
       of_all_images = at < words ? bits[at] : 0;
@@ -250,13 +250,13 @@ struct BoxList {
       } else {
         is_listed = k < params.num_rois && tile.may_be_read_by<coord_t>(params, k, image);
       }
-      const uint32_t of_image = __ballot_sync(kAllLanes, is_listed);
-      is_any_listed = is_any_listed || of_image != 0;
+      const uint32_t lanes_of_image = __ballot_sync(kAllLanes, is_listed);
+      is_any_listed = is_any_listed || lanes_of_image != 0;
       if (lane_index() == 0) {
-        chosen[i] = of_image;
+        chosen[i] = lanes_of_image;
       }
     }
-    if constexpr (looks_at_boxes) {
+    if constexpr (checks_boxes) {
       if (__syncthreads_or(is_any_listed) == 0) {
         return 0;
       }

@@ -18,7 +18,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 
 from shape_roi_align import replace_roi_align
 
-from .boxes import ImageShapes, precise
+from .boxes import ImageShapes, at_least_float32
 from .mask_logits import class_logits
 from .masks import chunks, paste_masks
 from .targets import Targets, TrainingBoxes, mask_loss
@@ -198,7 +198,7 @@ class AlignedRoIHeads(RoIHeads):
     ) -> Losses:
         assert targets is not None  # the proposals have been sampled by them
         classifier, box_reg = fastrcnn_loss(logits, regression, sampled.labels, deltas)
-        masked = sampled.rows(sampled.positive)
+        masked = sampled.select(sampled.positive)
         mask_logits = class_logits(
             self.mask_predictor,
             self._mask_features(features, masked.boxes, image_shapes),
@@ -325,8 +325,8 @@ def keep_boxes_precise(rpn: RegionProposalNetwork) -> None:
 def _precise_maps(_: nn.Module, inputs: tuple[Any, list[Tensor]]) -> tuple[Any, list[Tensor]]:
     """Feature maps in float32. The caller reads only shape and type, so no memory is allocated."""
     images, maps = inputs
-    return images, [precise(m.new_empty(())).expand(m.shape) for m in maps]
+    return images, [at_least_float32(m.new_empty(())).expand(m.shape) for m in maps]
 
 
 def _precise_output(_: nn.Module, __: Any, output: Sequence[list[Tensor]]) -> Any:
-    return tuple([precise(x) for x in maps] for maps in output)
+    return tuple([at_least_float32(x) for x in maps] for maps in output)

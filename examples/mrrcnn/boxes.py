@@ -23,7 +23,7 @@ class Detections(NamedTuple):
     rows: Tensor  # [D]
 
 
-def take(values: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
+def index_each(values: Sequence[Tensor], index: Sequence[Tensor]) -> list[Tensor]:
     """``values[i][index[i]]`` of every image i."""
     return [v[i] for v, i in zip(values, index, strict=True)]
 
@@ -36,7 +36,7 @@ def batch_rows(index: Sequence[Tensor], per_image: Sequence[Tensor]) -> Tensor:
     return torch.cat([i + start for i, start in zip(index, starts, strict=False)])
 
 
-def precise(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """``values`` in float64 if they are float64, else in float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
@@ -59,7 +59,7 @@ def decode_boxes(
     image_shapes: ImageShapes,
 ) -> list[Tensor]:
     """Apply the deltas [K, 4C] of one class per box, in float32 at least, and clip to the image."""
-    deltas = pick_class(precise(regression.detach()).unflatten(1, (-1, 4)), labels)
+    deltas = pick_class(at_least_float32(regression.detach()).unflatten(1, (-1, 4)), labels)
     decoded = coder.decode(deltas, list(boxes)).reshape(-1, 4).split([len(b) for b in boxes])
     return [
         box_ops.clip_boxes_to_image(box, shape)
@@ -86,9 +86,9 @@ def select_detections(
         boxes: one [L, 4] per image, K in all.
     """
     sizes = [len(b) for b in boxes]
-    decoded = coder.decode(precise(regression), list(boxes))
+    decoded = coder.decode(at_least_float32(regression), list(boxes))
     decoded = decoded.reshape(*logits.shape, 4)[:, 1:].split(sizes)
-    scores = F.softmax(precise(logits), dim=1)[:, 1:].split(sizes)
+    scores = F.softmax(at_least_float32(logits), dim=1)[:, 1:].split(sizes)
     detections = []
     for box, score, shape in zip(decoded, scores, image_shapes, strict=True):
         row, label = torch.where(score > score_thresh)

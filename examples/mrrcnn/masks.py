@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shape_roi_align import roi_align
 
-MOST_SAMPLES = 8  # per cell side; more are slower and change a cell's mean by less than 1/8 pixel
+MAX_SAMPLES = 8  # per cell side; more are slower and change a cell's mean by less than 1/8 pixel
 CHUNK_BYTES = 1 << 26  # of masks in float32 at a time
 
 
@@ -51,8 +51,8 @@ def project_masks(
         rois = torch.cat([index[:, None], boxes[rows]], dim=1).detach()
         sides = (rois[:, 3:] - rois[:, 1:3]).amax(dim=1)
         for large in (False, True):
-            some = torch.where((sides > MOST_SAMPLES * size) == large)[0]
-            ratio = MOST_SAMPLES if large else -1
+            some = torch.where((sides > MAX_SAMPLES * size) == large)[0]
+            ratio = MAX_SAMPLES if large else -1
             pooled = roi_align(pixels, rois[some], size, sampling_ratio=ratio, aligned=True)
             maps[rows[some]] = pooled[:, 0].clamp(0, 1)
     return maps

@@ -155,12 +155,12 @@ class MRRCNN(MaskRCNN):
             self.frozen = tuple(name for name, parameter in base if parameter.requires_grad)
             for _, parameter in base:
                 parameter.requires_grad_(False)
-        for part in self._without_loss(config):
+        for part in self._parts_without_gradient(config):
             part.requires_grad_(False)
         self.roi_heads.refine.to(next(self.backbone.parameters()))
         self.train(training)
 
-    def _without_loss(self, config: RefineConfig) -> list[nn.Module]:
+    def _parts_without_gradient(self, config: RefineConfig) -> list[nn.Module]:
         """Parts whose parameters get no gradient, which distributed training must not wait for."""
         refine = self.roi_heads.refine
         if not config.refine_cls and not config.refine_reg:

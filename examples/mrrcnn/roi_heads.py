@@ -18,12 +18,12 @@ from .base import EXACT, AlignedRoIHeads, Features, Losses
 from .boxes import (
     Detections,
     ImageShapes,
+    at_least_float32,
     batch_rows,
     decode_boxes,
+    index_each,
     large_enough,
-    precise,
     select_detections,
-    take,
 )
 from .mask_logits import class_logits, foreground_logits
 from .refine import COPIED_HEADS, RefineConfig, RefiningModule, recrop
@@ -113,7 +113,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         guides = pseudo_labels if self.config.guide_label == "match" else decoded_as
         predicted = rois._replace(boxes=boxes, guides=list(guides.split([len(b) for b in boxes])))
 
-        predicted = predicted.rows(large_enough(boxes, MIN_BOX_SIZE))
+        predicted = predicted.select(large_enough(boxes, MIN_BOX_SIZE))
         if self.config.rematch:
             predicted = rematch(predicted, targets, self.refine_matcher)
         if self.config.guide_label == "match":
@@ -150,7 +150,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         if self.config.refine_reg:
             losses["loss_refine_box_reg"] = box_reg
 
-        objects = predicted.rows(predicted.positive)
+        objects = predicted.select(predicted.positive)
         refined = objects
         if self.config.refine_reg:
             rows = batch_rows(predicted.positive, predicted.boxes)
@@ -165,7 +165,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         keep = large_enough(refined.boxes, MIN_BOX_SIZE)
         if previous is not None:
             previous = previous[batch_rows(keep, refined.boxes)]
-        objects, refined = objects.rows(keep), refined.rows(keep)
+        objects, refined = objects.select(keep), refined.select(keep)
         mask_logits = self._refined_masks(
             features,
             objects.boxes,
@@ -194,7 +194,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         # F^- needs a graph through the mask head, and only for positive boxes.
         previous = None
         if self._needs_previous:
-            previous = self._mask_features(features, take(boxes, positive), image_shapes)
+            previous = self._mask_features(features, index_each(boxes, positive), image_shapes)
         if not guided:
             return None, previous
         with torch.no_grad():
@@ -202,7 +202,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
                 mask_features = self._mask_features(features, boxes, image_shapes)
             else:
                 rest = [torch.where(label == 0)[0] for label in predicted.labels]
-                others = self._mask_features(features, take(boxes, rest), image_shapes)
+                others = self._mask_features(features, index_each(boxes, rest), image_shapes)
                 order = torch.cat([batch_rows(positive, boxes), batch_rows(rest, boxes)]).argsort()
                 mask_features = torch.cat([previous, others])[order]
             return self._guidance(mask_features, torch.cat(guides)), previous
@@ -240,7 +240,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         )
 
         rows = [d.rows for d in final]
-        before, after = take(boxes, rows), [d.boxes for d in final]
+        before, after = index_each(boxes, rows), [d.boxes for d in final]
         previous = None
         if self._needs_previous and mask_features is not None:
             previous = mask_features[batch_rows(rows, boxes)]
@@ -248,7 +248,9 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
             previous = self._mask_features(features, before, image_shapes)
         classes = torch.cat([d.labels for d in final])
         mask_logits = self._refined_masks(features, before, after, previous, classes, image_shapes)
-        masks = precise(mask_logits).sigmoid()[:, None].split([len(d.boxes) for d in final])
+        masks = (
+            at_least_float32(mask_logits).sigmoid()[:, None].split([len(d.boxes) for d in final])
+        )
         return [
             {"boxes": d.boxes, "labels": d.labels, "scores": d.scores, "masks": mask}
             for d, mask in zip(final, masks, strict=True)
@@ -257,7 +259,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
     def fuse(self, logits: Tensor, refined_logits: Tensor) -> Tensor:
         """S [K, C] from S^b and S^r, in float32 or float64."""
         alpha = self.config.alpha if self.config.refine_cls else 0.0
-        return (precise(logits) + alpha * precise(refined_logits)) / (1 + alpha)
+        return (at_least_float32(logits) + alpha * at_least_float32(refined_logits)) / (1 + alpha)
 
     def classify(
         self, features: Features, boxes: list[Tensor], image_shapes: ImageShapes
@@ -269,7 +271,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
             mask_features = self._mask_features(features, boxes, image_shapes)
             maps = self._guidance(mask_features, logits[:, 1:].argmax(dim=1) + 1)
         refined_logits, _ = self.refine.box(features, boxes, maps, image_shapes)
-        return precise(logits), self.fuse(logits, refined_logits)
+        return at_least_float32(logits), self.fuse(logits, refined_logits)
 
     def _boxes_to_refine(
         self,
@@ -290,7 +292,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         boxes = decode_boxes(self.box_coder, regression, proposals, guides, image_shapes)
         keep = large_enough(boxes, MIN_BOX_SIZE)
         labels = guides.split([len(b) for b in boxes])
-        return take(boxes, keep), take(labels, keep), batch_rows(keep, boxes)
+        return index_each(boxes, keep), index_each(labels, keep), batch_rows(keep, boxes)
 
     def _select(
         self,

@@ -12,7 +12,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import box_iou
 
-from .boxes import ImageShapes, take
+from .boxes import ImageShapes, index_each
 from .masks import project_masks
 
 Targets = list[dict[str, Tensor]]
@@ -26,8 +26,8 @@ class TrainingBoxes(NamedTuple):
     labels: list[Tensor]  # [L] 0 is background
     matched: list[Tensor]  # [L] index of the ground truth
 
-    def rows(self, index: Sequence[Tensor]) -> TrainingBoxes:
-        return TrainingBoxes(*(take(values, index) for values in self))
+    def select(self, index: Sequence[Tensor]) -> TrainingBoxes:
+        return TrainingBoxes(*(index_each(values, index) for values in self))
 
     @property
     def positive(self) -> list[Tensor]:
@@ -63,7 +63,7 @@ def subsample(found: TrainingBoxes, count: int | None, positive_fraction: float)
             wanted = min(wanted, max(1, int(kept * positive_fraction / (1 - positive_fraction))))
         drawn = _draw(positives, wanted), _draw(negatives, kept)
         chosen.append(torch.cat(drawn).sort().values)
-    return found.rows(chosen)
+    return found.select(chosen)
 
 
 def _draw(index: Tensor, count: int) -> Tensor:

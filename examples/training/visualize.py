@@ -41,14 +41,14 @@ def compare(
         for model in models.values():
             device = next(model.parameters()).device
             found = {k: v.cpu() for k, v in model.eval()([image.to(device)])[0].items()}
-            sure = found["scores"] > score_thresh
+            confident = found["scores"] > score_thresh
             panels.append(
                 draw_instances(
                     image,
-                    found["boxes"][sure],
-                    found["labels"][sure],
-                    found["masks"][sure, 0] > 0.5,
-                    _names(dataset, found["labels"][sure]),
+                    found["boxes"][confident],
+                    found["labels"][confident],
+                    found["masks"][confident, 0] > 0.5,
+                    _names(dataset, found["labels"][confident]),
                 )
             )
         rows.append(panels)

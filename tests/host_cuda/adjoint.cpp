@@ -131,11 +131,11 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, const Arguments&... a
       {static_cast<unsigned>(blocks)}, {cuda::kWarp}, [&] { kernel(arguments...); });
 }
 
-// Images for which the identity does not hold. All tensors have channels innermost. looks_at_boxes:
+// Images for which the identity does not hold. All tensors have channels innermost. checks_boxes:
 // counted again with tiles that look at all boxes.
 template <typename T>
 int64_t count_unequal(
-    const Setting& setting, const std::vector<T>& rois, bool looks_at_boxes = false) {
+    const Setting& setting, const std::vector<T>& rois, bool checks_boxes = false) {
   using Coordinate = cuda_on_host::Contracted<T>;
   const auto [options, height, width, spatial_scale] = setting;
   const int64_t row = width * kChannels;
@@ -199,7 +199,7 @@ int64_t count_unequal(
     return unequal;
   };
   int64_t unequal = count();
-  if (looks_at_boxes) {
+  if (checks_boxes) {
     const cuda::TileGrid small = cuda::make_tiles_of<1>(params, gradients, launch_options);
     const int64_t small_size = small.count() * kImages;
     launch(

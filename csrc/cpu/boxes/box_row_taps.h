@@ -77,17 +77,17 @@ class BoxRowTaps {
   void assign_bins(LaneTapsTable<acc_t>& table) {
     list_bins_of_samples();
     const int32_t bins = axes_.x.num_bins() * interleaved_;
-    table.assign(other_taps_, bins, results(), {interleaved_, 1, 1}, false, lanes_);
+    table.assign(scratch_taps_, bins, results(), {interleaved_, 1, 1}, false, lanes_);
   }
   void assign_transposed_bins(LaneTapsTable<acc_t>& table) {
     list_bins_of_samples();
     const int32_t bins = axes_.x.num_bins() * interleaved_;
-    table.assign(other_taps_, results(), bins, {interleaved_, 1, 1}, true, lanes_);
+    table.assign(scratch_taps_, results(), bins, {interleaved_, 1, 1}, true, lanes_);
   }
 
   // Taps of the derivatives of the results with respect to the x of their samples.
   void assign_column_slopes(LaneTapsTable<acc_t>& table) {
-    std::vector<EndsOfTap<acc_t>>& taps = other_taps_;
+    std::vector<LaneTap<acc_t>>& taps = scratch_taps_;
     taps.clear();
     for_each_sample([&](const AxisSample<coord_t>& sample, int32_t result) {
       const acc_t slope = static_cast<acc_t>(sample.pixels.slope);
@@ -100,15 +100,15 @@ class BoxRowTaps {
   // Taps from the cells of a map row to the map's values at the samples, and transposed.
   void assign_map_columns(LaneTapsTable<acc_t>& table, int32_t prob_map_width) {
     list_map_cells();
-    table.assign(other_taps_, results(), prob_map_width, {interleaved_, 1, 0}, false, lanes_);
+    table.assign(scratch_taps_, results(), prob_map_width, {interleaved_, 1, 0}, false, lanes_);
   }
   void assign_transposed_map_columns(LaneTapsTable<acc_t>& table, int32_t prob_map_width) {
     list_map_cells();
-    table.assign(other_taps_, prob_map_width, results(), {interleaved_, 0, 1}, true, lanes_);
+    table.assign(scratch_taps_, prob_map_width, results(), {interleaved_, 0, 1}, true, lanes_);
   }
 
   // Whether samples are so far apart that they read more pixel rows than there are sample rows.
-  bool has_rows_apart() const {
+  bool reads_more_rows_than_samples() const {
     return axes_.y.touched.size() > axes_.y.samples.size();
   }
 
@@ -129,8 +129,8 @@ class BoxRowTaps {
   int32_t results_ = 0;  // of a row, per channel
   int32_t first_column_ = 0;
   int32_t columns_ = 0;
-  std::vector<EndsOfTap<acc_t>> column_taps_;
-  std::vector<EndsOfTap<acc_t>> other_taps_;
+  std::vector<LaneTap<acc_t>> column_taps_;
+  std::vector<LaneTap<acc_t>> scratch_taps_;
   std::vector<acc_t> entry_weights_;
 
   int32_t element_of(int32_t column) const {
@@ -161,42 +161,42 @@ class BoxRowTaps {
   }
 
   void list_bins_of_samples() {
-    other_taps_.clear();
+    scratch_taps_.clear();
     const AxisTaps<coord_t>& x = axes_.x;
     for (int32_t pw = 0; pw < x.num_bins(); ++pw) {
       for (int32_t s = x.sample_begin[pw]; s < x.sample_begin[pw + 1]; ++s) {
-        other_taps_.push_back(
+        scratch_taps_.push_back(
             {pw * interleaved_, s * interleaved_, static_cast<acc_t>(axes_.share)});
       }
     }
   }
 
   void list_map_cells() {
-    other_taps_.clear();
+    scratch_taps_.clear();
     for_each_sample([&](const AxisSample<coord_t>& sample, int32_t result) {
       const Interpolation<coord_t>& cells = sample.prob_map;
-      other_taps_.push_back({result, cells.low, static_cast<acc_t>(cells.low_weight)});
-      other_taps_.push_back({result, cells.high, static_cast<acc_t>(cells.high_weight)});
+      scratch_taps_.push_back({result, cells.low, static_cast<acc_t>(cells.low_weight)});
+      scratch_taps_.push_back({result, cells.high, static_cast<acc_t>(cells.high_weight)});
     });
   }
 };
 
 // A matrix of one row: the weighted source rows that make up a single row sum.
 template <typename acc_t>
-class SingleRow {
+class RowInterpolation {
  public:
-  explicit SingleRow(int64_t offset) : SingleRow(1, offset, acc_t(1), 0, acc_t(0)) {}
+  explicit RowInterpolation(int64_t offset) : RowInterpolation(1, offset, acc_t(1), 0, acc_t(0)) {}
 
   // Interpolates between the two pixel rows that a sample row reads.
   template <typename coord_t>
-  SingleRow(const Interpolation<coord_t>& y, int64_t row_stride)
-      : SingleRow(
+  RowInterpolation(const Interpolation<coord_t>& y, int64_t row_stride)
+      : RowInterpolation(
             2, y.low * row_stride, static_cast<acc_t>(y.low_weight), y.high * row_stride,
             static_cast<acc_t>(y.high_weight)) {}
 
   // The derivative of the interpolation with respect to y.
   template <typename coord_t>
-  static SingleRow slope(const Interpolation<coord_t>& y, int64_t row_stride) {
+  static RowInterpolation slope(const Interpolation<coord_t>& y, int64_t row_stride) {
     const acc_t slope = static_cast<acc_t>(y.slope);
     return {2, y.low * row_stride, -slope, y.high * row_stride, slope};
   }
@@ -211,7 +211,7 @@ class SingleRow {
   acc_t weight_[2];
   int32_t count_;
 
-  SingleRow(
+  RowInterpolation(
       int32_t count, int64_t low_offset, acc_t low_weight, int64_t high_offset, acc_t high_weight)
       : offset_{low_offset, high_offset}, weight_{low_weight, high_weight}, count_(count) {}
 };

@@ -61,14 +61,14 @@ class BinsInLanesReader {
   }
 
   // Boxes share nothing.
-  static double cost_together(const Job&, BoxSpan<coord_t>, double alone) {
+  static double cost_of_group(const Job&, BoxSpan<coord_t>, double alone) {
     return alone;
   }
 
   static Grouping group(const Job&, BoxSpan<coord_t> boxes, double, int64_t parts) {
-    constexpr int64_t kMostBoxes = 64;  // their weights stay in the cache
+    constexpr int64_t kMaxBoxes = 64;  // their weights stay in the cache
     const int64_t num_boxes = static_cast<int64_t>(boxes.size());
-    return {std::clamp<int64_t>(num_boxes / (4 * parts), 1, kMostBoxes), false};
+    return {std::clamp<int64_t>(num_boxes / (4 * parts), 1, kMaxBoxes), false};
   }
 
   // As many planes as stay in the cache; a multiple of 4, because the kernel processes groups of

@@ -36,7 +36,7 @@ class InPlaceReader {
   static double cost(const Job&, const Box<coord_t>&) {
     return 0;
   }
-  static double cost_together(const Job&, BoxSpan<coord_t>, double alone) {
+  static double cost_of_group(const Job&, BoxSpan<coord_t>, double alone) {
     return alone;
   }
   static Grouping group(const Job&, BoxSpan<coord_t>, double, int64_t) {

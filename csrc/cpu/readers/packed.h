@@ -90,7 +90,7 @@ class PackedReader {
            cost_of(job).tap * taps_bound(box, job.feature_map(box.level));
   }
 
-  static double cost_together(const Job& job, BoxSpan<coord_t> boxes, double) {
+  static double cost_of_group(const Job& job, BoxSpan<coord_t> boxes, double) {
     double of_taps = 0;
     for (const Box<coord_t>& box : boxes) {
       of_taps += cost_of(job).tap * taps_bound(box, job.feature_map(box.level));
@@ -102,7 +102,7 @@ class PackedReader {
   // taps: a bound for all boxes. parts: work items wanted.
   static Grouping group(const Job& job, BoxSpan<coord_t> boxes, double taps, int64_t parts) {
     constexpr double kMaxTaps = 1 << 20;  // of an item; 12 to 16 MB
-    constexpr int64_t kFewestBoxes = 16;  // of an item, else rows are packed too often
+    constexpr int64_t kMinBoxes = 16;     // of an item, else rows are packed too often
     const PackedPixels pixels = packed_pixels(boxes);
     if (pixels.shared > pixels.apart) {
       return {1, false};
@@ -112,8 +112,7 @@ class PackedReader {
         static_cast<int64_t>(kMaxTaps / (1 + taps) * double(num_boxes)), 1, num_boxes);
     if (!job.divides_channels) {
       const int64_t of_part = (num_boxes + parts - 1) / parts;
-      of_item =
-          std::min(of_item, std::clamp(of_part, std::min(kFewestBoxes, num_boxes), num_boxes));
+      of_item = std::min(of_item, std::clamp(of_part, std::min(kMinBoxes, num_boxes), num_boxes));
     }
     return {of_item, true};
   }

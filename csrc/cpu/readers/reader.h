@@ -7,9 +7,9 @@
 //
 //   Costs in cycles per channel. The scheduler compares the costs of the readers that can read an
 //   image; results do not depend on costs. cost: of one box read alone; may be infinity.
-//   cost_together: of all boxes of an image; `alone` is the sum of their costs.
+//   cost_of_group: of all boxes of an image; `alone` is the sum of their costs.
 //   static double cost(const Job&, const Box<coord_t>&)
-//   static double cost_together(const Job&, BoxSpan<coord_t>, double alone)
+//   static double cost_of_group(const Job&, BoxSpan<coord_t>, double alone)
 //
 //   How the boxes of an image are divided into work items. taps: a bound for all of the boxes.
 //   parts: work items wanted.

@@ -12,14 +12,14 @@ namespace shape_roi_align::cpu {
 
 // Whether a row fills enough lanes. Interleaved channels fill the lanes together.
 template <typename T>
-bool fill_lanes(const Params& params, const ElementRows& rows) {
+bool fills_lanes(const Params& params, const ElementRows& rows) {
   const int64_t lanes_of_row = int64_t(params.options.pooled_width) * rows.interleaved;
   const int32_t lanes = kernels<T>().lanes;
   return rows.exist() &&
          (rows.interleaved > 1 ? lanes_of_row >= 2 * lanes : 4 * lanes_of_row >= lanes);
 }
 
-constexpr int64_t kMostChannelsWithoutPermutes = 3;
+constexpr int64_t kMaxChannelsWithoutPermutes = 3;
 
 // Whether boxes of a level are pooled rows first.
 template <typename T>
@@ -27,13 +27,13 @@ bool pools_rows_first(const Params& params, const FeatureMap& feature_map) {
   const ElementRows rows = element_rows(feature_map, params.channels);
   const bool has_map = params.prob_maps != nullptr;
   const bool is_wide = params.options.pooled_width > kernels<T>().lanes;
-  int64_t most = kMostChannelsWithoutPermutes;
+  int64_t most = kMaxChannelsWithoutPermutes;
   if (kernels<T>().look_up != nullptr && rows.interleaved > 1) {
     most = !has_map ? 8 : is_wide ? 6 : 4;
   } else if (kernels<T>().look_up != nullptr) {
     most = !has_map ? 32 : is_wide ? 15 : 8;
   }
-  return params.channels <= most && fill_lanes<T>(params, rows);
+  return params.channels <= most && fills_lanes<T>(params, rows);
 }
 
 // Whether gradients are computed rows first: of the features of a level, and of the maps and boxes
@@ -41,11 +41,11 @@ bool pools_rows_first(const Params& params, const FeatureMap& feature_map) {
 template <typename T>
 bool differentiates_rows_first(const Params& params, const FeatureMap& feature_map) {
   const ElementRows rows = element_rows(feature_map, params.channels);
-  int64_t most = kMostChannelsWithoutPermutes;
+  int64_t most = kMaxChannelsWithoutPermutes;
   if (kernels<T>().look_up != nullptr) {
     most = rows.interleaved > 1 ? 8 : 15;
   }
-  return params.channels <= most && fill_lanes<T>(params, rows);
+  return params.channels <= most && fills_lanes<T>(params, rows);
 }
 
 // The arrangement of channels in the lanes. With a probability map, each channel is a plane, so

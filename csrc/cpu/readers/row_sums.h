@@ -46,7 +46,7 @@ class RowSumReader {
   static double cost(const Job&, const Box<coord_t>&) {
     return 0;
   }
-  static double cost_together(const Job&, BoxSpan<coord_t>, double alone) {
+  static double cost_of_group(const Job&, BoxSpan<coord_t>, double alone) {
     return alone;
   }
   static Grouping group(const Job&, BoxSpan<coord_t>, double, int64_t) {
@@ -106,10 +106,11 @@ class RowSumReader {
       return;
     }
     memory_.sum.resize(taps.elements() + kRowSumPadding);
-    const RowSums<acc_t> pool{memory_.rows.view(), memory_.columns.view(), taps.elements(),
-                              layout_.planes,      memory_.sum.data(),     feature_map_.row_stride};
+    const RowSums<acc_t> row_sums{memory_.rows.view(), memory_.columns.view(),
+                                  taps.elements(),     layout_.planes,
+                                  memory_.sum.data(),  feature_map_.row_stride};
     kernels_.pool_rows(
-        pool,
+        row_sums,
         image_data<T>(feature_map_, box_.geometry.batch) +
             taps.first_column() * feature_map_.column_stride,
         feature_map_.channel_stride, to, plane_stride, bin_row_stride, results);
@@ -144,7 +145,7 @@ class RowSumReader {
     const auto add = [&](const acc_t* weights, const acc_t* pixels) {
       kernels_.add_weighted(weights, pixels, layout_.planes, lanes, memory_.samples.data());
     };
-    if (memory_.taps.has_rows_apart()) {
+    if (memory_.taps.reads_more_rows_than_samples()) {
       for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
         const AxisSample<coord_t>& sample = y.samples[iy];
         add(memory_.weights.of_sample_row(sample.prob_map), memory_.pixels.at(sample.pixels));

@@ -41,7 +41,7 @@ class SampleWeights {
   // [lanes]: the map at the samples of one row. Valid until the next call.
   const acc_t* of_sample_row(const Interpolation<coord_t>& y) {
     if (prob_map_ != nullptr) {
-      const SingleRow<acc_t> row(y, width_);
+      const RowInterpolation<acc_t> row(y, width_);
       const RowSums<acc_t> pool{row.view(), columns_.view(), width_, 1, sum_.data(), 0};
       kernels<acc_t>().pool_rows(pool, prob_map_, 0, row_.data(), 0, 0, taps_->lanes());
     }
@@ -100,28 +100,28 @@ class RowsAtSamples {
     const int64_t padded = round_up(columns_, kernels<T>().lanes);
     sum_.resize(interleaved * padded + kRowSumPadding);
     planes_.resize(interleaved > 1 ? interleaved * padded + kRowSumPadding : 0);
-    pool_ = {{},          columns.view(),        columns_ * interleaved, rows_of_pixels_.planes,
-             sum_.data(), feature_map.row_stride};
-    held_[0] = held_[1] = kNone;
+    row_sums_ = {{},          columns.view(),        columns_ * interleaved, rows_of_pixels_.planes,
+                 sum_.data(), feature_map.row_stride};
+    cached_row_[0] = cached_row_[1] = kNone;
   }
 
   // [channels][lanes]: of a pixel row. Valid until the second call after this one.
   const acc_t* at(int32_t row) {
     const int32_t i = row % 2;
-    if (held_[i] != row) {
-      held_[i] = row;
-      rows_[i].resize(size_t(rows_of_pixels_.interleaved) * pool_.planes * lanes_);
-      look_up(SingleRow<acc_t>(row * feature_map_->row_stride), rows_[i].data());
+    if (cached_row_[i] != row) {
+      cached_row_[i] = row;
+      rows_[i].resize(size_t(rows_of_pixels_.interleaved) * row_sums_.planes * lanes_);
+      look_up(RowInterpolation<acc_t>(row * feature_map_->row_stride), rows_[i].data());
     }
     return rows_[i].data();
   }
 
   // [channels][lanes]: at the y of a sample row, or its derivative. Valid until the next call.
   const acc_t* at(const Interpolation<coord_t>& y) {
-    return between(SingleRow<acc_t>(y, feature_map_->row_stride));
+    return between(RowInterpolation<acc_t>(y, feature_map_->row_stride));
   }
   const acc_t* slope_at(const Interpolation<coord_t>& y) {
-    return between(SingleRow<acc_t>::slope(y, feature_map_->row_stride));
+    return between(RowInterpolation<acc_t>::slope(y, feature_map_->row_stride));
   }
 
  private:
@@ -132,32 +132,32 @@ class RowsAtSamples {
   const T* source_ = nullptr;
   int32_t lanes_ = 0;
   int32_t columns_ = 0;  // of pixels
-  RowSums<acc_t> pool_;
+  RowSums<acc_t> row_sums_;
   std::vector<acc_t> sum_;
   std::vector<acc_t> planes_;  // [interleaved][columns_, rounded up]
-  int32_t held_[2] = {kNone, kNone};
+  int32_t cached_row_[2] = {kNone, kNone};
   std::vector<acc_t> rows_[2];
 
-  const acc_t* between(const SingleRow<acc_t>& row) {
-    held_[0] = kNone;
-    rows_[0].resize(size_t(rows_of_pixels_.interleaved) * pool_.planes * lanes_);
+  const acc_t* between(const RowInterpolation<acc_t>& row) {
+    cached_row_[0] = kNone;
+    rows_[0].resize(size_t(rows_of_pixels_.interleaved) * row_sums_.planes * lanes_);
     look_up(row, rows_[0].data());
     return rows_[0].data();
   }
 
-  void look_up(const SingleRow<acc_t>& row, acc_t* to) {
+  void look_up(const RowInterpolation<acc_t>& row, acc_t* to) {
     const Kernels<T>& table = kernels<T>();
-    pool_.rows = row.view();
+    row_sums_.rows = row.view();
     if (rows_of_pixels_.interleaved > 1) {
       const int32_t channels = rows_of_pixels_.interleaved;
       const int64_t stride = round_up(columns_, table.lanes);
-      table.sum_row(pool_, source_);
+      table.sum_row(row_sums_, source_);
       table.separate(sum_.data(), channels, columns_, planes_.data(), stride);
       table.look_up_buffer_rows(
-          pool_.columns, planes_.data(), channels, stride, to, lanes_, lanes_);
+          row_sums_.columns, planes_.data(), channels, stride, to, lanes_, lanes_);
     } else {
       table.pool_rows_to_buffer(
-          pool_, source_, feature_map_->channel_stride, to, lanes_, 0, lanes_);
+          row_sums_, source_, feature_map_->channel_stride, to, lanes_, 0, lanes_);
     }
   }
 };

@@ -88,12 +88,12 @@ struct DotProducts {
   static constexpr int32_t lanes = kLanes<acc_t>;
   acc_t* to;  // sum of the first tap held
   int32_t held = 0;
-  vector_t<acc_t> of_tap[lanes];
+  vector_t<acc_t> products_of_tap[lanes];
 
   INLINE_MEMBER void add(vector_t<acc_t> products) {
-    of_tap[held++] = products;
+    products_of_tap[held++] = products;
     if (held == lanes) {
-      store_vector(to, load_vector(to) + sum_of_each<lanes>(of_tap));
+      store_vector(to, load_vector(to) + sum_of_each<lanes>(products_of_tap));
       to += lanes;
       held = 0;
     }
@@ -101,9 +101,9 @@ struct DotProducts {
   INLINE_MEMBER void finish() {
     if (held > 0) {
       for (int32_t i = held; i < lanes; ++i) {
-        of_tap[i] = vector_t<acc_t>{};
+        products_of_tap[i] = vector_t<acc_t>{};
       }
-      store_partial(to, load_partial(to, held) + sum_of_each<lanes>(of_tap), held);
+      store_partial(to, load_partial(to, held) + sum_of_each<lanes>(products_of_tap), held);
     }
   }
 };

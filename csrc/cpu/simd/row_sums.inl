@@ -291,12 +291,12 @@ static void interpolate(
 template <int32_t Lanes>
 struct Separation {
   static constexpr int32_t kWindow = 4;  // vectors
-  static constexpr int32_t kMostChannels = 2 * kWindow;
+  static constexpr int32_t kMaxChannels = 2 * kWindow;
   // Indices into the first kWindow vectors, and into the remaining ones; -1: not there.
-  int32_t index[kMostChannels + 1][kMostChannels][2][Lanes] = {};
+  int32_t index[kMaxChannels + 1][kMaxChannels][2][Lanes] = {};
 
   constexpr Separation() {
-    for (int32_t channels = 1; channels <= kMostChannels; ++channels) {
+    for (int32_t channels = 1; channels <= kMaxChannels; ++channels) {
       for (int32_t c = 0; c < channels; ++c) {
         for (int32_t i = 0; i < Lanes; ++i) {
           const int32_t at = i * channels + c;
@@ -313,7 +313,7 @@ template <typename acc_t>
 static void separate(const acc_t* from, int32_t channels, int32_t n, acc_t* to, int64_t stride) {
   constexpr int32_t lanes = kLanes<acc_t>;
   using Table = Separation<lanes>;
-  if (!kCanPermute<acc_t> || channels > Table::kMostChannels) {
+  if (!kCanPermute<acc_t> || channels > Table::kMaxChannels) {
     for (int32_t c = 0; c < channels; ++c) {
       for (int32_t i = 0; i < n; ++i) {
         to[c * stride + i] = from[i * channels + c];

@@ -12,7 +12,7 @@ namespace shape_roi_align::cpu {
 
 // The source and the result of one tap; with interleaved channels, those of channel 0.
 template <typename acc_t>
-struct EndsOfTap {
+struct LaneTap {
   int32_t result;
   int32_t source;
   acc_t weight;
@@ -20,14 +20,10 @@ struct EndsOfTap {
 
 // How a tap of channel 0 is repeated for `count` channels: a step of 1 for adjacent channels, a
 // step of 0 if all channels share one element.
-struct ChannelsOfTaps {
+struct ChannelRepeat {
   int32_t count;
   int32_t result_step;
   int32_t source_step;
-
-  ChannelsOfTaps transposed() const {
-    return {count, source_step, result_step};
-  }
 };
 
 template <typename acc_t>
@@ -37,13 +33,13 @@ class LaneTapsTable {
   // over all channels. is_transposed: swaps the results and sources of `taps`, but not of
   // `channels`.
   void assign(
-      const std::vector<EndsOfTap<acc_t>>& taps, int32_t results, int32_t sources,
-      const ChannelsOfTaps& channels, bool is_transposed, int32_t lanes) {
+      const std::vector<LaneTap<acc_t>>& taps, int32_t results, int32_t sources,
+      const ChannelRepeat& channels, bool is_transposed, int32_t lanes) {
     vectors_ = (results + lanes - 1) / lanes;
     const size_t num_lanes = size_t(vectors_) * lanes;
     count_.assign(num_lanes, 0);
     const auto for_each = [&](auto f) {
-      for (const EndsOfTap<acc_t>& tap : taps) {
+      for (const LaneTap<acc_t>& tap : taps) {
         const int32_t result = is_transposed ? tap.source : tap.result;
         const int32_t source = is_transposed ? tap.result : tap.source;
         for (int32_t c = 0; c < channels.count; ++c) {
