@@ -46,6 +46,7 @@ from .splits import Splits
 PICTURED_IMAGES = 5
 PICTURED_ROWS = ("control", "rm_saroialign_recommended")
 COST_ROUNDS = 12
+SAME_WEIGHTS = 0.1  # points of AP by which processors may differ; trainings differ by more
 # One thread's own time does not count what other processes take. Ends with the work on a CPU only.
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time}
 
@@ -98,10 +99,34 @@ class Run:
         self.kinds = neighbour_kinds(splits.val.coco)
 
     def make(self, names: list[str]) -> None:
-        for name in names:
-            for needed in (*ROWS[name].needs, name):
-                if needed not in self.rows:
-                    self._make(needed)
+        """
+        Raises:
+            SystemExit: the existing rows start from other weights than the next ones would.
+        """
+        missing = [
+            row
+            for name in names
+            for row in dict.fromkeys((*ROWS[name].needs, name))
+            if row not in self.rows
+        ]
+        if missing and BASE in self.rows:
+            self._check_base()
+        for name in dict.fromkeys(missing):
+            self._make(name)
+
+    def _check_base(self) -> None:
+        """The weights may be of a training that was repeated because ``work_dir`` was lost."""
+        results = self._detect(self._model(BASE), self.splits.val, BASE)
+        actual = average_precisions(self.splits.val.coco, results, {"all": None})["all"]
+        kept = self.rows[BASE]["scores"]["all"]
+        for iou_type in IOU_TYPES:
+            ap, kept_ap = actual[iou_type]["AP"], kept[iou_type]["AP"]
+            if abs(ap - kept_ap) > SAME_WEIGHTS:
+                raise SystemExit(
+                    f"{self.file}: the rows are of a {BASE} with {iou_type} AP {kept_ap:.2f}, but "
+                    f"its weights in {self.work_dir} have {ap:.2f}. Restore the weights, or move "
+                    "the file away to make all rows again"
+                )
 
     def _make(self, name: str) -> None:
         row = ROWS[name]

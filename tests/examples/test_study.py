@@ -131,6 +131,17 @@ def test_rows_that_are_there_are_not_made_again(made, monkeypatch):
     assert file_of(made, 1).read_bytes() == before
 
 
+def test_rows_of_another_base_are_not_mixed(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "study")
+    file = file_of(folder, 1)
+    kept = json.loads(file.read_text())
+    kept["rows"]["mask_r_cnn"]["scores"]["all"]["segm"]["AP"] += 1
+    file.write_text(json.dumps(kept))
+    with pytest.raises(SystemExit, match="segm AP"):
+        run(folder, "--runs", 1, "--rows", "alpha=2")
+    assert rows_of(folder, 1).keys() == set(MADE)
+
+
 def test_an_interrupted_study_goes_on_where_it_stopped(made, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
