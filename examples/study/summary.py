@@ -111,16 +111,41 @@ def difference(
     The draws are averaged over the runs before the interval is taken: it is about other images, and
     of photographs, where each run validates others, about other photographs.
     """
-    common = sorted(runs.rows.get(a, {}).keys() & runs.rows.get(b, {}).keys())
-    if not common:
-        return None
+    return _mean_over_runs(_gains(runs, a, b, subset, iou_type))
+
+
+def crowding_gain(runs: DataRuns, a: str, b: str, iou_type: str = "bbox") -> Difference | None:
+    """By how much more ``a`` gains over ``b`` on huddled objects than on isolated ones."""
+    huddled = _gains(runs, a, b, "huddled", iou_type)
+    isolated = _gains(runs, a, b, "q <= 0.05", iou_type)
+    return _mean_over_runs(
+        [
+            (gain - other, drawn - other_drawn)
+            for (gain, drawn), (other, other_drawn) in zip(huddled, isolated, strict=True)
+        ]
+    )
+
+
+def _gains(
+    runs: DataRuns, a: str, b: str, subset: str, iou_type: str
+) -> list[tuple[float, np.ndarray]]:
+    """AP of ``a`` minus AP of ``b``, and of each draw, of every run that has both rows."""
     series = SERIES.index((subset, iou_type))
-    values = [
-        runs.rows[a][n]["scores"][subset][iou_type]["AP"]
-        - runs.rows[b][n]["scores"][subset][iou_type]["AP"]
-        for n in common
+    return [
+        (
+            runs.rows[a][n]["scores"][subset][iou_type]["AP"]
+            - runs.rows[b][n]["scores"][subset][iou_type]["AP"],
+            runs.draws[a][n][series] - runs.draws[b][n][series],
+        )
+        for n in sorted(runs.rows.get(a, {}).keys() & runs.rows.get(b, {}).keys())
     ]
-    drawn = np.mean([runs.draws[a][n][series] - runs.draws[b][n][series] for n in common], axis=0)
+
+
+def _mean_over_runs(gains: list[tuple[float, np.ndarray]]) -> Difference | None:
+    if not gains:
+        return None
+    values = [value for value, _ in gains]
+    drawn = np.mean([draws for _, draws in gains], axis=0)
     tail = (100 - LEVEL) / 2
     low, high = np.nanpercentile(drawn, [tail, 100 - tail])
     spread = statistics.stdev(values) if len(values) > 1 else None

@@ -21,7 +21,7 @@ from study.datasets.huddle import HuddleConfig
 from study.report import mean_deviation, verdict, write_report
 from study.rows import MAIN, ROWS
 from study.settings import PRESETS
-from study.summary import difference, load_runs
+from study.summary import crowding_gain, difference, load_runs
 from study_mrrcnn import main
 
 pytestmark = pytest.mark.slow
@@ -296,6 +296,23 @@ def test_differences_are_averaged_over_runs_before_the_interval_is_taken(tmp_pat
     assert verdict(box) == "seen" and verdict(mask) == "undecided"
     assert verdict(replace(mask, high=-0.1)) == "the contrary"
     assert difference(runs, "rm_saroialign", "rm_roialign") is None
+
+
+def test_a_gain_on_huddled_objects_is_compared_with_that_on_isolated_ones(tmp_path):
+    flat = np.full(1000, 30.0)
+    sway = np.tile([1.0, -1.0], 500)
+    write_run(
+        tmp_path / "runs",
+        0,
+        {"control": (30.0, 20.0), "rm_saroialign": (32.0, 21.0)},
+        {"control": (flat, flat), "rm_saroialign": (flat, flat)},
+    )
+    (runs,) = load_runs(tmp_path / "runs")
+    runs.rows["rm_saroialign"][0]["scores"]["huddled"] = {"bbox": {"AP": 35.0}}
+    runs.draws["rm_saroialign"][0][SERIES.index(("huddled", "bbox"))] += 5 + sway
+    runs.draws["rm_saroialign"][0][SERIES.index(("q <= 0.05", "bbox"))] += 2
+    gain = crowding_gain(runs, "rm_saroialign", "control")
+    assert (gain.mean, gain.low, gain.high) == pytest.approx((3.0, 2.0, 4.0))
 
 
 def test_the_summary_has_every_difference(tmp_path):
