@@ -167,7 +167,7 @@ struct BinsInLanes {
   const Tap<acc_t>* taps;
   int32_t taps_per_bin;
   bool is_first;  // whether `patch` is the first one of its bins
-  bool is_last;   // likewise
+  bool is_last;   // whether it is the last one
 
   // Pools the bins staged.bins, each by a team of `lanes`. sum[i] of a lane belongs to channel i of
   // the bin that its team serves. from: the first of `channels` channels, at most kChannelsPerLane.
