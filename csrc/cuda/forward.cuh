@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
                   to + c * output.channel_stride);
             }
           };
-          // Teams with enough lanes for all taps of most bins.
+          // Teams have enough lanes for all taps of most bins.
           if (plan.taps_per_bin() > kWarp) {
             pool(std::integral_constant<int32_t, kWarp>{});
           } else {

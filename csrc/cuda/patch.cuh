@@ -98,7 +98,7 @@ struct PatchPlan {
   __device__ int32_t taps_per_bin() const {
     return y.touched * x.touched;
   }
-  // A bin with many taps has a patch of its own. This depends on the box alone, so a box's output
+  // A bin with many taps has a patch of its own. This depends only on the box, so a box's output
   // does not depend on the other boxes of the call.
   __device__ bool has_many_taps() const {
     return taps_per_bin() > kManyTaps;

@@ -115,7 +115,7 @@ struct BoxBatch {
     }
     __syncthreads();
     const FeatureMap& feature_map = params.levels[tile.level];
-    // Line by line, so that most warps have only rows or only columns.
+    // The box varies fastest, so that most warps have only rows or only columns.
 #pragma unroll 1
     for (int32_t i = threadIdx.x; i < (tile.height + tile.width()) * count; i += blockDim.x) {
       const int32_t line = i / count;
