@@ -1,11 +1,11 @@
 """Compiles the operator libraries and the `_C` module; everything else is in pyproject.toml.
 
-Knobs, all environment variables:
-    SHAPE_ROI_ALIGN_CUDA=0|1   0: no CUDA library; 1: fail where it cannot be built; default: try
-    SHAPE_ROI_ALIGN_PYTHON=0|1 0: leave out `_C`, the only part that is built for one Python, so
+Environment variables:
+    SHAPE_ROI_ALIGN_CUDA=0|1   0: no CUDA library; 1: fail if it cannot be built; default: try
+    SHAPE_ROI_ALIGN_PYTHON=0|1 0: omit `_C`, the only part that depends on the Python version, so
                                that the wheel works with every Python; default: 1
     TORCH_CUDA_ARCH_LIST       CUDA architectures as torch reads them, e.g. "8.0;9.0+PTX"
-    CUDA_HOME                  the CUDA toolkit, if it is not the toolkit of the nvcc on PATH
+    CUDA_HOME                  the CUDA toolkit, if not the one of the nvcc on PATH
     MAX_JOBS                   number of compilers to run in parallel
 """
 
@@ -20,7 +20,8 @@ from glob import glob
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-OLDEST_TORCH = (2, 10)  # whose stable ABI the libraries use; pyproject.toml requires it at run time
+# The libraries use the stable ABI of this torch; pyproject.toml requires it at run time.
+OLDEST_TORCH = (2, 10)
 TOOLS = "pip install 'setuptools>=77' 'pybind11>=2.13' ninja numpy 'torch>=2.10'"
 
 
@@ -40,39 +41,39 @@ if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
 
 CSRC = os.path.abspath("csrc")
 TORCH_ROOT = Path(torch.__file__).parent
-# Needs C++20 and the vector extensions of GCC 12 that the vector kernels use.
+# Requires C++20 and the vector extensions of GCC 12 that the vector kernels use.
 PROBE = """
 typedef float Vector __attribute__((vector_size(16)));
 template <typename T> concept Any = true;
 Vector swap(Vector v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2); }
 """
 CUDA_LIBRARY = "libshape_roi_align_cuda"
-# Every GPU that torch's wheels support: 8.0 runs on 8.6 to 8.9, 10.0 on 10.3, 12.0 on 12.1. The
-# last one also as PTX, for newer GPUs.
+# For every GPU that torch's wheels support: 8.0 runs on 8.6 to 8.9, 10.0 on 10.3, 12.0 on 12.1. The
+# last architecture is also compiled to PTX, for newer GPUs.
 CUDA_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno"]
 # The vector kernels fuse multiplications and additions. geometry.h does not, under any flag.
 CXX_FLAGS.append("-ffp-contract=fast")
 HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
-# Names of source files in error messages start at the root of the sources and of site-packages.
+# File names in error messages are relative to the source folder or to site-packages.
 FILE_NAMES = [f"-ffile-prefix-map={root}/=" for root in (os.getcwd(), TORCH_ROOT.parent)]
 CXX_FLAGS += [*HARDENING, *FILE_NAMES]
-# An option of nvcc's front end that its manual leaves out. The last value counts.
+# An undocumented option of nvcc's front end. If it is repeated, the last value counts.
 SOURCE_PATH = "--orig_src_path_name"
-# No build id: it would cover the names of nvcc's temporary files.
+# No build id: it would depend on the names of nvcc's temporary files.
 LINK_FLAGS = ["-Wl,-z,relro", "-Wl,-z,now", "-Wl,--build-id=none"]
 
 
 class CudaToolkit(NamedTuple):
     home: Path
     version: str  # "13.0"
-    passes_path: bool  # of the source file, to its front end
+    passes_path: bool  # whether nvcc passes SOURCE_PATH to its front end
 
 
 def find_cuda_toolkit() -> CudaToolkit | None:
     """The first of CUDA_HOME, CUDA_PATH, nvcc on PATH and /usr/local/cuda that has a compiler.
 
-    Asks the compiler for its toolkit, because nvcc may be a wrapper script outside of it.
+    Asks the compiler for its toolkit, because nvcc may be a wrapper script outside the toolkit.
     """
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     compilers = [os.path.join(home, "bin", "nvcc") for home in homes if home]
@@ -98,7 +99,7 @@ def read_switch(name: str) -> str:
 
 
 def decide_cuda() -> tuple[CudaToolkit | None, str]:
-    """The toolkit to build the CUDA library with, if any, and the decision in words."""
+    """The toolkit for the CUDA library, or None, and the decision in words."""
     knob = read_switch("SHAPE_ROI_ALIGN_CUDA")
     if knob == "0":
         return None, "off: SHAPE_ROI_ALIGN_CUDA=0"
@@ -110,7 +111,7 @@ def decide_cuda() -> tuple[CudaToolkit | None, str]:
     elif toolkit.version.split(".")[0] != torch_cuda.split(".")[0]:
         obstacle = (
             f"CUDA {toolkit.version} is in {toolkit.home}, and torch is built for {torch_cuda}: "
-            "other major versions"
+            "the major versions differ"
         )
     else:
         return toolkit, f"CUDA {toolkit.version} in {toolkit.home}"
@@ -145,7 +146,7 @@ def check_compiler(compiler: str) -> None:
 
 
 def check_folder() -> None:
-    """setuptools too writes into the folder of the sources, before it compiles."""
+    """Stops if the source folder is read-only: setuptools writes into it before it compiles."""
     for folder in (".", "build", "shape_roi_align.egg-info"):
         if os.path.exists(folder) and not os.access(folder, os.W_OK):
             copy = "cp -r . ~/shape-roi-align && pip install ~/shape-roi-align"
@@ -189,7 +190,8 @@ class BuildLibraries(BuildExtension):
         print(f"  for one Python: {FOR_ONE_PYTHON}", file=sys.stderr, flush=True)
         check_compiler(get_cxx_compiler())
         for folder in [self.build_lib, "."] if self.inplace else [self.build_lib]:
-            package = Path(folder, "shape_roi_align")  # an earlier build, which would be packaged
+            # Files of an earlier build would be packaged.
+            package = Path(folder, "shape_roi_align")
             if TOOLKIT is None:
                 package.joinpath(f"{CUDA_LIBRARY}.so").unlink(missing_ok=True)
             if not FOR_ONE_PYTHON:
@@ -200,7 +202,7 @@ class BuildLibraries(BuildExtension):
 
     def get_ext_filename(self, ext_name: str) -> str:
         *packages, name = ext_name.split(".")
-        if name.startswith("lib"):  # loaded by torch, not by Python: no Python ABI in the name
+        if name.startswith("lib"):  # torch loads it, not Python: omit the Python ABI
             return os.path.join(*packages, f"{name}.so")
         return super().get_ext_filename(ext_name)
 
@@ -212,7 +214,7 @@ class TagWheel(bdist_wheel):
 
 
 def write_build_facts() -> None:
-    """Writes the header for csrc/build_info.h, only if a fact has changed, to avoid recompiling."""
+    """Writes the header for csrc/build_info.h. Keeps an unchanged header, to avoid recompiling."""
     facts = {
         "VERSION": VERSION,
         "TORCH_VERSION": torch.__version__,
@@ -227,16 +229,16 @@ def write_build_facts() -> None:
 
 
 def operator_library(name: str, sources: list[str], **link: list[str]) -> Extension:
-    """A library of stable-ABI operators, to be loaded after torch: hence no rpath."""
+    """A library of stable-ABI operators. It has no rpath, because it is loaded after torch."""
     major, minor = OLDEST_TORCH
     link["library_dirs"] = [str(TORCH_ROOT / "lib"), *link.get("library_dirs", [])]
     nvcc_flags = ["-std=c++20", "-O3", "--threads=2", "-Xcompiler=" + ",".join(CXX_FLAGS[2:])]
     if TOOLKIT and int(TOOLKIT.version.split(".")[0]) >= 13:
-        # A third of the size. All drivers of CUDA 13 read this format, but not all of CUDA 12.
+        # Cuts the size to a third. All drivers of CUDA 13 read this format, but not all of CUDA 12.
         nvcc_flags.append("--compress-mode=size")
-        # Replaces the process id in names with internal linkage.
+        # In names with internal linkage, replaces the process id.
         nvcc_flags.append("--frandom-seed=shape_roi_align")
-        if TOOLKIT.passes_path:  # replaces the hash of the path in these names
+        if TOOLKIT.passes_path:  # in these names, replaces the hash of the path
             nvcc_flags.append(f"-Xcudafe={SOURCE_PATH}=shape_roi_align")
     return Extension(
         f"shape_roi_align.{name}",

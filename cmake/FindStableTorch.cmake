@@ -1,8 +1,8 @@
-# The parts of torch that stable-ABI code needs: headers, libtorch_cpu and, if torch has it, libtorch_cuda,
-# as StableTorch::cpu and StableTorch::cuda. find_package(Torch) asks for more: with a CUDA build of torch
-# it also wants the CUDA toolkit, of torch's own version.
+# Finds the parts of torch that stable-ABI code needs: the headers, libtorch_cpu (StableTorch::cpu)
+# and, if torch has it, libtorch_cuda (StableTorch::cuda). find_package(Torch) requires more: with a
+# CUDA build of torch, it also requires the CUDA toolkit of torch's own version.
 #
-# Looks in StableTorch_ROOT and CMAKE_PREFIX_PATH, then in the torch of the Python found.
+# Looks in StableTorch_ROOT and CMAKE_PREFIX_PATH, then in the torch of the Python that CMake finds.
 if(NOT StableTorch_ROOT AND NOT StableTorch_INCLUDE_DIR)
   find_package(Python QUIET COMPONENTS Interpreter)
   if(Python_FOUND)
@@ -12,7 +12,7 @@ if(NOT StableTorch_ROOT AND NOT StableTorch_INCLUDE_DIR)
   endif()
 endif()
 
-# The suffix leads from torch.utils.cmake_prefix_path, the usual CMAKE_PREFIX_PATH, to torch itself.
+# CMAKE_PREFIX_PATH usually is torch.utils.cmake_prefix_path. The suffix leads from there to torch.
 find_path(StableTorch_INCLUDE_DIR torch/csrc/stable/library.h
   HINTS "${torch_of_python}/include" PATH_SUFFIXES ../../include)
 find_library(StableTorch_CPU_LIBRARY torch_cpu

@@ -1,5 +1,5 @@
-// Build facts and the instruction set in use, for ctypes: shape_roi_align/_build_info.py. The
-// strings live as long as the library.
+// Build facts and the instruction set in use. shape_roi_align/_build_info.py reads them through
+// ctypes. The strings live as long as the library.
 #include "build_info.h"
 
 #include <exception>
@@ -21,7 +21,7 @@ SHAPE_ROI_ALIGN_EXPORT const char* shape_roi_align_build_info() {
   return kLines.c_str();
 }
 
-// "name<tab>", or "<tab>error" where SHAPE_ROI_ALIGN_CPU_CAPABILITY is not known.
+// "name<tab>", or "<tab>error" if SHAPE_ROI_ALIGN_CPU_CAPABILITY names no known instruction set.
 SHAPE_ROI_ALIGN_EXPORT const char* shape_roi_align_cpu_capability() {
   static const std::string kAnswer = [] {
     try {

@@ -19,8 +19,8 @@ struct BuildFact {
 
 inline constexpr BuildFact kBuildFacts[] = {
     {"version", SHAPE_ROI_ALIGN_VERSION},
-    {"torch", SHAPE_ROI_ALIGN_TORCH_VERSION},  // of the headers
-    {"cuda", SHAPE_ROI_ALIGN_CUDA_COMPILER},   // this and the next: empty without CUDA
+    {"torch", SHAPE_ROI_ALIGN_TORCH_VERSION},  // version of the headers
+    {"cuda", SHAPE_ROI_ALIGN_CUDA_COMPILER},   // empty without CUDA, as the next
     {"cuda_architectures", SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES},
     {"compiler", __VERSION__},
 };

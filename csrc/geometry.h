@@ -3,7 +3,7 @@
 // is the coordinate type: float or double.
 //
 // The order of operations is torchvision's. Every operation that decides which pixels a sample
-// reads is rounded on its own, whatever the compiler's flags (see rounded_product). All call sites,
+// reads is rounded separately, whatever the compiler's flags (see rounded_product). All call sites,
 // both devices and torchvision's CPU kernels therefore agree on which side of a border a sample is.
 #pragma once
 
@@ -29,10 +29,10 @@ struct SamplingOptions {
   bool average;            // divide sums over samples by the number of samples
 };
 
-// More adaptive samples per bin make a box invalid; each would weigh less than 1e-9.
+// A box with more adaptive samples per bin is invalid: each sample would weigh less than 1e-9.
 constexpr int32_t kMaxAdaptiveSamples = 1 << 30;
 
-// Axis::samples of a box that is not finite or too large.
+// Axis::samples of a box that is too large or not finite.
 constexpr int32_t kNoSamples = -1;
 
 // The samples of one box along one axis, in feature pixels.
@@ -42,14 +42,14 @@ struct Axis {
   T extent;            // length of the box, at least 1 when not aligned
   int32_t bins;        // P
   int32_t samples;     // S per bin; <= 0: the box has none
-  bool extent_varies;  // with the edges; false if the extent is fixed at the minimum size
+  bool extent_varies;  // depends on the edges; false if the extent is fixed at the minimum size
 };
 
 template <typename T>
 struct BoxGeometry {
   Axis<T> y;
   Axis<T> x;
-  T share;  // what a sample counts for in its bin: 1 / (Sy * Sx), or 1 in sums
+  T share;  // weight of a sample in its bin: 1 / (Sy * Sx), or 1 if bins are sums
   int64_t batch;
   bool valid;  // false: output and gradients of this box are 0
 };
@@ -77,12 +77,13 @@ SHAPE_ROI_ALIGN_HD bool is_finite(T value) {
   return value >= -kLargest && value <= kLargest;
 }
 
-// a * b, rounded to T before an addition reads it: compilers may not contract it into a fused
-// multiply-add. nvcc contracts by default, and so do GCC and Clang for processors that have the
-// instruction (aarch64 always, x86-64 with -mfma), at some call sites of an inlined function and
-// not at others. The results differ by one rounding, so call sites would disagree on whether a
-// sample on the border is inside. Used in every expression that decides which pixels or map cells a
-// sample reads. Bounds that have a margin, and weights, may be contracted.
+// a * b, rounded to T before it is added to anything: prevents the compiler from contracting the
+// product and the addition into a fused multiply-add. nvcc contracts by default. GCC and Clang
+// contract for processors that have the instruction (aarch64 always, x86-64 with -mfma). They do so
+// at some call sites of an inlined function and not at others. The results differ by one rounding,
+// so call sites would disagree on whether a sample on the border is inside. Every expression that
+// decides which pixels or map cells a sample reads uses this function. Weights, and bounds with a
+// margin, may be contracted.
 template <typename T>
 SHAPE_ROI_ALIGN_HD T rounded_product(T a, T b) {
 #ifdef __CUDA_ARCH__
@@ -125,8 +126,8 @@ SHAPE_ROI_ALIGN_HD Axis<T> make_axis(
   return axis;
 }
 
-// Whether the index is in [0, num_images). It is truncated to an integer, as in torchvision, so a
-// finite difference around 0 stays in image 0. False for NaN.
+// Whether the index, truncated to an integer as in torchvision, is in [0, num_images). Truncation
+// keeps a finite difference around 0 in image 0. False for NaN.
 template <typename box_t>
 SHAPE_ROI_ALIGN_HD bool is_batch_index(box_t index, int64_t num_images) {
   return index > box_t(-1) && index < static_cast<box_t>(num_images) && num_images > 0;
@@ -196,7 +197,8 @@ SHAPE_ROI_ALIGN_HD Interpolation<T> interpolate(T coordinate, int32_t size) {
   return {low, low + 1, T(1) - fraction, fraction, T(1)};
 }
 
-// On a probability map of `size` cells along this axis (paper eq. 5), clamped to its border.
+// Interpolation on a probability map of `size` cells along this axis (paper eq. 5), clamped to the
+// map's border.
 template <typename T>
 SHAPE_ROI_ALIGN_HD Interpolation<T> interpolate_prob_map(T uv, int32_t size, bool map_aligned) {
   return interpolate<T>(rounded_product(uv, T(size)) - (map_aligned ? T(0.5) : T(0)), size);
@@ -209,11 +211,11 @@ SHAPE_ROI_ALIGN_HD double coordinate_error(const Axis<T>& axis) {
          (std::fabs(double(axis.start)) + std::fabs(double(axis.extent)));
 }
 
-// A superset of the samples of a bin that are inside [-1, size]; is_inside decides. Bounds the work
-// for a box far larger than the feature map.
+// A superset of the samples of a bin that are inside [-1, size]; is_inside decides for each sample.
+// Bounds the work for a box far larger than the feature map.
 template <typename T>
 SHAPE_ROI_ALIGN_HD Range<int32_t> visible_samples(const Axis<T>& axis, int32_t bin, int32_t size) {
-  constexpr int32_t kFewSamples = 8;  // computing the range costs more
+  constexpr int32_t kFewSamples = 8;  // up to here, computing the range costs more than it saves
   if (axis.samples <= kFewSamples || !(axis.extent > T(0))) {
     return {0, axis.samples > 0 ? axis.samples : 0};
   }

@@ -135,7 +135,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Build facts and the sampling geometry of the shape_roi_align kernels.";
   m.def(
       "build_info", &build_info,
-      "What was built: version, torch headers, CUDA compiler and architectures (empty without "
+      "Facts of the build: version, torch headers, CUDA compiler and architectures (empty without "
       "CUDA), C++ compiler.");
   m.def(
       "cpu_capability", &cpu::instruction_set_name,
@@ -143,12 +143,11 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "sampling_points", &sampling_points, "box"_a, py::kw_only(), "height"_a, "width"_a,
       "output_size"_a, "spatial_scale"_a = 1.0, "sampling_ratio"_a = -1, "aligned"_a = false,
-      "Samples of a box (x1, y1, x2, y2) on a map of height x width: for 'y' and 'x' a dict of "
-      "arrays with one entry per sample: "
-      "'bin', 'coordinate' in feature pixels, 'place' inside the box in (0, 1) (v for y, u for x), "
-      "'inside' whether it reads the map; and the number "
-      "'samples_per_bin'. Of boxes far larger than the map, samples beyond its border may be left "
-      "out.");
+      "Samples of a box (x1, y1, x2, y2) on a feature map of height x width. 'y' and 'x' are dicts "
+      "of arrays with one entry per sample: "
+      "'bin', 'coordinate' in feature pixels, 'place' in the box, in (0, 1) (v for y, u for x), "
+      "'inside': whether the sample reads the map. 'samples_per_bin' is a number. For boxes far "
+      "larger than the map, samples outside the map may be missing.");
   m.def(
       "box_taps", &box_taps, "box"_a, py::kw_only(), "height"_a, "width"_a, "output_size"_a,
       "spatial_scale"_a = 1.0, "sampling_ratio"_a = -1, "aligned"_a = false,

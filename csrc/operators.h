@@ -1,5 +1,5 @@
-// The operators' signatures as the dispatcher calls them, the same on every device. Only this file
-// and schema.cpp list the operands.
+// The signatures with which the dispatcher calls the operators on every device. Only this file and
+// schema.cpp list the operands.
 #pragma once
 
 #include <cstdint>

@@ -72,8 +72,8 @@ struct Params {
   ScalarType feature_type;
   ScalarType roi_type;
   ScalarType prob_map_type;
-  int32_t prob_map_height;  // 0 without prob_maps, as prob_map_width
-  int32_t prob_map_width;
+  int32_t prob_map_height;  // 0 without prob_maps
+  int32_t prob_map_width;   // likewise
   SamplingOptions options;
 };
 

@@ -1,8 +1,8 @@
 // Checks the operators' arguments and converts them to Params, for forward and backward on all
 // devices.
 //
-// The Python functions check user errors and raise typed errors. The checks here keep a direct call
-// of the operators (C++, AOTInductor) from reading out of bounds; STD_TORCH_CHECK raises
+// The Python functions detect user errors and raise typed errors. The checks here prevent direct
+// calls of the operators (C++, AOTInductor) from reading out of bounds; STD_TORCH_CHECK raises
 // RuntimeError.
 #pragma once
 

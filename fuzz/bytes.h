@@ -1,4 +1,4 @@
-// What a fuzzer's bytes are read with.
+// Readers of a fuzzer's input bytes, and a random generator.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +7,7 @@
 
 namespace fuzz {
 
-// Past the end all bytes are 0.
+// Reads input bytes in order. Past the end, every byte is 0.
 class Bytes {
  public:
   Bytes(const uint8_t* data, size_t size) : at_(data), end_(data + size) {}
@@ -18,7 +18,7 @@ class Bytes {
   bool flag() {
     return byte() % 2 != 0;
   }
-  // Of [low, high], high - low < 256.
+  // In [low, high]; requires high - low < 256.
   int32_t integer(int32_t low, int32_t high) {
     return low + byte() % (high - low + 1);
   }
@@ -27,7 +27,7 @@ class Bytes {
     static_assert(n <= 256);
     return of[byte() % n];
   }
-  // A value whose memory is the next bytes.
+  // The next bytes, reinterpreted as a value.
   template <typename T>
   T raw() {
     uint8_t bytes[sizeof(T)];
@@ -55,11 +55,11 @@ class Random {
     z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
     return z ^ (z >> 31);
   }
-  // Of [low, high].
+  // In [low, high].
   int32_t integer(int32_t low, int32_t high) {
     return low + static_cast<int32_t>(next() % uint64_t(high - low + 1));
   }
-  // Of [0, 1), with 53 bits.
+  // In [0, 1), with 53 random bits.
   double uniform() {
     return double(next() >> 11) * 0x1p-53;
   }

@@ -26,7 +26,7 @@ ScalarType feature_type(Bytes& bytes) {
   return static_cast<ScalarType>(bytes.byte() % 4);
 }
 
-// The values of a tensor.
+// Kinds of values that fill a tensor.
 enum class Fill { kDyadic, kPositive, kSigned, kSparse, kSubnormal, kLarge, kNotFinite };
 
 double draw(Fill fill, Random& random, const Precision& precision) {
@@ -57,8 +57,8 @@ void fill(Tensor& tensor, Fill how, Random& random) {
   }
 }
 
-// Contiguous, channels_last, or any other strides: dimensions in any order, gaps, and dimensions
-// that are expanded (stride 0).
+// A tensor that is contiguous, channels_last, or has any other strides: dimensions in any order,
+// gaps, expanded dimensions (stride 0).
 Tensor make_tensor(Bytes& bytes, ScalarType type, const Four& sizes) {
   const uint8_t kind = bytes.byte();
   const int64_t offset = kind % 3 == 2 ? bytes.integer(1, 9) : 0;
@@ -85,8 +85,8 @@ Tensor make_tensor(Bytes& bytes, ScalarType type, const Four& sizes) {
   return {type, sizes, strides, offset};
 }
 
-// In image pixels. Boxes are mostly on or near the feature map, whose coordinates are those of the
-// image times scale.
+// A box coordinate in image pixels, mostly on or near the feature map. scale: feature pixels per
+// image pixel.
 double make_coordinate(Bytes& bytes, double scale) {
   const uint8_t kind = bytes.byte();
   if (kind < 160) {

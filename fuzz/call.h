@@ -1,4 +1,4 @@
-// A call of the operators, forward and backward, made of a fuzzer's bytes.
+// A call of the operators, forward and backward, decoded from a fuzzer's bytes.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ using shape_roi_align::PooledTensor;
 
 enum class Check {
   kOracle,      // results are compared with the oracle's
-  kAdjoint,     // too many samples for the oracle; all values are positive
+  kAdjoint,     // too many samples for the oracle: adjoint identity, on positive values
   kOnlyMemory,  // some values are not finite
 };
 
@@ -36,28 +36,28 @@ struct Call {
   bool has_bad_box = false;
 
   bool asks_any_level() const;
-  bool is_channels_last() const;  // all inputs
+  bool is_channels_last() const;  // whether all inputs are
 };
 
 // How large a call may be.
 struct Limits {
-  int64_t elements;  // of the feature maps of all levels, and of the pooled tensor
+  int64_t elements;  // of the feature maps of all levels; also of the pooled tensor
   int32_t height;    // of a feature map
   int32_t width;
-  int32_t bins;  // along an axis
+  int32_t bins;  // along one axis
   int64_t num_rois;
-  double oracle_steps;   // compared with the oracle up to here
-  double adjoint_steps;  // fewer samples per bin, above
+  double oracle_steps;   // calls with more steps are not compared with the oracle
+  double adjoint_steps;  // calls with more steps get fewer samples per bin
 };
 
-// Reads a part of the bytes; a target reads its own settings from the others. Describes the call
-// where the environment has FUZZ_DESCRIBE.
+// Decodes a call from a part of the bytes; targets read their own settings from the other bytes.
+// Describes the call if the environment variable FUZZ_DESCRIBE is set.
 Call make_call(Bytes& bytes, const Limits& limits);
 
 PooledTensor to_pooled_tensor(const Tensor& tensor);
 
-// Poisoned, but with `zeroed` for the gradients of prob_maps and rois. What is not asked for has no
-// elements.
+// Memory for the results. It is poisoned; if `zeroed`, the gradients of prob_maps and rois are
+// zeroed instead. Results that are not requested have no elements.
 struct Results {
   Tensor output;                 // [K, C, PH, PW]
   std::vector<Tensor> features;  // L x [N, C, H_l, W_l]
@@ -69,10 +69,10 @@ struct Results {
   std::vector<const Tensor*> all() const;
 };
 
-// The bytes of all tensors of a call, to see that it did not change them.
+// The bytes of all operands of a call, for check_unchanged().
 std::vector<std::vector<uint8_t>> copy_operands(const Call& call);
 
-// To stderr.
+// Prints the call to stderr.
 void describe(const Call& call);
 
 // Describes the call and aborts.

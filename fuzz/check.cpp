@@ -47,8 +47,8 @@ class Comparison {
  public:
   explicit Comparison(const Call& call)
       : call_(call), arithmetic_(precision_of(accumulate_type(call.params))) {
-    // A product that underflows is wrong by arithmetic_.smallest, and what it is multiplied with
-    // afterwards makes that larger.
+    // An underflowing product has an error of arithmetic_.smallest. Later factors multiply this
+    // error.
     factor_ = largest_of(call.grad) * largest_of(call.prob_maps);
     for (int32_t l = 0; l < call.params.num_levels; ++l) {
       factor_ *= largest_of(call.inputs[l]);
@@ -70,7 +70,7 @@ class Comparison {
   const Call& call_;
   const Precision arithmetic_;
   double factor_;
-  // Of a product that counts nothing in the result, where a coordinate is clamped.
+  // Whether a product may overflow even if it has weight 0 in the result (a clamped coordinate).
   bool may_overflow_;
 
   void compare(const Tensor& got, double value, const Expected& expected, const char* what) const {
@@ -78,7 +78,7 @@ class Comparison {
     if (may_overflow_ && !std::isfinite(value)) {
       return;
     }
-    // Intermediate results may exceed the range, and order decides.
+    // Intermediate results may exceed the range, depending on the order of summation.
     const double most = std::min(stored.largest, arithmetic_.largest) / 4;
     if (!(expected.magnitude < most) || !(expected.magnitude * factor_ < most * 1e300)) {
       return;
@@ -111,7 +111,7 @@ void check_adjoint(const Call& call, const Results& results) {
       return;  // sums beyond the range of a 16-bit type
     }
   }
-  constexpr double kRoundings = 1000;  // of one element, at most as many as it has terms
+  constexpr double kRoundings = 1000;  // per element; at most one per term
   const Params& params = call.params;
   const double by_output = dot(results.output, call.grad);
   const auto check = [&](double sum, const Tensor& gradient, const char* what) {
@@ -123,7 +123,7 @@ void check_adjoint(const Call& call, const Results& results) {
             by_output +
         2 * results.output.count() * stored.smallest + 2 * gradient.count() * of_gradient.smallest;
     if (!(std::fabs(sum - by_output) <= error)) {
-      std::fprintf(stderr, "%.17g by the output, %.17g by the gradient\n", by_output, sum);
+      std::fprintf(stderr, "<output, grad> = %.17g, <operand, gradient> = %.17g\n", by_output, sum);
       fail(call, what);
     }
   };
@@ -149,12 +149,12 @@ void check_written(const Call& call, const Results& results) {
   const auto check = [&](const Tensor& tensor, const char* what) {
     for (int64_t at = 0; at < tensor.stored(); ++at) {
       if (tensor.is_poison(at)) {
-        std::fprintf(stderr, "element %lld is not written\n", static_cast<long long>(at));
+        std::fprintf(stderr, "element %lld was not written\n", static_cast<long long>(at));
         fail(call, what);
       }
     }
     if (!tensor.block.has_intact_guards()) {
-      std::fprintf(stderr, "memory next to a result is written\n");
+      std::fprintf(stderr, "memory next to a result was written\n");
       fail(call, what);
     }
   };
@@ -191,14 +191,14 @@ void check_equal(const Call& call, const Results& a, const Results& b) {
   const auto all_b = b.all();
   for (size_t i = 0; i < all_a.size(); ++i) {
     if (all_a[i]->block.copy() != all_b[i]->block.copy()) {
-      fail(call, "bits depend on the number of threads");
+      fail(call, "results depend on the number of threads");
     }
   }
 }
 
 void check_unchanged(const Call& call, const std::vector<std::vector<uint8_t>>& operands) {
   if (copy_operands(call) != operands) {
-    fail(call, "an operand is changed");
+    fail(call, "an operand was changed");
   }
 }
 

@@ -1,18 +1,18 @@
-// What must hold of the results of a call.
+// Checks on the results of a call.
 #pragma once
 
 #include "call.h"
 
 namespace fuzz {
 
-// Every element is written, no guard is touched, values are those of the oracle or adjoint to one
-// another.
+// Checks that every element is written, that no guard is touched, and that the values match the
+// oracle or satisfy the adjoint identity.
 void check_results(const Call& call, const Results& results);
 
-// The same bits.
+// Checks that the results are bitwise equal.
 void check_equal(const Call& call, const Results& a, const Results& b);
 
-// operands: of copy_operands() before the kernels ran.
+// operands: from copy_operands(), before the kernels ran.
 void check_unchanged(const Call& call, const std::vector<std::vector<uint8_t>>& operands);
 
 }  // namespace fuzz

@@ -36,7 +36,7 @@ void run_bad(const fuzz::Call& call) {
   } catch (const std::runtime_error&) {
     return;
   }
-  fuzz::fail(call, "a batch index or a level out of range is accepted");
+  fuzz::fail(call, "a batch index or a level out of range was accepted");
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ using namespace shape_roi_align;
 
 namespace {
 
-// A block of threads on the host takes some hundred times as long as the loop it stands for.
+// A block of threads emulated on the host takes about a hundred times as long as a plain loop.
 constexpr fuzz::Limits kLimits{300, 7, 9, 4, 3, 5'000, 20'000};
 
 struct HostLauncher {
@@ -40,7 +40,7 @@ cuda::LaunchOptions make_options(fuzz::Bytes& bytes) {
   return options;
 }
 
-// With channels innermost, as the operator's contiguous(ChannelsLast) makes it.
+// A copy with channels innermost, as the operator's contiguous(ChannelsLast) makes it.
 fuzz::Tensor by_channels(const fuzz::Tensor& tensor) {
   fuzz::Tensor copy(
       tensor.type, tensor.sizes, fuzz::dense_strides(tensor.sizes, fuzz::kChannelsLast));

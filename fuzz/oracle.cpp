@@ -15,7 +15,7 @@ struct Tap {
   double slope;  // d(weight)/d(coordinate)
 };
 
-// The two taps of a coordinate, clamped to [0, size - 1]; one has weight 0 at the border.
+// The two taps of a coordinate, clamped to [0, size - 1]. At the border, one tap has weight 0.
 struct Taps {
   Tap low;
   Tap high;
@@ -23,13 +23,13 @@ struct Taps {
 
 struct Sample {
   int32_t bin;
-  double position;  // in the box, in (0, 1): u or v
+  double position;  // u or v: in the box, in (0, 1)
   Taps pixels;
   Taps cells;
 };
 
 struct Axis {
-  std::vector<Sample> samples;  // that read the feature map
+  std::vector<Sample> samples;  // those that read the feature map
   double all_samples;           // per bin
   bool extent_varies;
 };
@@ -48,8 +48,8 @@ Taps taps_at(T coordinate, int32_t size) {
   return {{int64_t(low), 1 - fraction, -1}, {int64_t(low) + 1, fraction, 1}};
 }
 
-// Where the samples of a box are along one axis; none: the box is not finite or too large. edges:
-// in image pixels. This file is compiled without fused multiply-adds.
+// The positions of the samples of a box along one axis. of() returns none if the box is too large
+// or not finite. Edges are in image pixels. This file is compiled without fused multiply-adds.
 template <typename T>
 struct Placement {
   T start;
@@ -149,7 +149,7 @@ class Oracle {
   const Params& params_;
   ExpectedResults expected_;
 
-  // None for a box without samples.
+  // Returns none for a box without samples.
   template <typename T>
   std::optional<Box> make_box(int64_t k) const {
     const int64_t level = params_.roi_levels == nullptr ? 0 : params_.roi_levels[k];
@@ -238,7 +238,7 @@ class Oracle {
     add_to_edges(box, 2, of_b, box.y.extent_varies ? y.position : 0);
   }
 
-  // first: the low edge; the high one is two further.
+  // first: index of the low edge in the box; the high edge is at first + 2.
   void add_to_edges(const Box& box, int64_t first, const Expected& upstream, double position) {
     Expected* edges = expected_.rois.data() + 5 * box.index;
     const double magnitude = std::fabs(box.scale) * upstream.magnitude;
@@ -255,7 +255,7 @@ class Oracle {
   }
 };
 
-// Samples of an axis, all of them, and those that may read pixels.
+// The number of samples along an axis: all, and an upper bound on those that read pixels.
 struct Counts {
   double all = 0;
   double visible = 0;
@@ -267,7 +267,7 @@ Counts count(const std::optional<Placement<double>>& place, int32_t bins, int32_
   }
   const double all = bins * place->samples;
   const double spacing = std::fabs(place->extent) / std::max(all, 1.0);
-  // A float's coordinates are that far apart: the kernels look at more samples than read.
+  // A margin for the spacing of float coordinates: kernels visit more samples than read pixels.
   const double margin = 2 + 1e-6 * (std::fabs(place->start) + std::fabs(place->extent));
   const double most = spacing > 0 ? (size + 2 * margin) / spacing + 2 * bins : all;
   return {all, std::min(all, most)};
@@ -301,7 +301,7 @@ double oracle_steps(const Params& params) {
     const Counts x = count(place(1, options.pooled_width), options.pooled_width, map.width);
     const Counts y = count(place(2, options.pooled_height), options.pooled_height, map.height);
     steps += x.visible * y.visible * double(4 * params.channels + 4) + x.visible + y.visible;
-    // An oracle that looks at every sample of an axis. The kernels do not.
+    // The oracle visits every sample of an axis; the kernels do not.
     steps += std::min(x.all + y.all, 1e5);
   }
   return steps;

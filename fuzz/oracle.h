@@ -1,6 +1,6 @@
-// The operators as scalar loops in double, from the formula in params.h. Coordinates of samples are
-// rounded as geometry.h says, in the type of coordinates: they decide which pixels a sample reads.
-// Shares no code with the kernels but the conversion of 16-bit types.
+// The operators as scalar loops in double, from the formula in params.h. Only the coordinates of
+// samples are rounded as in geometry.h, in the coordinate type, because they decide which pixels a
+// sample reads. The only code shared with the kernels is the conversion of 16-bit types.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ struct Expected {
   int64_t terms = 0;
 };
 
-// In the order of the elements of contiguous tensors.
+// Elements are in the order of contiguous tensors.
 struct ExpectedResults {
   std::vector<Expected> output;
   std::vector<std::vector<Expected>> features;
@@ -27,7 +27,7 @@ struct ExpectedResults {
 
 ExpectedResults expect(const Call& call);
 
-// Steps that the oracle would take for a call; at least as many as samples that read pixels.
+// Estimate of the oracle's steps for a call; at least the number of samples that read pixels.
 double oracle_steps(const Params& params);
 
 }  // namespace fuzz

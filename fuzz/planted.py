@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Plants defects in copies of csrc/ and fuzzes them; exit status 1: one was not found.
+"""Plants defects in copies of csrc/ and fuzzes each copy. Exits with 1 if a defect is missed.
 
-    python fuzz/planted.py                    all defects, one program each: minutes
+    python fuzz/planted.py                    all defects, one program each; takes minutes
     python fuzz/planted.py --defects last_bin
 
-Each program is the fuzzer of the CUDA kernels on the host. A defect is found where the kept corpus
-or a few new inputs report it. Needs what fuzz/run.py needs.
+Each program is the fuzzer of the CUDA kernels on the host. A defect counts as found if the kept
+corpus or a few new inputs report it. Has the requirements of fuzz/run.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import run as fuzz
 
 ROOT = Path(__file__).resolve().parents[1]
 NEW_INPUTS = 2000
-QUICK = ["-O0", "-fsanitize=address"]  # compiles in a fifth of the time
+QUICK = ["-O0", "-fsanitize=address"]  # cuts compile time to a fifth
 
 
 class Defect(NamedTuple):
@@ -33,7 +33,7 @@ class Defect(NamedTuple):
 DEFECTS = {
     defect.name: defect
     for defect in (
-        # Reads the pixel row after the last, with weight 0.
+        # Reads the pixel row after the last row, with weight 0.
         Defect("last_row", "geometry.h", "if (coordinate >= last) {", "if (coordinate > last) {"),
         # Leaves an element of the output unwritten.
         Defect(
@@ -42,7 +42,7 @@ DEFECTS = {
             "return {begin, least(begin + bins, patch.bins())};",
             "return {begin, least(begin + bins, patch.bins() - 1)};",
         ),
-        # A wrong value, at the border of the feature map only.
+        # Computes wrong values, only at the border of the feature map.
         Defect(
             "border",
             "geometry.h",
@@ -54,10 +54,10 @@ DEFECTS = {
 
 
 def plant(defect: Defect, folder: Path) -> None:
-    """Makes `folder` a copy of csrc/ with the defect.
+    """Copies csrc/ to `folder`, with the defect.
 
     Raises:
-        ValueError: the right text is not there once.
+        ValueError: the file does not contain the right text exactly once.
     """
     csrc = ROOT / "csrc"
     for source in filter(Path.is_file, csrc.rglob("*")):
@@ -65,16 +65,16 @@ def plant(defect: Defect, folder: Path) -> None:
         text = source.read_text()
         if name.as_posix() == defect.file:
             if text.count(defect.right) != 1:
-                raise ValueError(f"{defect.file} must hold once: {defect.right}")
+                raise ValueError(f"{defect.file} must contain exactly once: {defect.right}")
             text = text.replace(defect.right, defect.wrong)
         made = folder / name
-        if not made.exists() or made.read_text() != text:  # what is unchanged is not compiled again
+        if not made.exists() or made.read_text() != text:  # do not recompile unchanged files
             made.parent.mkdir(parents=True, exist_ok=True)
             made.write_text(text)
 
 
 def inputs_until_found(defect: Defect, compiler: str) -> int | None:
-    """How many inputs ran until one reported the defect; None if none did."""
+    """The number of inputs run until one reported the defect, or None if none did."""
     program = fuzz.CUDA
     csrc = fuzz.BUILD / "planted" / defect.name
     plant(defect, csrc)
@@ -86,7 +86,7 @@ def inputs_until_found(defect: Defect, compiler: str) -> int | None:
     shutil.rmtree(fuzz.BUILD / target.name, ignore_errors=True)
     kept = len(list((fuzz.FUZZ / "corpus" / planted.corpus).iterdir()))
     done = fuzz.run(target, compiler, seconds=0, inputs=kept + NEW_INPUTS, seed=1)
-    assert done is not None  # as every processor runs CUDA on the host
+    assert done is not None  # the target needs no special instruction set
     return done.inputs if done.findings else None
 
 
@@ -99,7 +99,7 @@ def main() -> None:
         nargs="+",
         choices=DEFECTS,
         default=list(DEFECTS),
-        help="plant these, one at a time; default: all",
+        help="defects to plant, one at a time; default: all",
     )
     arguments = parser.parse_args()
     compiler = fuzz.require_compiler()

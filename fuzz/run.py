@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Builds the fuzzers and runs them; exit status 1: something was found.
+"""Builds and runs the fuzzers. Exits with 1 if they find a failure.
 
-    python fuzz/run.py                         all targets, 5 minutes together
+    python fuzz/run.py                         all targets, 5 minutes in total
     python fuzz/run.py --targets cuda --inputs 50000
     python fuzz/run.py --reproduce build/fuzz/cpu-avx2/findings/crash-...
-    python fuzz/run.py --keep                  and keep a few of the new inputs in fuzz/corpus/
+    python fuzz/run.py --keep                  also keeps a few new inputs in fuzz/corpus/
 
 Needs Clang with its fuzzer, AddressSanitizer and UndefinedBehaviorSanitizer libraries (Debian:
-clang-16, libclang-rt-16-dev), as `clang++`, `clang++-16` or in CLANGXX; needs neither torch nor a
-GPU. Programs, corpora and findings go to build/fuzz/. --record adds the runs to a JSON list.
+clang-16, libclang-rt-16-dev), as `clang++`, `clang++-16` or in CLANGXX. Needs neither torch nor a
+GPU. Writes programs, corpora and findings to build/fuzz/. --record adds the runs to a JSON list.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ SANITIZERS = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize
 FLAGS = [
     *("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror"),
     *("-Wno-unknown-pragmas", "-Wno-pass-failed", "-Wno-missing-field-initializers"),
-    # Not fused, unlike in setup.py: the checks of sanitizers split blocks, so that Clang would fuse
-    # in some instances of a kernel only, and bits would depend on the number of threads.
+    # No fused multiply-adds, unlike in setup.py. Sanitizer checks split basic blocks, so Clang
+    # would fuse in only some instances of a kernel, and results would depend on the number of
+    # threads.
     *("-fno-math-errno", "-ffp-contract=off"),
     *("-fsanitize=fuzzer-no-link", *SANITIZERS),
     *("-Ifuzz/stand_in", "-Ifuzz", "-Icsrc"),
 ]
 # The oracle rounds every operation.
 ORACLE_FLAGS = ["-std=c++20", "-O2", "-g1", "-ffp-contract=off", "-Ifuzz/stand_in", "-Icsrc"]
-# Tracing comparisons would take half of the time, mostly in what stands for CUDA.
+# Tracing comparisons would take half of the time, mostly in the emulation of CUDA.
 HOST_CUDA_FLAGS = [
     *FLAGS,
     "-fno-sanitize-coverage=trace-cmp",
@@ -52,16 +53,16 @@ HOST_CUDA_FLAGS = [
 ]
 
 # Settings of libFuzzer. A call takes about a millisecond.
-# No limit of resident memory: its peak starts at that of the process that started this one.
+# Resident memory has no limit, because its peak is inherited from the parent process.
 MEMORY = ["-rss_limit_mb=0", "-malloc_limit_mb=2048"]
 LIMITS = ["-max_len=320", "-len_control=0", "-timeout=20", *MEMORY]
 FINDINGS = ("crash-", "leak-", "timeout-", "oom-")
-KEPT_BYTES = 60_000  # of a corpus in fuzz/corpus/
+KEPT_BYTES = 60_000  # size of a corpus in fuzz/corpus/, at most
 
 
 class Program(NamedTuple):
     name: str
-    sources: dict[str, list[str]]  # flags of each
+    sources: dict[str, list[str]]  # with the compiler flags of each
     corpus: str  # a folder of fuzz/corpus/
     link: Sequence[str] = SANITIZERS
 
@@ -74,7 +75,7 @@ class Target(NamedTuple):
 
 def cpu_sources() -> Iterator[str]:
     for path in sorted((ROOT / "csrc" / "cpu").rglob("*.cpp")):
-        if path.name != "register.cpp":  # the operators of torch
+        if path.name != "register.cpp":  # registers the operators with torch
             yield str(path.relative_to(ROOT))
 
 
@@ -98,7 +99,7 @@ class Run(NamedTuple):
     target: str
     inputs: int
     findings: int
-    edges: int  # of the control flow graph, covered
+    edges: int  # edges of the control flow graph that were covered
     seconds: float
     build: str
     commit: str
@@ -120,7 +121,7 @@ def find_compiler() -> str | None:
 
 
 def is_current(made: Path) -> bool:
-    """Whether a file is newer than all that its dependency file names."""
+    """Whether a file is newer than all files that its dependency file names."""
     dependencies = made.with_suffix(".d")
     if not made.exists() or not dependencies.exists():
         return False
@@ -156,7 +157,7 @@ def environment(target: Target) -> dict[str, str]:
     return os.environ | {
         "SHAPE_ROI_ALIGN_CPU_CAPABILITY": target.instruction_set or "",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        # Each fiber of a CUDA block would get a second stack.
+        # On the host, each fiber of a CUDA block would get a second stack.
         "ASAN_OPTIONS": f"detect_stack_use_after_return={int(not is_on_host)}",
     }
 
@@ -171,7 +172,7 @@ def commit() -> str:
 
 
 def run(target: Target, compiler: str, *, seconds: int, inputs: int, seed: int) -> Run | None:
-    """None where the processor lacks the instruction set. seconds, inputs: 0 is without limit."""
+    """None if the processor lacks the instruction set. seconds, inputs: 0 means no limit."""
     program = build(target.program, compiler)
     folder = BUILD / target.name
     corpus, findings = folder / "corpus", folder / "findings"
@@ -197,7 +198,7 @@ def run(target: Target, compiler: str, *, seconds: int, inputs: int, seed: int) 
     text = log_path.read_text()
     chosen = re.search(r"^instruction set: (\w+)", text, re.MULTILINE)
     if target.instruction_set and (chosen is None or chosen[1] != target.instruction_set):
-        print(f"{target.name}: not on this processor", file=sys.stderr)
+        print(f"{target.name}: this processor lacks the instruction set", file=sys.stderr)
         return None
     found = [path for path in set(findings.iterdir()) - before if path.name.startswith(FINDINGS)]
     if code and not found:
@@ -218,7 +219,7 @@ def run(target: Target, compiler: str, *, seconds: int, inputs: int, seed: int) 
 
 
 def keep(program: Program) -> None:
-    """Replaces a corpus in fuzz/corpus/ by inputs that reach all edges that any input reaches."""
+    """Replaces a corpus in fuzz/corpus/ with inputs that cover every edge any input covers."""
     kept, merged = FUZZ / "corpus" / program.corpus, BUILD / "merged"
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir()
@@ -258,31 +259,31 @@ def parse() -> argparse.Namespace:
         "--seconds",
         type=int,
         default=300,
-        help="of all targets together; 0: no limit; default: %(default)s",
+        help="for all targets together; 0: no limit; default: %(default)s",
     )
     parser.add_argument(
-        "--inputs", type=int, default=0, help="of each target; 0, the default: no limit"
+        "--inputs", type=int, default=0, help="for each target; 0, the default: no limit"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of libFuzzer; 0, the default: from the clock"
+        "--seed", type=int, default=0, help="seed of libFuzzer; 0, the default: from the clock"
     )
     parser.add_argument(
-        "--record", type=Path, metavar="FILE", help="JSON list that the runs are added to"
+        "--record", type=Path, metavar="FILE", help="JSON list to which the runs are added"
     )
     parser.add_argument(
-        "--keep", action="store_true", help="write a few of the new inputs to fuzz/corpus/"
+        "--keep", action="store_true", help="keep a few of the new inputs in fuzz/corpus/"
     )
     parser.add_argument(
         "--reproduce",
         type=Path,
         metavar="FILE",
-        help="run one input, in the folder of its target",
+        help="run one input, a file in the findings of its target",
     )
     return parser.parse_args()
 
 
 def require_compiler() -> str:
-    """Ends the process where :func:`find_compiler` finds none."""
+    """Ends the process if :func:`find_compiler` finds no compiler."""
     compiler = find_compiler()
     if compiler is None:
         sys.exit(

@@ -1,4 +1,4 @@
-// Memory with guards, and tensors with strides in it.
+// Memory blocks with guards, and strided tensors in them.
 #pragma once
 
 #include <sanitizer/asan_interface.h>
@@ -21,7 +21,7 @@ constexpr int64_t size_of(ScalarType type) {
   return type == ScalarType::kDouble ? 8 : type == ScalarType::kFloat ? 4 : 2;
 }
 
-// Rounding error of a number near 1, relative; the smallest positive number; the largest number.
+// Relative rounding error of a number near 1; the smallest positive number; the largest number.
 struct Precision {
   double epsilon;
   double smallest;
@@ -41,8 +41,8 @@ inline Precision precision_of(ScalarType type) {
   return {};
 }
 
-// A block of memory. The bytes before and after it are poisoned for AddressSanitizer; instructions
-// that it does not know are caught by has_intact_guards().
+// A block of memory. The bytes before and after it are poisoned for AddressSanitizer.
+// has_intact_guards() finds writes by instructions that AddressSanitizer does not instrument.
 class Block {
  public:
   static constexpr uint8_t kPoison = 0xff;  // NaN in every type
@@ -72,7 +72,7 @@ class Block {
   std::vector<uint8_t> copy() const {
     return {data(), data() + bytes_};
   }
-  // To be asked once, at the end: AddressSanitizer does not watch the guards after that.
+  // Call once, at the end: afterwards, AddressSanitizer no longer watches the guards.
   bool has_intact_guards() const {
     unpoison();
     for (int64_t i = 0; i < kGuard; ++i) {
@@ -84,7 +84,7 @@ class Block {
   }
 
  private:
-  static constexpr int64_t kGuard = 64;  // bytes: the widest vector
+  static constexpr int64_t kGuard = 64;  // bytes; as wide as the widest vector
 
   int64_t bytes_;
   std::unique_ptr<uint8_t[]> memory_;
@@ -111,7 +111,7 @@ inline Four dense_strides(const Four& sizes, const std::array<int, 4>& order) {
 constexpr std::array<int, 4> kContiguous{3, 2, 1, 0};
 constexpr std::array<int, 4> kChannelsLast{1, 3, 2, 0};
 
-// A tensor of four dimensions in a block that ends with its last element.
+// A tensor of four dimensions, in a block that ends at the tensor's last element.
 class Tensor {
  public:
   ScalarType type = ScalarType::kDouble;
@@ -143,7 +143,7 @@ class Tensor {
     return get_stored(offset_ + i * strides[0] + j * strides[1] + k * strides[2] + l * strides[3]);
   }
 
-  // By position in the block.
+  // at: position in the block, in elements.
   double get_stored(int64_t at) const {
     using namespace shape_roi_align::cpu;
     switch (type) {
@@ -171,7 +171,7 @@ class Tensor {
         return store(static_cast<float>(value), &at_position<BFloat16>(at));
     }
   }
-  // Whether an element is still as Block left it.
+  // Whether an element still holds the poison that Block wrote.
   bool is_poison(int64_t at) const {
     const uint8_t* first = block.data() + at * size_of(type);
     for (int64_t i = 0; i < size_of(type); ++i) {

@@ -21,15 +21,15 @@ struct Band {
   Range<int32_t> rows;
   int64_t channel;
   int64_t channels;
-  size_t begin;  // boxes
+  size_t begin;  // of the boxes
   size_t end;
 };
 
-// Pixel rows per band such that the band's taps fit the cache. taps: of all boxes of the image.
-// most: rows wanted.
+// Pixel rows per band such that the band's taps fit in the cache. taps: number over all boxes of
+// the image. most: upper limit on the rows.
 inline int32_t rows_of_taps(const FeatureMap& gradient, double taps, int64_t most) {
   constexpr double kTapsOfBand = 1 << 16;  // 2 to 3 MB, if boxes are spread evenly
-  constexpr int64_t kMaxPixels = 1 << 30;  // of a band; counted in 32 bits
+  constexpr int64_t kMaxPixels = 1 << 30;  // per band; pixels are counted in 32 bits
   const double most_rows = double(std::min(most, kMaxPixels / gradient.width));
   return static_cast<int32_t>(
       std::max(std::min(kTapsOfBand * gradient.height / (taps + 1), most_rows), 1.0));

@@ -1,7 +1,7 @@
 // Gradient of the features, in the gather form: every pixel adds up the gradients of the bins that
 // read it and is written once, even if zero. A work item owns some channels of a band of pixel rows
-// of one image and takes the boxes in a fixed order. There are no races, and results are the same
-// bit for bit for any number of threads.
+// of one image and processes the boxes in a fixed order. There are no races, and results are
+// bitwise identical for any number of threads.
 #include <cstring>
 #include <limits>
 
@@ -89,8 +89,8 @@ class BandGradient {
   typename BinWeights<coord_t>::Memory weights_;
   std::vector<coord_t> converted_prob_map_;
   UnsortedPixelTaps<acc_t> unsorted_taps_;
-  PixelTaps<acc_t> taps_;  // sources are relative to the bins of the first channel of a block
-  int32_t block_ = 0;      // channels at a time
+  PixelTaps<acc_t> taps_;  // sources: offsets of bins from the block's first channel
+  int32_t block_ = 0;      // channels per block
   PlaneGrid grid_;         // of a pixel row of the gradient
   std::vector<BinRows> bin_rows_;
   std::vector<acc_t> packed_bins_;
@@ -115,8 +115,8 @@ class BandGradient {
     taps_.assign(unsorted_taps_);
   }
 
-  // axes_ must hold the axes of box k. num_bins: bins of earlier boxes. Returns how many bins of
-  // the box are in bin rows that read the band.
+  // axes_ must hold the axes of box k. num_bins: bins of earlier boxes. Returns the number of bins
+  // in the bin rows of the box that read the band.
   int64_t collect_taps_of_box(Range<int32_t> band, int32_t width, int64_t k, int64_t num_bins) {
     const AxisTaps<coord_t>& y = axes_.y;
     const AxisTaps<coord_t>& x = axes_.x;

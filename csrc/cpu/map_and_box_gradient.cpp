@@ -1,6 +1,6 @@
 // Gradients of the probability maps and of the boxes. Both are sums over channels and follow from
 // the same products <pixel, gradient of a bin>, one per tap. The channels are therefore read once;
-// the remaining work is scalar and independent of their number. One thread owns a box.
+// the remaining work is scalar and independent of the number of channels. One thread owns a box.
 #include "cpu/box_gradient_writer.h"
 #include "cpu/jobs.h"
 #include "cpu/layout/pooled_gradient.h"
@@ -37,7 +37,7 @@ class MapAndBoxGradient {
   }
 
  private:
-  // The products of a box, and the axes that define their numbering.
+  // The products of a box, and the axes and taps that define their order.
   struct Products {
     const BoxAxes<coord_t>& axes;
     const BoxTaps<acc_t>& taps;

@@ -15,9 +15,9 @@
 namespace shape_roi_align {
 namespace {
 
-// New memory costs one page fault per page, which takes longer than computing the contents; huge
-// pages make the faults few. Allocators map new memory for tensors of this size. If an allocator
-// reuses the memory, the advice remains in force.
+// New memory costs one page fault per page. These faults take longer than computing the contents;
+// huge pages reduce their number. Allocators map new memory for tensors of this size. If an
+// allocator reuses the memory, the advice remains in force.
 void advise_huge_pages(const Tensor& tensor) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 2 << 20;

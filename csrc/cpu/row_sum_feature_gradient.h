@@ -23,7 +23,7 @@ class RowSumFeatureGradient {
       const Params& params, const PooledTensor& grad, BoxSpan<coord_t> boxes, bool is_large)
       : params_(params), grad_(grad), boxes_(boxes), is_large_(is_large) {}
 
-  // band: of all channels. gradient: of its level.
+  // band: with all channels. gradient: of the band's level.
   void compute(const Band& band, const FeatureMap& gradient) {
     layout_ = lanes_of_channels(params_, gradient);
     rows_ = band.rows;
@@ -69,7 +69,7 @@ class RowSumFeatureGradient {
     const bool has_map = params_.prob_maps != nullptr;
     taps_.assign(params_, box, layout_.interleaved, has_map, kernels_.lanes);
     const AxisTaps<coord_t>& y = taps_.axes().y;
-    // The pixel rows of the band, and the bin rows, between the first and the last touched.
+    // The touched pixel rows inside the band, and the bin rows that read them.
     const auto first = std::lower_bound(y.touched.begin(), y.touched.end(), rows_.begin);
     const auto last = std::lower_bound(first, y.touched.end(), rows_.end);
     if (first == last || taps_.elements() == 0) {
@@ -81,24 +81,24 @@ class RowSumFeatureGradient {
             static_cast<int32_t>(last - y.touched.begin())});
     taps_.assign_transposed_columns(columns_);
     sum_.resize(taps_.lanes() + kRowSumPadding);
-    const int32_t of_row = taps_.bin_lanes();
+    const int32_t row_length = taps_.bin_lanes();
     const int32_t num_bin_rows = bin_rows.end - bin_rows.begin;
-    clear(bins_, int64_t(layout_.planes) * num_bin_rows * of_row + kRowSumPadding);
+    clear(bins_, int64_t(layout_.planes) * num_bin_rows * row_length + kRowSumPadding);
     copy_bin_rows<T>(
-        grad_, box.index, bin_rows, params_.options.pooled_width, layout_, of_row, bins_.data(),
+        grad_, box.index, bin_rows, params_.options.pooled_width, layout_, row_length, bins_.data(),
         row_);
     if (has_map) {
       add_samples(box, pixel_rows, bin_rows);
     } else {
-      sources_.assign_pixels(taps_.axes(), pixel_rows, bin_rows, of_row);
-      add_rows(bins_, int64_t(num_bin_rows) * of_row, pixel_rows);
+      sources_.assign_pixels(taps_.axes(), pixel_rows, bin_rows, row_length);
+      add_rows(bins_, int64_t(num_bin_rows) * row_length, pixel_rows);
     }
     for (auto row = first; row != last; ++row) {
       is_touched_[*row - rows_.begin] = true;
     }
   }
 
-  // Adds sources_ of `from` to pixel rows.
+  // Adds the rows of `from`, weighted as sources_ says, to the pixel rows.
   void add_rows(const std::vector<acc_t>& from, int64_t plane_stride, Range<int32_t> pixel_rows) {
     const RowSums<acc_t> pool{sources_.view(), columns_.view(), taps_.lanes(),
                               layout_.planes,  sum_.data(),     0};

@@ -1,6 +1,6 @@
 // Gradients of one box's probability map and coordinates, rows first: see readers/row_sums.h. The
-// products <pixel row at the samples, gradient of their bins> are summed over channels first; all
-// later steps work on the sums.
+// products <pixel row at the samples, gradient of the samples' bins> are first summed over
+// channels; all later steps work on the sums.
 #pragma once
 
 #include <algorithm>
@@ -101,7 +101,7 @@ class RowSumMapAndBoxGradient {
     }
   }
 
-  // The gradient of bin row ph at its samples, times 1 / (number of samples).
+  // Copies the gradient of each bin of bin row ph to its samples, times BoxGeometry::share.
   void spread_gradient(int64_t k, int32_t ph) {
     copy_bin_rows<T>(
         grad_, k, {ph, ph + 1}, params_.options.pooled_width, {1, channels_}, taps_.bin_lanes(),

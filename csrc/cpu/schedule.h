@@ -18,7 +18,7 @@
 
 namespace shape_roi_align::cpu {
 
-// Boxes of one image of one level that one reader takes.
+// Boxes of one image and level, all read by one reader.
 struct ReadBoxes {
   size_t reader;
   size_t begin;
@@ -40,8 +40,8 @@ class Scheduler {
     total_taps_ = taps_of(0, boxes_.size());
   }
 
-  // Enough items to keep all threads busy: at least one per thread, or two if images differ in
-  // their number of boxes.
+  // Enough items to keep all threads busy: at least one per thread, or two per thread if the number
+  // of boxes differs between images.
   std::vector<WorkItem> items() const {
     const int64_t num_images = static_cast<int64_t>(images_.size());
     int64_t most_boxes = 0;
@@ -67,7 +67,7 @@ class Scheduler {
   std::vector<Box<coord_t>>& boxes_;
   const int64_t num_threads_ = static_cast<int64_t>(torch::stable::get_num_threads());
   std::vector<ReadBoxes> images_;
-  std::vector<double> taps_;  // a bound for each box
+  std::vector<double> taps_;  // upper bound for each box
   double total_taps_ = 0;
 
   BoxSpan<coord_t> span(size_t begin, size_t end) const {
@@ -77,8 +77,8 @@ class Scheduler {
     return std::accumulate(taps_.begin() + begin, taps_.begin() + end, 0.0);
   }
 
-  // For the boxes [begin, end) of an image: either one reader for all boxes, or for each box the
-  // reader that is cheapest for that box alone, whichever costs less in total.
+  // Chooses readers for the boxes [begin, end) of an image: one reader for all boxes, or the
+  // cheapest reader for each box, whichever costs less in total.
   void choose_readers(size_t begin, size_t end) {
     const FeatureMap& feature_map = job_.feature_map(boxes_[begin].level);
     std::array<bool, kNum> can_read;
@@ -98,7 +98,7 @@ class Scheduler {
       images_.push_back({only, begin, end});
       return;
     }
-    std::array<double, kNum> alone{};  // cost of all boxes, each read alone by that reader
+    std::array<double, kNum> alone{};  // of each reader: cost of all boxes, each read alone
     double cheapest = 0;               // cost of all boxes, each read alone by its cheapest reader
     std::vector<size_t> chosen;        // the cheapest reader of each box
     for (size_t b = begin; b < end; ++b) {
@@ -152,8 +152,8 @@ class Scheduler {
     }
   }
 
-  // Dividing the channels of a box repeats the building of its taps; dividing the boxes of an image
-  // repeats the reading of shared pixels.
+  // Each part of the channels builds the taps of its boxes again; each part of the boxes reads the
+  // pixels that parts share again.
   template <typename Reader>
   void add_items(const ReadBoxes& image, int64_t parts, std::vector<WorkItem>& items) const {
     const BoxSpan<coord_t> boxes = span(image.begin, image.end);
@@ -163,7 +163,7 @@ class Scheduler {
       const size_t end = std::min<size_t>(begin + grouping.boxes, image.end);
       const int32_t block =
           grouping.is_shared ? shared_block : Reader::channels_per_block(job_, span(begin, end));
-      // A single box may be most of the work of a call.
+      // A single box may account for most of the work of a call.
       const int64_t parts_of_item =
           grouping.is_shared
               ? parts

@@ -11,16 +11,16 @@ namespace shape_roi_align::cuda {
 
 constexpr int32_t kWarp = 32;
 constexpr int32_t kMaxThreads = 256;
-constexpr int32_t kTeam = 8;             // lanes that serve a bin of few taps; divides kWarp
+constexpr int32_t kTeam = 8;             // lanes that serve a bin with few taps; divides kWarp
 constexpr int32_t kChannelsPerLane = 8;  // in registers at a time
-// Fewest blocks per multiprocessor, which bounds the registers per thread: many warps with few
-// loads in flight each, or few warps with many loads. float64 takes twice the registers.
+// Minimum number of blocks per multiprocessor, which limits the registers per thread: many warps
+// with few loads in flight each, or few warps with many loads. float64 takes twice the registers.
 constexpr int32_t kManyBlocks = 3;  // 80 registers
 constexpr int32_t kFewBlocks = 2;   // 128 registers
 template <typename coord_t, int32_t blocks>
 constexpr int32_t kMinBlocks = sizeof(coord_t) == sizeof(double) ? blocks - 1 : blocks;
 
-// Loads of kChannelsPerLane converted channels that a lane issues before it uses the first one.
+// Loads, each of kChannelsPerLane converted channels, that a lane issues before it uses the first.
 template <typename T, int32_t blocks>
 constexpr int32_t kLoadsInFlight = blocks == kManyBlocks ? (sizeof(T) == sizeof(double) ? 1 : 2)
                                                          : (sizeof(T) == sizeof(double) ? 2 : 4);
@@ -50,8 +50,8 @@ __host__ __device__ constexpr index_t most(index_t a, std::type_identity_t<index
   return a > b ? a : b;
 }
 
-// Inclusive prefix sum over the lanes of a team. A team consists of `lanes` neighbouring lanes, a
-// power of 2. Called by whole warps.
+// Inclusive prefix sum over the lanes of a team. A team consists of `lanes` (a power of 2)
+// neighbouring lanes. Called by whole warps.
 __device__ inline int32_t sum_up_to_lane(int32_t value, int32_t lanes) {
 #pragma unroll
   for (int32_t distance = 1; distance < lanes; distance *= 2) {
@@ -111,8 +111,8 @@ struct LaneChannels {
     left = all < kPerWarp ? static_cast<int32_t>(all) : kPerWarp;
   }
 
-  // Calls f(index of the vector's first channel among the lane's, offset of the channel from
-  // `first`).
+  // Calls f(i, offset) for each vector. i: the vector's first channel, counted among the lane's
+  // channels. offset: of this channel from `first`.
   template <typename F>
   __device__ void for_each(F f) const {
 #pragma unroll
@@ -141,7 +141,7 @@ struct LaneChannels {
     }
   };
 
-  // Pixels that fit in `registers`. An element of 2 bytes takes half a register if it is in a
+  // Number of pixels that fit in `registers`. An element of 2 bytes takes half a register in a
   // vector, else a whole register.
   template <typename T, int32_t registers>
   static constexpr int32_t kPixelsIn =
@@ -169,8 +169,8 @@ struct LaneChannels {
   }
 };
 
-// Sums each of kTeam values over a team of lanes, kTeam or all of a warp. Lane i returns the total
-// of value i % kTeam. Called by whole warps; destroys `values`.
+// Sums each of kTeam values over a team. lanes: lanes per team, kTeam or kWarp. Lane i returns the
+// total of value i % kTeam. Called by whole warps; destroys `values`.
 template <typename T>
 __device__ T sum_over_lanes(T* values, int32_t lanes) {
 #pragma unroll

@@ -1,6 +1,6 @@
 // Gradient of the features, in the gather form: each pixel adds up the gradients of the bins that
-// read it, box by box. Every element is written. No floating-point atomics: the result does not
-// depend on the order in which threads run.
+// read it, box by box. Every element is written. There are no floating-point atomics, so the result
+// does not depend on the order in which threads run.
 #pragma once
 
 #include "cuda/pixel_taps.cuh"
@@ -44,8 +44,8 @@ __device__ void add_pixel_taps(
         return tap + i % kTapsOfPixel < counts[begin + i / kTapsOfPixel];
       };
       // Reads all offsets before loading the first pixel, and all weights before the first sum.
-      // Otherwise each of them waits for shared memory. Past the last tap, shared memory holds taps
-      // of an earlier round.
+      // Otherwise each load and each sum waits for shared memory. Past the last tap, shared memory
+      // holds taps of an earlier round.
       int64_t offsets[kInFlight];
 #pragma unroll
       for (int32_t i = 0; i < kInFlight; ++i) {
@@ -64,7 +64,7 @@ __device__ void add_pixel_taps(
       }
 #pragma unroll
       for (int32_t i = 0; i < kInFlight; ++i) {
-        // A weight of 0 is not enough, because the stale value may be infinite or NaN.
+        // A weight of 0 would not do: the stale value may be infinite or NaN.
         if (is_there(i)) {
           loaded[i].add_to(sum[begin + i / kTapsOfPixel], weights[i]);
         }
@@ -73,7 +73,7 @@ __device__ void add_pixel_taps(
   }
 }
 
-// Channels of each lane, a power of 2, whose sums fit into the memory of taps.
+// Channels per lane, a power of 2, whose sums fit into the shared memory of the taps.
 template <typename acc_t>
 constexpr int32_t channels_staged(int32_t per_lane, int32_t pitch) {
   return per_lane * kWarp * pitch * sizeof(acc_t) <= kTileTaps * sizeof(Tap<acc_t>)
@@ -133,8 +133,8 @@ constexpr int32_t kBlocksOfOneChannel = kManyBlocks;
 template <int32_t per_lane>
 constexpr int32_t kGatherBlocks = per_lane == 1 ? kBlocksOfOneChannel : kFewBlocks;
 
-// Whether the kernel can run without the results of touched_tiles_kernel. Other instances do not
-// have enough registers.
+// Whether an instance of the kernel can run without the results of touched_tiles_kernel. Not all
+// instances have enough registers.
 template <typename coord_t>
 constexpr bool can_look_at_boxes(int32_t pixels_per_warp) {
   return sizeof(coord_t) == sizeof(double) || pixels_per_warp == 1;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
     const int64_t num_rois = params.num_rois;
     int64_t begin = 0;
     int64_t end = num_rois;
-    // Loading the range of an image pays off if boxes are listed in several rounds.
+    // Loading the image's range of boxes pays off if boxes are listed in several rounds.
     if (num_rois > kListedBoxes && (!kLooksAtBoxes || touched.images != nullptr)) {
       begin = (num_rois - touched.images[image].first_from_end) / kListedBoxes * kListedBoxes;
       end = touched.images[image].end;
@@ -183,8 +183,9 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
           params, tile, touched.boxes, of_tile, tiles.words, image, first);
       is_read = is_read || listed > 0;
       for (int32_t at = 0; at < listed; at += Batch::kBoxes) {
-        const int32_t in_hand = least(Batch::kBoxes, listed - at);
-        batch.template fill<kLooksAtBoxes>(params, tile, touched.boxes, list.boxes + at, in_hand);
+        const int32_t batch_size = least(Batch::kBoxes, listed - at);
+        batch.template fill<kLooksAtBoxes>(
+            params, tile, touched.boxes, list.boxes + at, batch_size);
         bool has_more = true;
         for (int32_t tap = 0; has_more; tap += kTapsPerPixel<pixels_per_warp>) {
           has_more = fill_pixel_taps(params, grad, tile, batch, tap, scratch.taps);
@@ -210,7 +211,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
         at += gradient.column_stride;
       }
     } else {
-      constexpr bool kIsOnePass = per_lane == 1;  // zeros through shared memory cost nothing extra
+      constexpr bool kIsOnePass = per_lane == 1;  // zeros then pass through shared memory for free
       write_by_pixels<width>(
           tile, gradient, slab, params.channels, to, kIsOnePass || is_read, sum, scratch.sums);
     }

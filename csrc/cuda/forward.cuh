@@ -5,7 +5,7 @@
 
 namespace shape_roi_align::cuda {
 
-// Adds the taps part, part + parts, ... of `count` to `sum`, for the channels of a lane.
+// Adds taps part, part + parts, ... below `count` to `sum`, for the channels of a lane.
 template <int32_t width, typename feature_t, typename acc_t>
 __device__ void add_taps(
     const LaneChannels<width>& channels, const feature_t* from, const Tap<acc_t>* taps,
@@ -60,9 +60,9 @@ __device__ void add_warps(acc_t* sums, acc_t* sum) {
   __syncthreads();
 }
 
-// Channels in the lanes: for channels innermost in the features and in the output. A warp serves a
-// bin. grid.slab_channels is kChannelsPerWarp. output: [K, C, PH, PW] of feature_t, every element
-// is written.
+// Channels in the lanes: requires channels innermost in the features and in the output. A warp
+// serves a bin. grid.slab_channels is kChannelsPerWarp. output: [K, C, PH, PW] of feature_t, every
+// element is written.
 template <typename feature_t, typename coord_t, int32_t width>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
     forward_channels_in_lanes_kernel(
@@ -116,8 +116,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
   }
 }
 
-// Adds the taps lane, lane + lanes, ... of one bin to `sum`, for kChannelsPerLane channels from
-// `from` on, of which `channels` exist.
+// Adds the taps numbered lane, lane + lanes, ... of one bin to `sum`, for kChannelsPerLane channels
+// from `from` on; only the first `channels` exist.
 template <typename feature_t, typename acc_t>
 __device__ void add_lane_taps(
     const feature_t* from, int64_t channel_stride, int32_t channels, const Tap<acc_t>* taps,
@@ -139,8 +139,9 @@ __device__ void add_lane_taps(
   }
 }
 
-// The bins of a patch that one warp serves, and their outputs, staged so that neighbouring bins are
-// written together. One padding bin per channel avoids bank conflicts of a warp's stores.
+// The bins of a patch that one warp serves, and their outputs. The outputs are staged so that
+// neighbouring bins are written together. One padding bin per channel avoids bank conflicts of a
+// warp's stores.
 template <typename acc_t>
 struct StagedBins {
   static constexpr int32_t kBins = 128 / sizeof(acc_t);
@@ -148,14 +149,14 @@ struct StagedBins {
   acc_t channel_sums[kChannelsPerLane][kBins + 1];
 };
 
-// Assigns the groups of channels to the warps in turn. If there are more warps than groups, several
-// warps share the bins of a group.
+// The bins of the calling warp. Warps take the groups of channels in turn; if there are more warps
+// than groups, several warps share the bins of a group.
 __device__ inline Range<int32_t> bins_of_warp(
     const Patch& patch, const PatchPlan& plan, int32_t channel_groups) {
   const int32_t parts = plan.whole_bins ? most(num_warps() / channel_groups, 1) : 1;
   const int32_t bins = (patch.bins() + parts - 1) / parts;
   const int32_t begin = warp_index() / channel_groups * bins;
-  return {begin, least(begin + bins, patch.bins())};  // none where part >= parts
+  return {begin, least(begin + bins, patch.bins())};  // empty for the warps beyond `parts`
 }
 
 // The work of forward_bins_in_lanes_kernel on one patch.
@@ -165,8 +166,8 @@ struct BinsInLanes {
   const PatchTables<coord_t>& tables;
   const Tap<acc_t>* taps;
   int32_t taps_per_bin;
-  bool is_first;  // patch of its bins
-  bool is_last;
+  bool is_first;  // whether `patch` is the first one of its bins
+  bool is_last;   // whether it is the last one
 
   // Pools the bins staged.bins, each by a team of `lanes`. sum[i] of a lane belongs to channel i of
   // the bin that its team serves. from: the first of `channels` channels, at most kChannelsPerLane.
@@ -180,7 +181,7 @@ struct BinsInLanes {
 #pragma unroll 1
     for (int32_t first = staged.bins.begin; first < staged.bins.end; first += staged.kBins) {
       const int32_t bins = least(staged.kBins, staged.bins.end - first);
-      // A lane finds the taps of a bin, once for all teams: divisions are slow.
+      // Each lane counts the taps of one bin for all teams, because divisions are slow.
       const int32_t count =
           lane_index() < bins ? taps_of_bin(patch, tables, first + lane_index()) : 0;
 #pragma unroll 1
@@ -227,9 +228,9 @@ struct BinsInLanes {
   }
 };
 
-// Bins in the lanes: for any layout, best where columns are innermost. 8 or 32 lanes serve the taps
-// of a bin; a warp takes kChannelsPerLane channels at a time. output: [K, C, PH, PW] of feature_t,
-// every element is written.
+// Bins in the lanes: for any layout, fastest if columns are innermost. 8 or 32 lanes serve the taps
+// of a bin; a warp processes kChannelsPerLane channels at a time. output: [K, C, PH, PW] of
+// feature_t, every element is written.
 template <typename feature_t, typename coord_t>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
     forward_bins_in_lanes_kernel(
@@ -256,8 +257,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
                     slab * output.channel_stride;
     const int32_t step = num_warps() * kChannelsPerLane;
     const int32_t channel_groups = static_cast<int32_t>(ceil_div(channels, kChannelsPerLane));
-    // The sums of a bin in several patches stay in registers, so a warp makes one pass over patches
-    // per group of channels.
+    // If a bin has several patches, its sums stay in registers, so a warp makes one pass over the
+    // patches per group of channels.
     const int32_t at_once = plan.whole_bins ? channels : step;
     for (int32_t group = grid.share(i); group < groups.count(); group += grid.shares) {
       for (int32_t first = 0; first < channels; first += at_once) {
@@ -282,7 +283,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
                   to + c * output.channel_stride);
             }
           };
-          // Teams with enough lanes for all taps of most bins.
+          // Teams have enough lanes for all taps of most bins.
           if (plan.taps_per_bin() > kWarp) {
             pool(std::integral_constant<int32_t, kWarp>{});
           } else {

@@ -1,5 +1,5 @@
-// The three jobs of the CUDA operators on a stream. Each has a source file of its own, so they
-// compile in parallel.
+// The three jobs of the CUDA operators on a stream. Each job has a source file of its own, so that
+// they compile in parallel.
 #pragma once
 
 #include <cuda_runtime.h>

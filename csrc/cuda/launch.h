@@ -1,8 +1,8 @@
-// The jobs of the CUDA operators: chooses kernels and numbers of threads from shapes and strides
-// alone. launch_map_and_box_gradient.h does so for the gradients of maps and boxes.
+// Launches the jobs of the CUDA operators. The kernels and numbers of threads depend only on shapes
+// and strides. launch_map_and_box_gradient.h launches the gradients of maps and boxes.
 //
-// A Launcher has operator()(kernel, blocks, threads, arguments...). The tests run the same
-// configuration on the host.
+// A Launcher has operator()(kernel, blocks, threads, arguments...). The tests run the same launches
+// on the host.
 #pragma once
 
 #include <algorithm>
@@ -17,14 +17,14 @@ namespace shape_roi_align::cuda {
 constexpr int64_t kMaxBlocks = (int64_t(1) << 31) - 1;
 
 struct LaunchOptions {
-  int32_t threads = kMaxThreads;  // of a block; a multiple of kWarp, at most kMaxThreads
-  int64_t blocks = kMaxBlocks;    // of a grid, at most
-  // Boxes are divided among several blocks if there are fewer boxes than this. About four blocks
-  // per multiprocessor of a large GPU.
+  int32_t threads = kMaxThreads;  // per block; a multiple of kWarp, at most kMaxThreads
+  int64_t blocks = kMaxBlocks;    // maximum per grid
+  // If there are fewer boxes than this, several blocks share each box. About four blocks per
+  // multiprocessor of a large GPU.
   int64_t wanted_blocks = 512;
-  // Most bytes of scratch, unless the requested gradients are larger.
+  // Maximum bytes of scratch, unless the requested gradients are larger.
   int64_t scratch = 16 << 20;
-  // With at most this many channels, the gradient of the features gives each lane one channel,
+  // With up to this many channels, each lane computes the gradient of the features for one channel,
   // except in f64. At most kWarp.
   int64_t few_channels = kWarp;
   // With at most this many boxes, and few tiles, each tile of the gradient of the features checks
@@ -40,11 +40,11 @@ constexpr int64_t num_bins(const Params& params) {
   return int64_t(params.options.pooled_height) * params.options.pooled_width;
 }
 
-// Whether the kernels' 32-bit counts do not overflow: boxes, pixels of an image, the bins of
-// kLargeBatch boxes. Offsets have 64 bits.
+// Whether the kernels' counts fit in 32 bits: boxes, pixels of an image, bins of kLargeBatch boxes.
+// Offsets have 64 bits.
 constexpr bool counts_fit(const Params& params) {
   constexpr int64_t kMaxCount =
-      std::numeric_limits<int32_t>::max() - 4096;  // a loop's next step too
+      std::numeric_limits<int32_t>::max() - 4096;  // a loop's next step must fit too
   int64_t left = kMaxCount;
   for (int32_t l = 0; l < params.num_levels && left >= 0; ++l) {
     left -= int64_t(params.levels[l].height) * params.levels[l].width;
@@ -59,7 +59,7 @@ inline ScalarType coordinate_type(const Params& params) {
   return is_double ? ScalarType::kDouble : ScalarType::kFloat;
 }
 
-// Whether coordinates have the type in which features are accumulated. If not (f64 boxes, other
+// Whether coordinates have the type in which features are accumulated. If not (f64 boxes with other
 // features), only the most general kernels exist.
 inline bool has_features_type(const Params& params) {
   return (coordinate_type(params) == ScalarType::kDouble) ==
@@ -85,7 +85,7 @@ void dispatch(const Params& params, F f) {
 template <typename feature_t, typename coord_t>
 constexpr bool kHasFeaturesType = std::is_same_v<accumulate_t<feature_t>, coord_t>;
 
-// Channels per vector for which kernels exist, besides 1.
+// The vector width, in channels, for which kernels exist besides width 1.
 template <typename feature_t, typename coord_t>
 constexpr int32_t kKernelWidth = kHasFeaturesType<feature_t, coord_t> ? kVectorWidth<feature_t> : 1;
 
@@ -93,7 +93,7 @@ inline bool has_channels_innermost(const FeatureMap& feature_map) {
   return feature_map.channel_stride == 1;
 }
 
-// Whether channels are in the lanes. Few channels would leave most lanes of a warp idle.
+// Whether to have channels in the lanes. Few channels would leave most lanes of a warp idle.
 inline bool reads_channels_in_lanes(const Params& params) {
   constexpr int64_t kMinChannels = 8;
   return params.channels >= kMinChannels &&
@@ -138,7 +138,7 @@ bool is_vectorizable(const Params& params, const PooledTensor& pooled) {
          allows_vectors(pooled, kWidth) && allow_vectors(params.levels, params.num_levels, kWidth);
 }
 
-// If boxes are few, divides each among several blocks, at most most_shares.
+// If boxes are few, divides each box among several blocks, at most most_shares.
 inline BoxGrid make_box_grid(
     const Params& params, int64_t slab_channels, const LaunchOptions& options,
     int64_t most_shares = kMaxBlocks) {
@@ -154,12 +154,12 @@ inline BoxGrid make_box_grid(
   return grid;
 }
 
-// Channels that a block of forward_bins_in_lanes_kernel serves with the same taps: few enough that
-// the slab of the features stays in the L2 cache while all boxes are processed, and that there are
-// enough blocks to fill the GPU.
+// Channels that a block of forward_bins_in_lanes_kernel serves with the same taps. Few enough to
+// keep the slab of the features in the L2 cache while all boxes are processed, and to leave enough
+// blocks to fill the GPU.
 template <typename feature_t>
 int64_t channels_per_slab(const Params& params, const LaunchOptions& options) {
-  constexpr int64_t kCacheBytes = 25 << 20;  // half of an H100's
+  constexpr int64_t kCacheBytes = 25 << 20;  // half of the L2 cache of an H100
   constexpr int64_t kMaxAtOnce = 4;
   const int64_t at_once = options.threads / kWarp * kChannelsPerLane;
   int64_t pixels = 0;
@@ -239,7 +239,7 @@ inline int64_t gather_blocks(const Params& params, const TileGrid& tiles) {
   return tiles.count() * params.num_images * ceil_div(params.channels, kChannelsPerWarp);
 }
 
-// Uses smaller tiles if tiles are few: a multiprocessor holds two blocks.
+// Uses smaller tiles if tiles are few, because a multiprocessor holds two blocks.
 inline TileGrid make_tiles(
     const Params& params, const FeatureGradients& gradients, const LaunchOptions& options) {
   const TileGrid tiles = make_tiles_of<kPixelsPerWarp>(params, gradients, options);
@@ -260,8 +260,8 @@ inline int64_t bytes_of(const Params& params, const FeatureGradients& gradients)
 }
 
 // The tiles of feature_gradient, and its scratch in bytes: at most options.scratch or the size of
-// the requested gradients, whichever is larger. Depends on shapes and types alone. There is no
-// scratch if each tile checks all boxes itself: because launches would cost more, or because the
+// the requested gradients, whichever is larger. Depends only on shapes and types. There is no
+// scratch if each tile checks all boxes itself. Tiles do so if launches would cost more, or if the
 // bits of all tiles and boxes would not fit. Results do not depend on this choice.
 struct FeatureGradientPlan {
   TileGrid tiles;
@@ -302,7 +302,7 @@ struct FeatureGradientPlan {
 };
 
 // grad: with channels innermost. gradients: of params.feature_type, every element is written.
-// boxes, images, bits: scratch, of FeatureGradientPlan.
+// boxes, images, bits: scratch, sized by FeatureGradientPlan.
 template <typename Launcher>
 void feature_gradient(
     const Params& params, const PooledTensor& grad, const FeatureGradients& gradients, void* boxes,

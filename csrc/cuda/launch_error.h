@@ -1,12 +1,12 @@
-// Cause and fix of a kernel launch that this build does not support on this machine.
+// Explains why this build cannot launch a kernel on this machine, and how to fix it.
 #pragma once
 
 #include <string>
 
 namespace shape_roi_align::cuda {
 
-// name: from cudaGetErrorName. major, minor: the GPU's compute capability. architectures: those
-// built for, as in TORCH_CUDA_ARCH_LIST. Returns an empty string for other errors.
+// name: from cudaGetErrorName. major, minor: the GPU's compute capability. architectures: the
+// build's targets, as in TORCH_CUDA_ARCH_LIST. Returns an empty string for other errors.
 inline std::string explain_launch_error(
     const std::string& name, int major, int minor, const std::string& architectures) {
   const std::string capability = std::to_string(major) + '.' + std::to_string(minor);

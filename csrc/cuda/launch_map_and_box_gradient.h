@@ -22,12 +22,12 @@ inline bool prefers_channels_innermost(const Params& params) {
 }
 
 // Scratch of map_and_box_gradient: at most options.scratch bytes or the size of the requested
-// gradients, whichever is larger. Depends on shapes and types alone, so results do not depend on
-// the GPU. The number of shares does not depend on which gradients are requested.
+// gradients, whichever is larger. Depends only on shapes and types, so results do not depend on the
+// GPU. The number of shares does not depend on which gradients are requested.
 struct MapAndBoxScratch {
-  int64_t shares;     // of a box
-  int64_t boxes;      // of a pass
-  int64_t cells;      // of a probability map in a pass; all cells unless boxes == 1
+  int64_t shares;     // per box
+  int64_t boxes;      // per pass
+  int64_t cells;      // per probability map in a pass; all cells unless boxes == 1
   int64_t map_bytes;  // of [shares, boxes, cells]; 0 if the blocks write the gradient directly
   int64_t roi_bytes;  // of [shares, boxes, 5]; likewise
 
@@ -90,7 +90,7 @@ inline Params params_of_boxes(const Params& params, int64_t first, int64_t count
   return some;
 }
 
-// gradients: every element is written. scratch: of MapAndBoxScratch, uninitialised.
+// gradients: every element is written. scratch: sized by MapAndBoxScratch, uninitialised.
 template <typename Launcher>
 void map_and_box_gradient(
     const Params& params, const PooledTensor& grad, const MapAndBoxGradients& gradients,

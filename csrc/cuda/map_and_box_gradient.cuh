@@ -13,8 +13,8 @@
 namespace shape_roi_align::cuda {
 
 // products[tap] = sum over channels of pixel * gradient of the bin, taps numbered as in
-// for_each_tap. offsets: of the taps' pixels. Channels in the lanes: they are innermost in the
-// features and in grad. A warp processes one bin, or eight taps of a bin that has many.
+// for_each_tap. offsets: of the taps' pixels. Channels in the lanes: requires channels innermost in
+// features and in grad. A warp processes one bin, or eight taps of a bin with many taps.
 template <int32_t width, typename feature_t, typename acc_t, typename coord_t>
 __device__ void multiply_channels_in_lanes(
     const Patch& patch, const PatchPlan& plan, const PatchTables<coord_t>& tables,
@@ -67,7 +67,7 @@ __device__ void multiply_channels_in_lanes(
   }
 }
 
-// The same with bins in the lanes: for any layout, best where columns are innermost. A thread
+// The same with bins in the lanes: for any layout, fastest if columns are innermost. A thread
 // serves a tap.
 template <typename feature_t, typename acc_t, typename coord_t>
 __device__ void multiply_bins_in_lanes(
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kFewBlocks>)
     const int64_t to = grid.share(i) * params.num_rois + box.index;
     coord_t* const grad_prob_map =
         gradients.prob_maps == nullptr ? nullptr : gradients.prob_maps + to * gradients.cells;
-    if (grad_prob_map != nullptr) {  // no barrier: the first patch has some before its first sum
+    if (grad_prob_map != nullptr) {  // the first patch has barriers before it adds to the map
 #pragma unroll 1
       for (int64_t cell = threadIdx.x; cell < gradients.cells; cell += blockDim.x) {
         grad_prob_map[cell] = coord_t(0);

@@ -1,7 +1,7 @@
 // Divides a box into patches: as many bins, or samples of one bin, as fit into shared memory.
 //
 // Within a patch, each bin is a small matrix of taps: the pixel rows x the pixel columns that its
-// samples touch, each pixel once however many samples read it.
+// samples touch. Each pixel is one tap, even if several samples read it.
 //
 //   a box of 4 x 4 bins             a bin of 2 x 2 samples o     a bin of many samples:
 //   in 4 groups                     and its 3 x 3 taps #         one group of 4 patches
@@ -33,7 +33,7 @@ constexpr int32_t kMaxSamples = 1024;    // of a patch
 constexpr int32_t kMaxAxisSamples = 64;  // of a patch, along one axis
 constexpr int32_t kMaxBinSamples = 32;   // of a bin in a patch, along one axis
 constexpr int32_t kMaxTouched = 32;      // rows (or columns) that the samples of a bin touch
-constexpr int32_t kManyTaps = 128;       // of a bin; with more, the whole block works on the bin
+constexpr int32_t kManyTaps = 128;       // of a bin; above, the whole block works on the bin
 static_assert(kMaxBinSamples * kMaxBinSamples <= kMaxSamples);
 static_assert(kMaxTouched * kMaxTouched <= kMaxTaps);
 
@@ -60,10 +60,10 @@ struct BoxGrid {
   }
 };
 
-// Of a bin in a patch, along one axis.
+// The samples of a bin in a patch, along one axis.
 struct BinExtent {
   int32_t samples;
-  int32_t touched;  // rows (or columns) that the samples touch, at most
+  int32_t touched;  // upper bound on the rows (or columns) that the samples touch
 };
 
 template <typename T>
@@ -73,7 +73,7 @@ __device__ BinExtent bin_extent(const Axis<T>& axis) {
   }
   constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
   const T spacing = std::fabs(axis.extent) / (T(axis.bins) * T(axis.samples));
-  // Twice the rounding of sample_coordinate, and of this bound, in pixels.
+  // Twice the rounding error of sample_coordinate and of this bound, in pixels.
   const T slack = T(0.01) + T(16) * kEpsilon * (std::fabs(axis.start) + std::fabs(axis.extent));
   // Samples whose first and last are d apart touch at most floor(d) + 3 rows; each touches two.
   const T fitting = (T(kMaxTouched - 3) - slack) / spacing + T(1);
@@ -98,14 +98,14 @@ struct PatchPlan {
   __device__ int32_t taps_per_bin() const {
     return y.touched * x.touched;
   }
-  // A bin with many taps has a patch of its own. This depends on the box alone, so a box's output
+  // A bin with many taps has a patch of its own. This depends only on the box, so a box's output
   // does not depend on the other boxes of the call.
   __device__ bool has_many_taps() const {
     return taps_per_bin() > kManyTaps;
   }
 };
 
-// y_extent, x_extent: bin_extent of the box's axes. max_bins: bins of a patch, at most; 1 or more.
+// y_extent, x_extent: bin_extent of the box's axes. max_bins: maximum bins per patch, at least 1.
 template <typename T>
 __device__ PatchPlan plan_patches(
     const Box<T>& box, const BinExtent& y_extent, const BinExtent& x_extent, int32_t max_bins) {
@@ -129,8 +129,8 @@ __device__ PatchPlan plan_patches(
   return plan;
 }
 
-// Loads box k and its plan into shared memory, which no thread may read meanwhile. Two lanes load
-// one axis each. Called by all threads of the block; ends with a barrier.
+// Loads box k and its plan into shared memory; no thread may read the memory meanwhile. Two lanes
+// load one axis each. Called by all threads of the block; ends with a barrier.
 template <typename coord_t>
 __device__ void load_box(
     const Params& params, int64_t k, int32_t max_bins, Box<coord_t>& box, PatchPlan& plan) {

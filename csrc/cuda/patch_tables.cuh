@@ -6,20 +6,21 @@
 
 namespace shape_roi_align::cuda {
 
-// The rows (or columns) that the samples of one bin touch: tap i of [0, count).
+// The rows (or columns) that the samples of one bin touch: taps [0, count). If dense, tap i is row
+// first + i. Else taps 2i and 2i + 1 are the low and the high row of sample first + i.
 struct Touched {
   int32_t first;
   int32_t count;
-  bool dense;  // tap i is row first + i; if false, taps 2i and 2i + 1 are rows of sample first + i
+  bool dense;
 };
 
 // Along one axis; in shared memory.
 template <typename T>
 struct AxisTable {
-  Interpolation<T> pixels[kMaxAxisSamples];    // by sample; weights 0 where it is outside
+  Interpolation<T> pixels[kMaxAxisSamples];    // by sample; weights are 0 if it is outside
   Interpolation<T> prob_map[kMaxAxisSamples];  // by sample
   Touched touched[kMaxAxisSamples];            // by bin
-  // Samples of its bin that read tap i, at first_tap + i.
+  // At first_tap() + i: the samples of the bin that read its tap i.
   Range<int16_t> samples_of_tap[2 * kMaxAxisSamples];
 
   __device__ static int32_t first_tap(const PatchAxis& axis, int32_t bin) {
@@ -34,7 +35,8 @@ struct AxisTable {
     const Interpolation<T>& at = pixels[bin * axis.samples + of_bin.first + tap / 2];
     return tap % 2 == 0 ? at.low : at.high;
   }
-  // Tap of the low (0) or high (1) row of a sample of the bin that is inside.
+  // The tap of a sample's low row (high: 0) or high row (high: 1). The sample must be inside the
+  // feature map.
   __device__ int32_t tap(const PatchAxis& axis, int32_t bin, int32_t sample, int32_t high) const {
     const Touched& of_bin = touched[bin];
     const Interpolation<T>& at = pixels[bin * axis.samples + sample];
@@ -155,7 +157,7 @@ __device__ void fill_tables(
   const FeatureMap& feature_map = params.levels[box.level];
   const int32_t threads = blockDim.x;
   const int32_t for_y = threadIdx.x;
-  const int32_t for_x = threads - 1 - for_y;  // threads without work along y come first
+  const int32_t for_x = threads - 1 - for_y;  // the last threads, idle along y, start here
   __syncthreads();
   fill_samples(
       params, y, patch.y, feature_map.height, params.prob_map_height, for_y, threads, tables.y);

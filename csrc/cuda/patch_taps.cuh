@@ -1,4 +1,4 @@
-// The taps of a patch: merges the weights of samples.
+// The taps of a patch: the merged weights of its samples.
 #pragma once
 
 #include "cuda/patch_tables.cuh"

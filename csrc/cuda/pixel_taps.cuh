@@ -1,5 +1,5 @@
-// The taps of a tile's pixels: which bins of some boxes read a pixel, and with what weight. The
-// transpose of patch_taps.cuh.
+// The taps of a tile's pixels: the bins that read each pixel, and their weights. The transpose of
+// patch_taps.cuh.
 #pragma once
 
 #include "cuda/patch_taps.cuh"
@@ -9,7 +9,7 @@ namespace shape_roi_align::cuda {
 
 // Boxes that a block works on at a time. A warp counts taps for kWarp pairs of a pixel and a box.
 constexpr int32_t kBatch = 16;
-constexpr int32_t kLargeBatch = 32;  // of tiles with fewer pixels
+constexpr int32_t kLargeBatch = 32;  // for tiles with fewer pixels
 template <int32_t pixels_per_warp>
 constexpr int32_t kBatchOf = pixels_per_warp == kPixelsPerWarp ? kBatch : kLargeBatch;
 
@@ -29,7 +29,7 @@ weight_of_sample(const Axis<T>& axis, int32_t bin, int32_t i, int32_t line, int3
 // A superset of the samples of a bin that read a row (or column).
 template <typename T>
 __device__ Range<int32_t> samples_reading(const Axis<T>& axis, int32_t bin, int32_t line) {
-  constexpr int32_t kFewSamples = 4;  // with as few, a search costs more than it saves
+  constexpr int32_t kFewSamples = 4;  // up to here, a search costs more than it saves
   if (axis.samples <= kFewSamples) {
     return {0, axis.samples};
   }
@@ -48,7 +48,7 @@ __device__ T pixel_weight(
   const Range<int32_t> rows = samples_reading(y, ph, row);
   const Range<int32_t> columns = samples_reading(x, pw, column);
   T sum = T(0);
-#pragma unroll 1  // few samples: registers matter more than unrolling
+#pragma unroll 1  // saves registers; there are few samples
   for (int32_t i = rows.begin; i < rows.end; ++i) {
     const T of_row = weight_of_sample(y, ph, i, row, feature_map.height);
     if (of_row == T(0)) {
@@ -93,8 +93,8 @@ struct BoxBatch {
     return ends[pixel][kBoxes - 1];
   }
 
-  // all: [K]; may be null if makes_boxes, and boxes are then made here. Called by all threads of
-  // the block while no thread reads the batch; ends with a barrier.
+  // all: [K]; may be null if makes_boxes: this function then makes the boxes. Called by all threads
+  // of the block while no thread reads the batch; ends with a barrier.
   template <bool makes_boxes>
   __device__ void fill(
       const Params& params, const Tile& tile, const Box<coord_t>* all, const int32_t* listed,
@@ -115,7 +115,7 @@ struct BoxBatch {
     }
     __syncthreads();
     const FeatureMap& feature_map = params.levels[tile.level];
-    // Line by line, so that most warps have only rows or only columns.
+    // The box varies fastest, so that most warps have only rows or only columns.
 #pragma unroll 1
     for (int32_t i = threadIdx.x; i < (tile.height + tile.width()) * count; i += blockDim.x) {
       const int32_t line = i / count;
@@ -153,7 +153,7 @@ struct BoxBatch {
   }
 };
 
-// Tap `tap` of a pixel, numbered box by box and bin by bin.
+// Writes tap number `tap` of a pixel. Taps are numbered box by box and bin by bin.
 template <int32_t pixels_per_warp, typename coord_t, typename acc_t>
 __device__ void fill_pixel_tap(
     const Params& params, const PooledTensor& grad, const Tile& tile,
@@ -172,7 +172,7 @@ __device__ void fill_pixel_tap(
 }
 
 // Writes the taps [first, first + kTapsPerPixel) of each pixel of the tile to `taps`, kTapsPerPixel
-// per pixel. All threads share the taps of all pixels. Returns whether any pixel has more taps; the
+// per pixel. All threads of the block divide the work. Returns whether any pixel has more taps; the
 // result is block-uniform.
 template <int32_t pixels_per_warp, typename coord_t, typename acc_t>
 __device__ bool fill_pixel_taps(

@@ -47,8 +47,8 @@ std::vector<Tensor> feature_gradients(const CheckedBackwardOperands& call, const
   }
   const FeatureGradients gradients = to_feature_gradients(call, tensors);
   const cuda::FeatureGradientPlan scratch(call.params, gradients, cuda::LaunchOptions{});
-  // Boxes are zeroed too: kernels write single members but copy whole boxes, so that
-  // compute-sanitizer's initcheck would report the padding.
+  // Boxes are zeroed too. Kernels write single members but copy whole boxes, so compute-sanitizer's
+  // initcheck would report the uninitialised padding.
   const int64_t bytes = scratch.bytes();
   const Tensor zeroed = empty({bytes}, Byte, grad);
   char* const boxes = static_cast<char*>(zeroed.data_ptr());

@@ -1,4 +1,4 @@
-// A box in the kernels' representation, and the ranges of its bins and samples.
+// A box as the kernels represent it, and ranges of its bins and samples.
 #pragma once
 
 #include "cuda/scalar.cuh"
@@ -11,7 +11,7 @@ struct Box {
   int64_t index;  // k
   int32_t level;
   BoxGeometry<T> geometry;
-  bool reads;  // false: its output and gradients are 0
+  bool reads;  // false: the box reads no pixels; its output and gradients are 0
 };
 
 // Element i of box k: (batch index, x1, y1, x2, y2).
@@ -46,9 +46,9 @@ __device__ Box<T> make_box(const Params& params, int64_t k) {
   return box;
 }
 
-// The coordinates from `start` over `extent`, with a margin. Samples at these coordinates read no
-// row (or column) outside [low, high]. The margin is more than a pixel plus twice the rounding
-// error of sample_coordinate.
+// The coordinates from `start` to `start + extent`, with a margin. Samples at these coordinates
+// read no row (or column) outside [low, high]. The margin is more than a pixel plus twice the
+// rounding error of sample_coordinate.
 template <typename T>
 struct Reach {
   T low;
@@ -62,8 +62,8 @@ struct Reach {
   }
 };
 
-// Whether samples of a box may read the rows (or columns) [begin, end). Checks the edges of the box
-// only, so true does not imply a read.
+// Whether samples of a box may read the rows (or columns) [begin, end). Checks only the edges of
+// the box, so true does not imply a read.
 template <typename T>
 __device__ bool may_read(
     T edge1, T edge2, T scale, const SamplingOptions& options, int32_t begin, int32_t end) {

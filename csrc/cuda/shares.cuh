@@ -7,8 +7,8 @@
 
 namespace shape_roi_align::cuda {
 
-// The destination of the blocks of a launch: each share of a box has its own gradients. Only the
-// cells [first_cell, first_cell + cells) of the maps are written.
+// Where the blocks of a launch write: each share of a box has its own gradients. Only the cells
+// [first_cell, first_cell + cells) of the maps are written.
 template <typename T>
 struct ShareGradients {
   T* prob_maps;  // [shares, K, cells], or null

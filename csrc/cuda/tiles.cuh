@@ -10,7 +10,7 @@ namespace shape_roi_align::cuda {
 constexpr int32_t kPixelsPerWarp = 4;
 constexpr int32_t kMaxWarps = kMaxThreads / kWarp;
 
-// Most pixels of a tile.
+// Maximum number of pixels of a tile.
 template <int32_t pixels_per_warp>
 constexpr int32_t kTilePixels = kMaxWarps * pixels_per_warp;
 template <int32_t pixels_per_warp>
@@ -25,10 +25,10 @@ constexpr int32_t kBoxesPerWord = 32;
 struct TileGrid {
   int32_t pixels_per_warp;
   int32_t height;       // of a tile, in pixels
-  int32_t width_shift;  // its width is 1 << width_shift
+  int32_t width_shift;  // the width of a tile is 1 << width_shift
   int32_t down[kMaxLevels];
   int32_t across[kMaxLevels];
-  int32_t first[kMaxLevels + 1];  // tile of each level; then the number of tiles
+  int32_t first[kMaxLevels + 1];  // first tile of each level; then the number of tiles
   int32_t num_levels;
   int64_t words;  // of bits per tile
 
@@ -102,7 +102,7 @@ struct Tile {
   }
 };
 
-// The boxes of an image are among [num_rois - first_from_end, end).
+// All boxes of an image have indices in [num_rois - first_from_end, end).
 struct BoxesOfImage {
   int32_t first_from_end;
   int32_t end;
@@ -126,8 +126,8 @@ __device__ Range<int32_t> bins_with_samples_within(const Axis<T>& axis, T low, T
   return bins;
 }
 
-// A superset of the bins that read the rows (or columns) [begin, end). A sample that reads such a
-// row, clamped to the border or not, is within one pixel of it.
+// A superset of the bins that read the rows (or columns) [begin, end). A sample that reads one of
+// these rows is within one pixel of it, even if it is clamped to the border.
 template <typename T>
 __device__ Range<int32_t> bins_reading(
     const Axis<T>& axis, int32_t begin, int32_t end, int32_t size) {
@@ -137,7 +137,7 @@ __device__ Range<int32_t> bins_reading(
   return bins_with_samples_within(axis, T(begin) - T(1), T(least(end, size)));
 }
 
-// The tiles, `size` rows (or columns) each, that the samples along an axis may read: a superset.
+// A superset of the tiles that the samples along an axis read. size: rows (or columns) per tile.
 template <typename T>
 __device__ Range<int32_t> tiles_within_reach(const Axis<T>& axis, int32_t size, int32_t tiles) {
   const Reach<T> reach(axis.start, axis.extent);
@@ -150,8 +150,8 @@ __device__ Range<int32_t> tiles_within_reach(const Axis<T>& axis, int32_t size, 
       reach.high < most_pixels ? static_cast<int32_t>(reach.high) / size + 1 : tiles};
 }
 
-// boxes: [K]. bits: [tiles, words], zeroed. images: [num_images], zeroed. A warp serves a box. Only
-// integer atomics, whose result does not depend on order.
+// boxes: [K]. bits: [tiles, words], zeroed. images: [num_images], zeroed. A warp serves a box. All
+// atomics are on integers, so the results do not depend on their order.
 template <typename coord_t>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
     touched_tiles_kernel(
@@ -205,8 +205,8 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
   }
 }
 
-// The results of touched_tiles_kernel, available before the tiles are served. All null if each tile
-// checks all boxes itself, because boxes are few or the bits do not fit in scratch.
+// The results of touched_tiles_kernel. All null if each tile checks all boxes itself, because boxes
+// are few or the bits do not fit in scratch.
 template <typename T>
 struct TouchedTiles {
   const Box<T>* boxes;
@@ -214,7 +214,7 @@ struct TouchedTiles {
   const BoxesOfImage* images;
 };
 
-constexpr int32_t kListedWords = kWarp;  // a lane reads one
+constexpr int32_t kListedWords = kWarp;  // one per lane
 constexpr int32_t kListedBoxes = kListedWords * kBoxesPerWord;
 
 // The boxes of one image among [first, first + kListedBoxes) that read a tile, in order.
@@ -222,7 +222,7 @@ struct BoxList {
   int32_t boxes[kListedBoxes];
   uint32_t chosen[kListedWords];  // a bit per box
 
-  // bits: [words] of the tile. May be null if checks_boxes; a superset is then listed: all boxes
+  // bits: [words] of the tile. May be null if checks_boxes; the list is then a superset: all boxes
   // whose edges allow them to read the tile. Returns the number of boxes. Called by all threads of
   // the block; ends with a barrier if any box is listed.
   template <bool checks_boxes, typename coord_t>

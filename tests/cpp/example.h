@@ -13,9 +13,9 @@ struct Example {
   at::Tensor prob_maps = at::tensor({0.1, 0.2, 0.3, 0.4}).view({1, 2, 2}).to(at::kFloat);
 };
 
-// Samples at x, y in {1.5, 2.5}: features x + 10 y = 16.5, 17.5; 26.5, 27.5. They fall on map
-// coordinates 0.5 and 1.5, the latter clamped to 1: probabilities 0.25, 0.3; 0.35, 0.4. Mean of the
-// products: 29.65 / 4.
+// Samples at x, y in {1.5, 2.5}: features x + 10 y = 16.5, 17.5; 26.5, 27.5. Their map coordinates
+// are 0.5 and 1.5 (clamped to 1): probabilities 0.25, 0.3; 0.35, 0.4. The mean of the products is
+// 29.65 / 4.
 inline int report(const char* program, const at::Tensor& pooled) {
   const double value = pooled.item<double>();
   std::printf("%s: %.4f, expected 7.4125\n", program, value);

@@ -1,7 +1,7 @@
-// The adjoint identity of the CUDA kernels where samples lie on the borders of the feature map and
-// the compiler fuses multiplications and additions as it likes: <op(x, p), g> = <x, dx> = <p, dp>.
-// usage: adjoint rounded|open CALLS. Prints how many images break the identity, first of the calls
-// with one known box, then of CALLS random calls. open: rounded_product does nothing.
+// Checks the adjoint identity of the CUDA kernels, <op(x, p), g> = <x, dx> = <p, dp>, with samples
+// on the borders of the feature map and random fusing of multiplications and additions. usage:
+// adjoint rounded|open CALLS. Prints the number of images that violate the identity: first for a
+// call with a known box, then for CALLS random calls. open: rounded_product does not round.
 #include "contracted.h"
 #include "cuda_on_host.h"
 
@@ -21,7 +21,7 @@ constexpr int64_t kBoxesPerImage = 8;
 constexpr int64_t kRois = kImages * kBoxesPerImage;
 constexpr int64_t kChannels = 2;
 constexpr int32_t kMapSize = 5;
-// A sample that only one side of the identity reads changes it by more, rounding by less.
+// Above the effect of rounding, below the effect of a sample that only one side reads.
 constexpr double kTolerance = 1e-5;
 
 std::minstd_rand engine;
@@ -44,7 +44,7 @@ struct Edges {
   double high;
 };
 
-// Edges of a box of which one sample lies on a border of the map, -1 or size, but for rounding.
+// Edges of a box with one sample on a border of the map (-1 or size), up to rounding.
 Edges edges_on_border(const Setting& setting, int32_t bins, int32_t size) {
   const SamplingOptions& options = setting.options;
   const bool adaptive = options.sampling_ratio <= 0;
@@ -95,7 +95,7 @@ std::vector<T> random_boxes(const Setting& setting) {
   return rois;
 }
 
-// A box of which a sample is inside at y = 80 when rounded one way only.
+// A box with a sample at y = 80 that is inside with only one of the two roundings.
 constexpr Setting kKnownSetting{{7, 7, -1, false, false, true}, 80, 16, 1};
 template <typename T>
 std::vector<T> known_boxes() {
@@ -131,8 +131,8 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, const Arguments&... a
       {static_cast<unsigned>(blocks)}, {cuda::kWarp}, [&] { kernel(arguments...); });
 }
 
-// Images for which the identity does not hold. All tensors have channels innermost. checks_boxes:
-// counted again with tiles that look at all boxes.
+// Counts the images that violate the identity. All tensors have channels innermost. checks_boxes:
+// also counts them for tiles that check all boxes themselves.
 template <typename T>
 int64_t count_unequal(
     const Setting& setting, const std::vector<T>& rois, bool checks_boxes = false) {

@@ -1,5 +1,5 @@
-// A block of threads on the host: fibers that take turns at barriers or, with CUDA_ON_HOST_THREADS,
-// threads of the operating system; see cuda_on_host.h.
+// A block of threads on the host: fibers that switch at barriers or, with CUDA_ON_HOST_THREADS,
+// threads of the operating system. See cuda_on_host.h.
 #pragma once
 
 #include <algorithm>
@@ -41,9 +41,9 @@ enum class Order { kAscending, kDescending, kShuffled };
 constexpr int kWarpSize = 32;
 constexpr char kSomeReturn[] = "some threads return, others wait at this barrier";
 constexpr char kDifferentBarriers[] = "threads wait at different barriers";
-constexpr char kSomeLanes[] = "some lanes of a warp only take part";
+constexpr char kSomeLanes[] = "only some lanes of the warp take part";
 
-// A barrier of the block or of a warp, as all its threads must see it.
+// A barrier of the block or of a warp. All of its threads must wait at the same one.
 struct Barrier {
   std::source_location where;
   bool of_warp = false;
@@ -55,8 +55,8 @@ struct Barrier {
   }
 };
 
-// What the lanes of a warp show one another: two values in turn, for a lane may be one shuffle
-// ahead of those that still read.
+// The value that a lane shows to the other lanes of its warp in a shuffle. There are two, used in
+// turn, because a lane may be one shuffle ahead of lanes that still read.
 struct Shown {
   uint64_t values[2];
   unsigned turn = 0;
@@ -64,9 +64,9 @@ struct Shown {
 
 #ifdef CUDA_ON_HOST_THREADS
 
-// Where a number of threads meet, again and again. Each barrier passed has its own variables, so
-// that it orders what precedes it before what follows it and nothing more: a lock shared by
-// successive barriers would hide races from ThreadSanitizer.
+// A reusable barrier for a number of threads. Successive meetings use different variables. A lock
+// shared by all meetings would order more memory accesses than a barrier does, and so hide races
+// from ThreadSanitizer.
 class MeetingPlace {
  public:
   explicit MeetingPlace(int threads) : threads_(threads) {
@@ -81,7 +81,7 @@ class MeetingPlace {
     has_returned_.store(true, std::memory_order_release);
   }
 
-  // passed: the meetings the thread has been at.
+  // passed: the number of meetings that the thread has passed.
   int wait(const Barrier& barrier, size_t& passed) {
     Meeting& meeting = meetings_[passed % meetings_.size()];
     uint32_t line = 0;
@@ -94,7 +94,7 @@ class MeetingPlace {
       meeting.any.store(1, std::memory_order_relaxed);
     }
     if (meeting.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-      // All have left the meeting before the last.
+      // Every thread has left meeting passed - 2, which used the same variables.
       clear(meetings_[(passed + 2) % meetings_.size()]);
       meeting.is_complete.store(true, std::memory_order_release);
     }
@@ -138,7 +138,7 @@ class Block {
 
   std::vector<Shown> shown;
 
-  // f(thread) on all threads of the block at once.
+  // Calls f(thread) on all threads of the block concurrently.
   void run(const std::function<void(int)>& f) {
     of_block_.reset();
     for (auto& of_warp : of_warps_) {
@@ -193,7 +193,7 @@ class Block {
   Order order = Order::kAscending;
   std::vector<Shown> shown;
 
-  // f(thread) on all threads of the block, each up to its next barrier in turn.
+  // Calls f(thread) on all threads of the block; each in turn runs up to its next barrier.
   void run(const std::function<void(int)>& f) {
     function_ = &f;
     std::for_each(fibers_.begin(), fibers_.end(), prepare);
@@ -226,7 +226,7 @@ class Block {
   }
 
  private:
-  // AddressSanitizer clears the shadow of a stack at each switch.
+  // Small, because AddressSanitizer clears the shadow of a stack at each switch.
   static constexpr size_t kStackBytes = 128 << 10;
 
   enum class State { kReady, kWaiting, kFinished };
@@ -244,7 +244,7 @@ class Block {
     }
   };
 
-  // Kept for the next block; there is one at a time.
+  // Reused by later blocks; only one block exists at a time.
   inline static std::vector<std::unique_ptr<char[]>> stacks_;
 
   std::vector<Fiber> fibers_;
@@ -317,8 +317,9 @@ class Block {
     }
   }
 
-  // No thread is ready. Lets the warps that have met at a barrier of theirs go on; else the block,
-  // of which all threads then stand at one barrier or have returned. False in the latter case.
+  // Called when no thread is ready. Releases the warps whose threads wait at a warp barrier. If
+  // there are none, all threads must wait at one barrier of the block, which is released, or all
+  // must have returned. Returns false if all have returned.
   bool meet() {
     bool has_met = false;
     for (Fibers warp = fibers_.begin(); warp != fibers_.end();) {

@@ -1,6 +1,6 @@
-// A coordinate type that rounds as compilers may: of the expressions a * b + c that it evaluates,
-// some are fused and some are not, at random. What depends on the call site on a GPU, where nvcc
-// decides, depends on it here. Included before csrc/geometry.h.
+// A coordinate type that rounds as compilers may: it fuses expressions a * b + c at random. On a
+// GPU, nvcc decides for each call site whether to fuse; this type decides for each evaluation.
+// Include it before csrc/geometry.h.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace cuda_on_host {
 
-// False: products of rounded_product may be fused like all others.
+// If false, products of rounded_product may be fused like all others.
 inline bool products_are_rounded = true;
 
 inline bool is_fused() {
@@ -32,7 +32,7 @@ class Contracted {
     return static_cast<N>(value_);
   }
 
-  // a * b that an addition may still take in.
+  // a * b, which a later addition may fuse.
   class Product {
    public:
     Product(Contracted a, Contracted b, bool may_be_fused)
@@ -78,7 +78,7 @@ class Contracted {
   friend Product operator*(Contracted a, Contracted b) {
     return {a, b, true};
   }
-  // Takes the place of the function in csrc/geometry.h.
+  // Replaces the function in csrc/geometry.h.
   friend Product rounded_product(Contracted a, Contracted b) {
     return {a, b, !products_are_rounded};
   }
@@ -109,7 +109,7 @@ class Contracted {
 
 }  // namespace cuda_on_host
 
-// What geometry.h and the kernels ask of a coordinate type, apart from arithmetic.
+// The other functions that geometry.h and the kernels require of a coordinate type.
 namespace std {
 
 template <typename T>

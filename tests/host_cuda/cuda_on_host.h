@@ -1,15 +1,15 @@
-// Runs CUDA kernels on the host, so that sanitizers, and machines without a GPU, can execute the
-// device code itself.
+// Runs CUDA kernels on the host, so that the device code itself can be executed under sanitizers
+// and on machines without a GPU.
 //
-// Blocks run one after the other. The threads of a block are fibers that take turns at barriers, in
-// an order that can be chosen: a barrier that is missing shows as a wrong result in some order, one
-// that not all threads reach aborts. With CUDA_ON_HOST_THREADS they are threads of the operating
-// system, so that ThreadSanitizer sees races (but, with GCC, no store of a call's struct result).
-// Shuffles and votes are barriers of a warp. Shared arrays are separate static variables, which
-// AddressSanitizer surrounds with red zones; internal linkage of the kernels is what makes it do so
-// in templates too. Each launch finds them filled with NaN.
+// Blocks run one after the other. The threads of a block are fibers that switch at barriers, in a
+// selectable order. A missing barrier gives a wrong result in some order. A barrier that not all
+// threads reach aborts the program. With CUDA_ON_HOST_THREADS, the threads of a block are threads
+// of the operating system, so that ThreadSanitizer detects races (with GCC, it misses stores of
+// struct results of calls). Shuffles and votes are barriers of a warp. Shared arrays are separate
+// static variables, which AddressSanitizer surrounds with red zones; in templates, it does so only
+// because the kernels have internal linkage. Each launch fills the shared arrays with NaN first.
 //
-// Covers what the kernels here use: grids of one dimension, blocks of whole warps, static shared
+// Supports only what the kernels use: grids of one dimension, blocks of whole warps, static shared
 // memory, __syncthreads, __syncthreads_or, __syncwarp, shuffles and ballots of whole warps, atomics
 // on integers, 16-byte accesses (UndefinedBehaviorSanitizer checks their alignment), conversions of
 // the half types. C++20, 64-bit Linux.
@@ -51,7 +51,8 @@ struct Indices {
   dim3 thread_index{0, 0, 0};
 };
 
-// A symbol's size includes its red zone. Whole words: there are megabytes, filled at each launch.
+// A symbol's size includes its red zone. Fills whole words, for speed: there are megabytes to fill
+// at each launch.
 __attribute__((no_sanitize("address", "thread", "undefined"))) inline void poison_shared_memory() {
   using Word = uint64_t __attribute__((may_alias));
   static const std::vector<Symbol> all = find_shared_memory();
@@ -85,7 +86,7 @@ inline const Indices& current_indices() {
 }
 #endif
 
-// Runs kernel() as every thread of every block.
+// Calls kernel() on every thread of every block.
 inline void launch(dim3 grid, dim3 threads, const std::function<void()>& kernel) {
   poison_shared_memory();
   Block running(static_cast<int>(threads.x));
@@ -130,7 +131,8 @@ inline void __syncwarp(std::source_location where = std::source_location::curren
 
 namespace cuda_on_host {
 
-// f(lane) is what a lane of this warp shows, after all have shown theirs.
+// Shows `value` to the warp, waits until all lanes have shown theirs, and returns f(shown), where
+// shown(lane) is the value that a lane shows.
 template <typename T, typename F>
 auto show_to_warp(unsigned mask, T value, const std::source_location& where, F f) {
   if (mask != 0xffffffffu) {

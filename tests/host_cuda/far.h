@@ -1,4 +1,4 @@
-// Tensors spread over more address space than 32 bits count elements of, in little memory.
+// Tensors whose element offsets exceed 32 bits, in little memory.
 #pragma once
 
 #include <sys/mman.h>
@@ -12,10 +12,10 @@ namespace cuda_on_host {
 
 using Four = std::array<int64_t, 4>;
 
-// The elements of a tensor, with all strides but those of 1 multiplied.
+// A copy of a tensor in which every stride other than 1 is multiplied by a factor.
 class FarTensor {
  public:
-  // near: the elements, where bring_back() puts them again.
+  // near: the original elements; bring_back() copies the elements back to it.
   FarTensor(void* near, const Four& sizes, const Four& strides, int64_t factor, size_t element_size)
       : near_(static_cast<char*>(near)),
         sizes_(sizes),
@@ -27,7 +27,7 @@ class FarTensor {
       strides_[i] *= strides[i] == 1 ? 1 : factor;
       last += sizes[i] > 0 ? (sizes[i] - 1) * strides_[i] : 0;
     }
-    // Vectors are aligned, or not, as they were.
+    // Keeps the alignment of the original.
     const uintptr_t misalignment = reinterpret_cast<uintptr_t>(near) % kAlignment;
     bytes_ = (last + 1) * element_size + kAlignment;
     pages_ = mmap(

@@ -1,6 +1,6 @@
-// All that csrc/geometry.h computes of a sample and that decides what it reads, and a * b + c as a
-// compiler takes it. Host: prints both for random boxes, a line each. nvcc -x cu: a kernel for
-// each.
+// Tests how a compiler rounds (1) the values in csrc/geometry.h that decide what a sample reads and
+// (2) a * b + c. On the host: prints both for random boxes, one line each. With nvcc -x cu:
+// compiles a kernel for each.
 #ifndef __CUDACC__
 #define __host__
 #define __device__
@@ -59,7 +59,7 @@ template __global__ void multiply_and_add_kernel(const double*, double*);
 template <typename T>
 void print(bool samples) {
   std::minstd_rand random;
-  const auto coordinate = [&] {  // in [-20, 44); rounded to T once whatever is fused
+  const auto coordinate = [&] {  // in [-20, 44); rounded to T only once, fused or not
     return static_cast<T>(random() % (1 << 26)) / (1 << 20) - 20;
   };
   for (int32_t k = 0; k < 2000; ++k) {

@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels for the host and runs cases in them."""
+"""Compiles the CUDA kernels for the host and runs test cases with them."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ class Variant:
     map_dtype: torch.dtype
     layout: str
     threads: int  # per block
-    blocks: int  # per grid, at most
+    blocks: int  # maximum per grid
     order: str = "ascending"
-    wanted_blocks: int = 1  # with fewer boxes, several blocks share each box
+    wanted_blocks: int = 1  # if there are fewer boxes, several blocks share each box
     far_factor: int = 1  # multiplies every stride other than 1
-    scratch: int = 16 << 20  # bytes, where the gradients asked for are not larger
-    few_channels: int = 32  # are one to a lane in the gradient of the features
-    few_boxes: int = 32  # are looked at by every tile of that gradient, where tiles are few
+    scratch: int = 16 << 20  # maximum bytes, unless the requested gradients are larger
+    # In the gradient of the features:
+    few_channels: int = 32  # with up to so many channels, each lane has one channel
+    few_boxes: int = 32  # with up to so many boxes and few tiles, each tile checks all boxes
 
 
 @cache
@@ -79,7 +80,7 @@ def compile_program(source: str, flags: tuple[str, ...]) -> Path:
 
 
 def kernels_of(program: Path) -> set[str]:
-    """All kernels that launch.h can launch, as `name<template arguments>`."""
+    """All kernels that launch.h can launch, each as `name<template arguments>`."""
     process = subprocess.run([program], capture_output=True, text=True, check=True)
     return set(process.stdout.splitlines())
 
@@ -136,7 +137,7 @@ class JobWriter:
 class Job:
     """One case in one variant, for all kernels.
 
-    ``asked``: whether to compute each gradient; one entry per level, then maps, then boxes.
+    ``asked``: which gradients to compute; one entry per level, then maps, then boxes.
     """
 
     def __init__(self, case: Case, variant: Variant, asked: Sequence[bool] | None = None) -> None:
@@ -240,7 +241,7 @@ def run_and_watch(
 
 
 def kernels_launched_by(program: Path, jobs: Sequence[Job], folder: Path) -> set[str]:
-    """The kernels that launch.h launches for the jobs; none is run."""
+    """The kernels that launch.h would launch for the jobs, without running them."""
     jobs_file = folder / "jobs"
     with jobs_file.open("wb") as file:
         file.write(struct.pack("q", len(jobs)))

@@ -1,4 +1,4 @@
-// Prints what csrc/cuda/launch_error.h says. usage: launch_error NAME MAJOR MINOR ARCHITECTURES
+// Prints csrc/cuda/launch_error.h's message. usage: launch_error NAME MAJOR MINOR ARCHITECTURES
 #include "cuda/launch_error.h"
 
 #include <cstdio>

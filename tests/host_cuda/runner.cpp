@@ -1,6 +1,7 @@
 // Runs the CUDA kernels on the host, as launch.h configures them. usage: runner JOBS [RESULTS];
-// jobs.py writes and reads. Prints the names of the kernels that were launched; without RESULTS,
-// of those that would be; without arguments, of all kernels that launch.h can launch.
+// jobs.py writes JOBS and reads RESULTS. Prints the names of the launched kernels. Without RESULTS,
+// runs nothing and prints the kernels that it would launch. Without arguments, prints all kernels
+// that launch.h can launch.
 #include "cuda_on_host.h"
 
 #include "cuda/launch_map_and_box_gradient.h"
@@ -31,7 +32,7 @@ static_assert(!fit(1, 1 << 15, 1 << 15, 1));
 static_assert(!fit(1, INT32_MAX, INT32_MAX, 1));
 static_assert(!fit(1, 1, 1, 1 << 13));
 
-// A heap block of exactly the size asked for, so that AddressSanitizer knows its end. Starts as NaN
+// A heap block of exactly the requested size, so that AddressSanitizer knows its end. Initially NaN
 // in every type.
 class Array {
  public:
@@ -67,7 +68,7 @@ class File {
   int32_t read_int() {
     return static_cast<int32_t>(read<int64_t>());
   }
-  // int64 size in bytes, then the bytes.
+  // Format: int64 size in bytes, then the bytes.
   Array read_array() {
     Array array(read<int64_t>());
     fill(array.data(), array.bytes());
@@ -160,8 +161,7 @@ class Job {
     return name_;
   }
 
-  // Writes the output, the gradients of the levels, of the maps and of the boxes that are asked
-  // for.
+  // Writes the output and the requested gradients: of the levels, of the maps, of the boxes.
   void run(File& results, const HostLauncher& launch) {
     const size_t feature_size = cuda::bytes_of(params_.feature_type);
     const int64_t pooled_elements = params_.num_rois * params_.channels * cuda::num_bins(params_);
@@ -218,7 +218,7 @@ class Job {
   int64_t far_factor_;  // 1: tensors stay as they are
   std::list<cuda_on_host::FarTensor> far_;
 
-  // sizes: N or K first, as in the strides.
+  // sizes: N or K first, in the order of the strides.
   template <typename map_t>
   void move_apart(map_t& map, const cuda_on_host::Four& sizes, int64_t& outermost_stride) {
     if (far_factor_ > 1 && map.data != nullptr) {
@@ -254,13 +254,13 @@ class Job {
     return array;
   }
 
-  // int64: elements of params_.feature_type to skip; then as read_pointer.
+  // Format: int64 number of elements of params_.feature_type to skip, then as in read_pointer.
   void* read_elements(File& file) {
     const int64_t skipped = file.read<int64_t>();
     return static_cast<char*>(read_pointer(file)) + skipped * cuda::bytes_of(params_.feature_type);
   }
 
-  // int64: whether there is an array; then the array.
+  // Format: int64, whether there is an array; then the array.
   void* read_pointer(File& file) {
     if (file.read_int() == 0) {
       return nullptr;

@@ -1,12 +1,12 @@
-// Scratch of the gradients, as the launchers plan it. Reads integers, a line per call.
+// Prints the scratch that the launchers plan for the gradients. Reads integers, one line per call.
 //
-// scratch maps: of maps and boxes, launch_map_and_box_gradient.h. Reads num_rois channels
+// scratch maps: gradients of maps and boxes, launch_map_and_box_gradient.h. Reads num_rois channels
 // pooled_height pooled_width prob_map_height prob_map_width feature_type roi_type prob_map_type
 // wants_prob_maps wants_rois; writes bytes shares boxes cells.
 //
-// scratch features: launch.h. Reads num_rois channels num_images feature_type roi_type
-// channels_innermost and, twice, the height and width of a level and whether its gradient is asked
-// for; writes the bytes of boxes, of images and of bits, and pixels_per_warp.
+// scratch features: gradient of the features, launch.h. Reads num_rois channels num_images
+// feature_type roi_type channels_innermost, then for each of two levels: height, width, and whether
+// its gradient is requested. Writes the bytes of boxes, images and bits, then pixels_per_warp.
 #include "cuda_on_host.h"
 
 #include "cuda/launch_map_and_box_gradient.h"
@@ -57,7 +57,7 @@ void plan_features() {
       std::cin >> level.height >> level.width >> is_asked;
       level.channel_stride = channels_innermost ? 1 : int64_t(level.height) * level.width;
       gradients.levels[l] = level;
-      gradients.levels[l].data = is_asked ? &params : nullptr;  // is not read
+      gradients.levels[l].data = is_asked ? &params : nullptr;  // never dereferenced
     }
     const cuda::FeatureGradientPlan plan(params, gradients, cuda::LaunchOptions{});
     std::cout << plan.boxes << ' ' << plan.images << ' ' << plan.bits << ' '

@@ -17,7 +17,7 @@
 
 namespace cuda_on_host {
 
-// A function or variable of this program, from its symbol table: those of internal linkage too.
+// A function or variable of this program, from its symbol table. Internal linkage is included.
 struct Symbol {
   std::string name;  // mangled
   int type;          // STT_FUNC, STT_OBJECT, ...
@@ -32,7 +32,7 @@ inline std::vector<Symbol> read_symbols() {
   dl_iterate_phdr(
       [](dl_phdr_info* info, size_t, void* to) {
         *static_cast<char**>(to) = reinterpret_cast<char*>(info->dlpi_addr);
-        return 1;  // the program is the first
+        return 1;  // stop: the first entry is the program
       },
       &base);
   const auto* header = reinterpret_cast<const Elf64_Ehdr*>(program.data());
@@ -60,7 +60,7 @@ inline const std::vector<Symbol>& symbols() {
   return all;
 }
 
-// The local static variables of functions called ..._kernel.
+// The local static variables of functions named ..._kernel.
 inline std::vector<Symbol> find_shared_memory() {
   std::vector<Symbol> found;
   std::copy_if(
@@ -71,8 +71,8 @@ inline std::vector<Symbol> find_shared_memory() {
   return found;
 }
 
-// By address: the functions called ..._kernel with their template arguments, as nvcc's tools name
-// them once demangled.
+// The functions named ..._kernel, by address. Names are demangled and have template arguments, as
+// in nvcc's tools.
 inline std::map<const void*, std::string> find_kernels() {
   std::map<const void*, std::string> found;
   for (const Symbol& symbol : symbols()) {

@@ -1,5 +1,5 @@
-// Small kernels, right and wrong, that show what cuda_on_host.h finds. usage: toys NAME; prints
-// "ok" when the result is right.
+// Small correct and faulty kernels that show what cuda_on_host.h detects. usage: toys NAME; prints
+// "ok" if the result is correct.
 #include "cuda_on_host.h"
 
 #include <cstring>
@@ -71,7 +71,7 @@ __global__ void sum_over_warp_kernel(const int* in, int* out) {
   out[threadIdx.x] = sum + values[threadIdx.x ^ 1];
 }
 
-// out[i] = sum of in over the lanes of the warp up to i's, plus in of the next lane
+// out[i] = sum of in over the lanes of the warp up to lane i, plus in of the next lane
 __global__ void scan_kernel(const int* in, int* out) {
   const unsigned all = 0xffffffffu;
   const int lane = threadIdx.x % 32;
@@ -148,7 +148,7 @@ bool scans() {
 bool votes() {
   std::vector<unsigned> out(kThreads);
   cuda_on_host::launch({1}, {kThreads}, [&] { vote_kernel(out.data()); });
-  // Lanes 1, 4, 7, ... are threads 1 of 3 in the first warp, 0 of 3 in the second.
+  // The last votes are of lanes 1, 4, 7, ...: thread % 3 is 1 in the first warp, 0 in the second.
   return out == std::vector<unsigned>(kThreads, 0x92492492u + 3);
 }
 

@@ -23,7 +23,7 @@ void assign_axes(const Params& params, const Box<T>& box, BoxAxes<T>& axes) {
       params.prob_map_width, params.options.map_aligned);
   STD_TORCH_CHECK(
       axes.num_taps() <= kMaxTaps, "boxes[", box.index, "] needs more than ", kMaxTaps,
-      " weights of pixels in its bins");
+      " weights, one per bin and pixel");
 }
 
 // T[prob_map_height, prob_map_width] of box k, or null without prob_maps. Points into prob_maps or

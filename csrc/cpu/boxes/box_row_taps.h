@@ -3,8 +3,8 @@
 // Without a probability map, the weight of a pixel in a bin is the product of a row weight and a
 // column weight. The weighted pixel rows of a bin row are added up first; the bins then gather
 // their columns from the sum. With a map, each sample row is treated like a bin row: the results
-// are samples, which the map then weights. Lanes run along the row; interleaved channels are
-// adjacent in it.
+// are samples, which the map then weights. SIMD lanes run along the row; interleaved channels are
+// adjacent in the row.
 #pragma once
 
 #include <algorithm>
@@ -71,7 +71,7 @@ class BoxRowTaps {
     table.assign(column_taps_, elements(), results(), {interleaved_, 1, 1}, true, lanes_);
   }
 
-  // The members below are for results that are samples.
+  // The functions below require by_samples.
 
   // Taps of weight BoxGeometry::share from samples to their bins, and transposed.
   void assign_bins(LaneTapsTable<acc_t>& table) {
@@ -85,7 +85,7 @@ class BoxRowTaps {
     table.assign(scratch_taps_, results(), bins, {interleaved_, 1, 1}, true, lanes_);
   }
 
-  // Taps of the derivatives of the results with respect to the x of their samples.
+  // Taps of d(result)/d(x of its sample).
   void assign_column_slopes(LaneTapsTable<acc_t>& table) {
     std::vector<LaneTap<acc_t>>& taps = scratch_taps_;
     taps.clear();
@@ -112,7 +112,7 @@ class BoxRowTaps {
     return axes_.y.touched.size() > axes_.y.samples.size();
   }
 
-  // f(sample along x, its lane in channel 0)
+  // Calls f(sample along x, its lane in channel 0).
   template <typename F>
   void for_each_sample(F f) const {
     int32_t result = 0;
@@ -220,7 +220,7 @@ class RowInterpolation {
 template <typename acc_t>
 class SourceRows {
  public:
-  // One row per bin row, whose taps are pixel rows. row_stride: of the pixels.
+  // One matrix row per bin row; its taps are pixel rows. row_stride: of the pixels.
   template <typename coord_t>
   void assign_bins(const BoxAxes<coord_t>& axes, int64_t row_stride) {
     const AxisTaps<coord_t>& y = axes.y;
@@ -235,8 +235,8 @@ class SourceRows {
     }
   }
 
-  // One row per pixel row of `pixel_rows`, whose taps are the bin rows of `bin_rows` that touch it.
-  // row_stride: from one bin row to the next; the first one is bin_rows.begin.
+  // One matrix row per pixel row in `pixel_rows`; its taps are the bin rows in `bin_rows` that
+  // touch it. row_stride: from one bin row to the next. Offsets count from bin row bin_rows.begin.
   template <typename coord_t>
   void assign_pixels(
       const BoxAxes<coord_t>& axes, Range<int32_t> pixel_rows, Range<int32_t> bin_rows,

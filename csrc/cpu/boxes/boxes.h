@@ -31,12 +31,13 @@ using BoxSpan = std::span<const Box<T>>;
 
 template <typename T>
 struct Boxes {
-  std::vector<Box<T>> sampled;     // by level, image, first row, index: neighbours share cache
+  // Sorted by level, image, first row, index, so that consecutive boxes share cached pixels.
+  std::vector<Box<T>> sampled;
   std::vector<int64_t> unsampled;  // indices of boxes whose output and gradients are 0
 };
 
-// A superset of the rows, or columns, that samples of the axis read; at least one. size >= 1: of
-// the feature map.
+// A superset of the rows (or columns) that samples of the axis read; never empty. size: rows (or
+// columns) of the feature map, at least 1.
 template <typename T>
 Range<int32_t> readable(const Axis<T>& axis, int32_t size) {
   const double end = double(axis.start) + double(axis.extent);
@@ -82,7 +83,7 @@ Boxes<T> sort_boxes(const Params& params, const roi_t* rois) {
   return boxes;
 }
 
-// Boxes<T> for the coordinate type T that dispatch(params, f) gives.
+// Boxes<T>, where T is the coordinate type that dispatch(params, f) chooses.
 using SortedBoxes = std::variant<Boxes<float>, Boxes<double>>;
 
 inline SortedBoxes sort_boxes(const Params& params) {
@@ -96,7 +97,8 @@ inline SortedBoxes sort_boxes(const Params& params) {
   return sort_boxes<float>(params, rois);
 }
 
-// The end of the boxes from `begin` on that are on one image of one level; begin < boxes.size().
+// The end of the run of boxes, from `begin` on, with the same level and image. begin: below
+// boxes.size().
 template <typename T>
 size_t end_of_image(BoxSpan<T> boxes, size_t begin) {
   size_t end = begin;

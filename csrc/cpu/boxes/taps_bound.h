@@ -1,4 +1,4 @@
-// Upper bounds on the taps of a box, cheap enough to plan memory and work by.
+// Cheap upper bounds on the number of taps of a box, for planning memory and work.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,8 @@
 
 namespace shape_roi_align::cpu {
 
-// Bound on the rows (or columns) that bins touch, summed over bins. size: of the feature map.
+// Bound on the number of rows (or columns) that a bin touches, summed over bins. size: of the
+// feature map.
 template <typename T>
 double entries_bound(const Axis<T>& axis, int32_t size) {
   const double per_bin =

@@ -1,5 +1,5 @@
-// The gradient of the pooled tensor as one vector of channels per bin, in the accumulate type. Read
-// in place if the tensor is stored that way, else packed into a buffer.
+// The gradient of the pooled tensor as one vector of channels per bin, in the accumulate type. It
+// is read in place if the tensor has this layout and type, else packed into a buffer.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +41,7 @@ class PooledGradient {
            pooled_.row_stride == pooled_width_ * pooled_.column_stride;
   }
 
-  // In place, channel 0 of bin b of box k is at data() + offset(k, b).
+  // If is_in_place(), channel 0 of bin b of box k is at data() + offset(k, b).
   const acc_t* data() const {
     return static_cast<const acc_t*>(pooled_.data);
   }
@@ -50,7 +50,7 @@ class PooledGradient {
   }
 
   // buffer[bin * stride + c]: the bins of some bin rows of box k, channels [c, c + channels).
-  // Writes up to `lanes` bins past the last one.
+  // May write up to `lanes` bins past the last one.
   void pack(
       int64_t k, Range<int32_t> bin_rows, int64_t c, int32_t channels, acc_t* buffer,
       int64_t stride) const {

@@ -61,15 +61,15 @@ class PooledWriter {
                                     : channel_block<T>(bins_, channels, kernels_.planar_block);
   }
 
-  // To be filled and passed to write(), if channels are not innermost. Valid until the next call.
+  // A buffer to fill and pass to write(), if channels are not innermost. Valid until the next call.
   BinBuffer<acc_t> buffer(int32_t channels) {
     const int64_t stride = round_up(channels, kernels_.lanes);
     buffer_.resize((size_t(bins_) + kernels_.lanes) * stride);
     return {buffer_.data(), stride};
   }
 
-  // Channels [c, c + channels) of box k. Planes of 49 bins are not cache-line aligned. The planes
-  // of a large output are therefore transposed in the cache and streamed in whole lines.
+  // Writes channels [c, c + channels) of box k. Planes of e.g. 49 bins are not cache-line aligned.
+  // The planes of a large output are therefore transposed in the cache and streamed in whole lines.
   void write(const BinBuffer<acc_t>& buffer, int64_t k, int64_t c, int32_t channels) {
     T* to = at(k, c);
     if (!is_staged_) {
@@ -86,7 +86,7 @@ class PooledWriter {
   }
 
   // Calls pool(to, channel stride, bin row stride), which writes the planes of channels
-  // [c, c + channels) of box k. Columns of bins are adjacent.
+  // [c, c + channels) of box k. The columns of a bin row are adjacent.
   template <typename Pool>
   void write_planes(int64_t k, int64_t c, int32_t channels, Pool pool) {
     T* to = at(k, c);
@@ -108,7 +108,7 @@ class PooledWriter {
   const int32_t pooled_width_;
   const PlaneGrid grid_;
   const bool is_large_;
-  const bool is_staged_;  // planes, in stage_, before they are streamed
+  const bool is_staged_;  // planes are collected in stage_, then streamed
   std::vector<acc_t> buffer_;
   std::vector<T> stage_;
 };

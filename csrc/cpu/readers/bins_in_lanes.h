@@ -1,8 +1,8 @@
-// Bins in the lanes, read in place: for planes whose columns are innermost. A few vectors of each
-// pixel row are loaded, and the bins of a bin row, one per lane, look up their pixels in these
-// vectors. Nothing is transposed, but every pixel of a bin costs a lookup, which is cheaper than
-// packing if boxes are narrow or few. The sums equal the sums over BoxTaps bit for bit: the same
-// products in the same order.
+// Bins in the lanes, read in place: for planes whose columns are innermost. Each lane serves one
+// bin of a bin row. A few vectors of each pixel row are loaded, and the lanes look up their pixels
+// in these vectors. Nothing is transposed, but every pixel of a bin costs a lookup. This is cheaper
+// than packing if boxes are narrow or few. The sums equal the sums over BoxTaps bit for bit: the
+// same products in the same order.
 #pragma once
 
 #include <algorithm>
@@ -32,8 +32,8 @@ class BinsInLanesReader {
     std::vector<coord_t> prob_map;
   };
 
-  // Bins fill at least a quarter of the lanes, which bounds the weights to some four times the
-  // memory of taps.
+  // Bins fill at least a quarter of the lanes, so the weights take at most about four times the
+  // memory of the taps.
   static bool can_read(const Job& job, const FeatureMap& feature_map) {
     const Kernels<T>& table = kernels<T>();
     const int32_t bins = job.params.options.pooled_width;
@@ -45,8 +45,8 @@ class BinsInLanesReader {
 
   // Fitted to timings with AVX-512.
   static double cost(const Job& job, const Box<coord_t>& box) {
-    constexpr double kOfLookup = 2;
-    constexpr double kOfVector = 4;  // of pixels
+    constexpr double kLookupCost = 2;
+    constexpr double kVectorCost = 4;  // of pixels
     const FeatureMap& feature_map = job.feature_map(box.level);
     const int32_t lanes = kernels<T>().lanes;
     const int32_t columns = box.columns.end - box.columns.begin;
@@ -57,16 +57,16 @@ class BinsInLanesReader {
     const double vectors = double(columns) / lanes + 1;
     const double pixels_of_bin = entries_bound(x, feature_map.width) / x.bins;
     return entries_bound(box.geometry.y, feature_map.height) *
-           (kOfVector * vectors + kOfLookup * pixels_of_bin);
+           (kVectorCost * vectors + kLookupCost * pixels_of_bin);
   }
 
-  // Boxes share nothing.
+  // Boxes share no work.
   static double cost_of_group(const Job&, BoxSpan<coord_t>, double alone) {
     return alone;
   }
 
   static Grouping group(const Job&, BoxSpan<coord_t> boxes, double, int64_t parts) {
-    constexpr int64_t kMaxBoxes = 64;  // their weights stay in the cache
+    constexpr int64_t kMaxBoxes = 64;  // the weights of so many stay in the cache
     const int64_t num_boxes = static_cast<int64_t>(boxes.size());
     return {std::clamp<int64_t>(num_boxes / (4 * parts), 1, kMaxBoxes), false};
   }

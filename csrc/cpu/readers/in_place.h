@@ -1,5 +1,5 @@
 // Channels in the lanes, read in place: for features whose channels are innermost in memory. Boxes
-// share nothing, so each is a work item.
+// share no work, so each box is a work item.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ class InPlaceReader {
   static bool can_read(const Job& job, const FeatureMap& feature_map) {
     return has_channels_innermost(feature_map, job.params.channels);
   }
-  // Not compared: no other reader can read such features, except RowSumReader, which excludes this.
+  // Never compared: the only other reader of such features, RowSumReader, excludes this one.
   static double cost(const Job&, const Box<coord_t>&) {
     return 0;
   }

@@ -49,7 +49,7 @@ Range<int32_t> columns_of(BoxSpan<coord_t> boxes) {
   return columns;
 }
 
-// boxes: by first row.
+// boxes: sorted by first row.
 template <typename coord_t>
 PackedPixels packed_pixels(BoxSpan<coord_t> boxes) {
   double apart = 0;
@@ -99,10 +99,10 @@ class PackedReader {
     return cost_of(job).pixel * std::min(pixels.shared, pixels.apart) + of_taps;
   }
 
-  // taps: a bound for all boxes. parts: work items wanted.
+  // taps: upper bound, summed over the boxes. parts: number of work items wanted.
   static Grouping group(const Job& job, BoxSpan<coord_t> boxes, double taps, int64_t parts) {
-    constexpr double kMaxTaps = 1 << 20;  // of an item; 12 to 16 MB
-    constexpr int64_t kMinBoxes = 16;     // of an item, else rows are packed too often
+    constexpr double kMaxTaps = 1 << 20;  // per item; 12 to 16 MB
+    constexpr int64_t kMinBoxes = 16;     // per item; with fewer, rows are packed too often
     const PackedPixels pixels = packed_pixels(boxes);
     if (pixels.shared > pixels.apart) {
       return {1, false};
@@ -209,7 +209,7 @@ class PackedReader {
     return {1.2 * padding, 0.08 * padding};
   }
 
-  // A ring for the rows and columns that the boxes touch. Assigns their axes.
+  // A ring for the rows and columns that the boxes touch. Also assigns the axes of the boxes.
   RowRing<T> make_ring(const Params& params) {
     if (memory_.axes.size() < num_boxes()) {
       memory_.axes.resize(num_boxes());
@@ -246,8 +246,8 @@ class PackedReader {
         memory_.ring);
   }
 
-  // f(i, features, c, channels) for each box i and each block of channels. The offsets of the box's
-  // taps are relative to `features`.
+  // Calls f(i, features, c, channels) for each box i and each block of channels. The offsets of the
+  // box's taps are relative to `features`.
   template <typename F>
   void for_each_packed_box(F f) {
     for_each_block(item_.channel, item_.channels, item_.block, [&](int64_t c, int32_t channels) {

@@ -25,8 +25,8 @@ class RowRing {
     std::vector<acc_t> buffer;
   };
 
-  // columns: to pack, ascending, at least one. capacity: rows held at a time. block: most channels
-  // per block. memory must outlive the ring.
+  // columns: to pack, ascending, not empty. capacity: rows held at a time. block: maximum number of
+  // channels per block. memory must outlive the ring.
   RowRing(
       const FeatureMap& feature_map, int64_t image, const std::vector<int32_t>& columns,
       int32_t capacity, int32_t block, Memory& memory)

@@ -7,12 +7,12 @@
 //
 //   Costs in cycles per channel. The scheduler compares the costs of the readers that can read an
 //   image; results do not depend on costs. cost: of one box read alone; may be infinity.
-//   cost_of_group: of all boxes of an image; `alone` is the sum of their costs.
+//   cost_of_group: of all boxes of an image together; alone: the sum of their `cost`.
 //   static double cost(const Job&, const Box<coord_t>&)
 //   static double cost_of_group(const Job&, BoxSpan<coord_t>, double alone)
 //
-//   How the boxes of an image are divided into work items. taps: a bound for all of the boxes.
-//   parts: work items wanted.
+//   How to divide the boxes of an image into work items. taps: upper bound, summed over the boxes.
+//   parts: number of work items wanted.
 //   static Grouping group(const Job&, BoxSpan<coord_t>, double taps, int64_t parts)
 //   static int32_t channels_per_block(const Job&, BoxSpan<coord_t>)
 //
@@ -25,9 +25,9 @@
 //   void pool(PooledWriter<T>&)
 //   void dot(const PooledGradient<T>&, std::vector<std::vector<acc_t>>& products)
 //
-//   Optional: the reader's results differ from the other readers' in rounding, so it reads all
-//   boxes of every level that it can read. For sums over channels, such levels have a class of
-//   their own.
+//   Optional. Declared if the reader's results differ from the other readers' in rounding: it then
+//   reads all boxes of every level that it can read. On such levels, jobs that sum over channels
+//   use a class of their own instead (RowSumMapAndBoxGradient).
 //   static constexpr bool kExcludesOthers
 //
 // readers/readers.h lists the readers.

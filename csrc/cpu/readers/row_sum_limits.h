@@ -1,6 +1,6 @@
 // Decides when few channels are processed rows first (readers/row_sums.h). The order of summation
-// differs from the other readers', so the decision depends on channels, layout, map and number of
-// bins alone. Limits are fitted to timings with AVX-512 and AVX2.
+// differs from the other readers', so the decision depends only on channels, layout, map and number
+// of bins. Limits are fitted to timings with AVX-512 and AVX2.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,7 @@ bool pools_rows_first(const Params& params, const FeatureMap& feature_map) {
   return params.channels <= most && fills_lanes<T>(params, rows);
 }
 
-// Whether gradients are computed rows first: of the features of a level, and of the maps and boxes
-// on it.
+// Whether the gradients of a level (features, maps and boxes) are computed rows first.
 template <typename T>
 bool differentiates_rows_first(const Params& params, const FeatureMap& feature_map) {
   const ElementRows rows = element_rows(feature_map, params.channels);

@@ -3,7 +3,7 @@
 // their columns in the sum. A box needs only row weights and column weights.
 //
 // The order of summation differs from the other readers'. The choice of this reader therefore
-// depends on channels, layout, map and number of bins alone, never on the other boxes of a call.
+// depends only on channels, layout, map and number of bins, never on the other boxes of a call.
 #pragma once
 
 #include <cstdint>
@@ -95,7 +95,7 @@ class RowSumReader {
   const Box<coord_t>& box_;
   const FeatureMap& feature_map_;
   const ElementRows layout_;   // of the lanes
-  const bool is_interleaved_;  // pixels and bins
+  const bool is_interleaved_;  // channels, in pixels and in bins
   Memory& memory_;
 
   void pool(T* to, int64_t plane_stride, int64_t bin_row_stride) {

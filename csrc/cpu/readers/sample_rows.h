@@ -21,12 +21,12 @@ void clear(std::vector<T>& values, int64_t size) {
   }
 }
 
-// The weights that the map gives the samples of a box, the same for all channels: per sample row,
-// or per pixel row that the sample rows read.
+// The weights of the samples of a box from the probability map, the same for all channels: per
+// sample row, or per pixel row that the sample rows read.
 template <typename acc_t, typename coord_t>
 class SampleWeights {
  public:
-  // Without a map, p is 1. taps: by samples; must outlive the calls of of_bin_row.
+  // Without a map, p is 1. taps: assigned by_samples; must outlive the calls of of_bin_row.
   void assign(const Params& params, const Box<coord_t>& box, BoxRowTaps<acc_t, coord_t>& taps) {
     taps_ = &taps;
     width_ = params.prob_map_width;
@@ -78,15 +78,15 @@ class SampleWeights {
   std::vector<acc_t> weights_;
 };
 
-// Pixel rows interpolated at the x of the samples of a box. Consecutive bin rows share two pixel
-// rows, which are kept.
+// Pixel rows interpolated at the x of the samples of a box. Caches two pixel rows, because
+// consecutive bin rows share two.
 template <typename T, typename coord_t>
 class RowsAtSamples {
  public:
   using acc_t = accumulate_t<T>;
 
-  // columns: of the taps' results, or of their derivatives. All arguments must outlive the calls of
-  // at(). The taps are of single channels.
+  // columns: from taps.assign_columns or taps.assign_column_slopes. taps: not interleaved. All
+  // arguments must outlive the calls of at().
   void assign(
       const FeatureMap& feature_map, const Box<coord_t>& box, int64_t channels,
       const BoxRowTaps<acc_t, coord_t>& taps, const LaneTapsTable<acc_t>& columns) {

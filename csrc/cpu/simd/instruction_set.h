@@ -3,12 +3,12 @@
 
 namespace shape_roi_align::cpu {
 
-enum class InstructionSet { kPortable, kAvx2, kAvx512 };  // worst first
+enum class InstructionSet { kPortable, kAvx2, kAvx512 };  // ascending
 
-// The best instruction set of this processor. SHAPE_ROI_ALIGN_CPU_CAPABILITY ("portable", "avx2" or
-// "avx512") lowers it; a name that the processor does not support has no effect. The first result
-// is kept for the life of the process. Throws std::invalid_argument if the variable has any other
-// value, except the empty string.
+// The best instruction set of this processor, or a lower one if SHAPE_ROI_ALIGN_CPU_CAPABILITY
+// ("portable", "avx2" or "avx512") names it. An instruction set that the processor lacks has no
+// effect. Chosen once per process. Throws std::invalid_argument if the variable holds any other
+// nonempty value.
 InstructionSet instruction_set();
 
 // "portable", "avx2" or "avx512". Throws like instruction_set().

@@ -42,8 +42,8 @@ struct Planes {
 constexpr int32_t kMaxRowVectors = 4;
 
 // How to pool one box with bins in the lanes: bin pw of a bin row is in lane pw. A few vectors of
-// each pixel row are loaded, in which the lanes look up their pixels. A bin reads up to `parts`
-// pixels of a pixel row. A step is one pixel row of one bin row. Built by BoxLookups.
+// each pixel row are loaded, and the lanes look up their pixels in these vectors. A bin reads up to
+// `parts` pixels of a pixel row. A step is one pixel row of one bin row. Built by BoxLookups.
 template <typename acc_t>
 struct Lookups {
   int32_t vectors;                 // of a pixel row: 1, 2 or 4
@@ -62,7 +62,7 @@ struct Lookups {
 template <typename acc_t>
 struct LaneTaps {
   int32_t vectors;  // of results
-  int32_t parts;    // most taps of a lane
+  int32_t parts;    // maximum number of taps of a lane
   int32_t window;   // vectors that hold the sources of a result vector: 1, 2, 4; 0: more
   // Every result has exactly `parts` taps. Lanes past the last result are then undefined.
   bool is_complete;
@@ -71,9 +71,9 @@ struct LaneTaps {
   const acc_t* weight;   // [vectors][parts][lanes]
 };
 
-// How to pool some rows of planes, rows first: for each row of `rows`, the source rows of its taps
-// are added up, weighted; `columns` then computes the results from the sum. A pixel row with
-// channels innermost is treated as one row of elements.
+// How to pool some rows of planes, rows first: each row of `rows` is a weighted sum of source rows;
+// `columns` then computes the results from this sum. A pixel row with channels innermost is treated
+// as one row of elements.
 template <typename acc_t>
 struct RowSums {
   TapMatrix<acc_t> rows;  // offset: of the first element of a source row
@@ -81,7 +81,7 @@ struct RowSums {
   int32_t elements;  // of a source row
   int32_t planes;    // channels, each with rows of its own
   acc_t* sum;        // memory: [elements + kRowSumPadding]
-  int64_t next_row;  // elements to the source row that is prefetched; 0: none
+  int64_t next_row;  // offset from the last source row to the row to prefetch; 0: no prefetch
 };
 
 // Elements after a row sum that kernels read with weight 0; they may be uninitialised.
@@ -95,7 +95,7 @@ struct Kernels {
   int32_t planar_block;  // channels per block where planes are packed or unpacked
 
   // out[r * row_stride + c] = sum of weight[t] * source[offset[t] + c] over the taps t of row r.
-  // gather_streamed bypasses the caches with whole vectors if all of them are aligned; call
+  // gather_streamed uses streaming stores for whole vectors if all of them are aligned; call
   // finish_streaming() afterwards.
   void (*gather)(
       TapMatrix<acc_t> taps, const T* source, int32_t channels, T* out, int64_t row_stride);
@@ -118,14 +118,14 @@ struct Kernels {
       int64_t bin_stride, acc_t* products);
 
   // out[c * out_channel_stride + ph * out_row_stride + pw] = bin (ph, pw) of channel c. Null if the
-  // instruction set has no lookup of lanes.
+  // instruction set cannot permute lanes.
   void (*look_up)(
       const Lookups<acc_t>& box, const T* features, int64_t channel_stride, int32_t channels,
       T* out, int64_t out_channel_stride, int64_t out_row_stride);
 
-  // pool.sum = the sum of row 0 of pool.rows, for one plane.
+  // pool.sum = the weighted sum of row 0 of pool.rows, for one plane.
   void (*sum_row)(const RowSums<acc_t>& pool, const T* source);
-  // out[plane * out_plane_stride + r * out_row_stride + i] = result i < results of row r. The
+  // out[plane * out_plane_stride + r * out_row_stride + i] = result i of row r, i < results. The
   // variants read or write buffers; add_buffer_rows adds to the buffer.
   void (*pool_rows)(
       const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, T* out,
@@ -149,7 +149,7 @@ struct Kernels {
       const LaneTaps<acc_t>& columns, const acc_t* source, int32_t planes, int64_t source_stride,
       acc_t* to, int64_t plane_stride, int32_t results);
 
-  // The next kernels work on rows of n lanes, in whole vectors.
+  // The next four kernels work on rows of n lanes, in whole vectors.
   // to[plane][i] += a[i] * b[plane][i]
   void (*add_weighted)(const acc_t* a, const acc_t* b, int32_t planes, int32_t n, acc_t* to);
   // to[i] += sum over planes of a[plane][i] * b[plane][i]
@@ -162,8 +162,8 @@ struct Kernels {
       const acc_t* low, acc_t low_weight, const acc_t* high, acc_t high_weight, int32_t n,
       acc_t* to);
 
-  // to[c * stride + i] = from[i * channels + c] for i in [0, n). May write whole vectors. May read
-  // as many columns, plus kRowSumPadding elements.
+  // to[c * stride + i] = from[i * channels + c] for i in [0, n). May read and write columns up to
+  // the next multiple of `lanes`, and may read kRowSumPadding elements more.
   void (*separate)(const acc_t* from, int32_t channels, int32_t n, acc_t* to, int64_t stride);
   // to[i * channels + c] = from[c * stride + i] for i in [0, n)
   void (*interleave)(const acc_t* from, int32_t channels, int64_t stride, int32_t n, T* to);
@@ -174,12 +174,12 @@ struct Kernels {
   void (*copy_to_buffer)(
       const T* source, const int64_t* offset, int32_t rows, int32_t channels, acc_t* buffer,
       int64_t stride);
-  // buffer[(row * buffer_columns + column) * stride + c] = planes. Of each plane row, columns up to
-  // the next multiple of `lanes` may be written too.
+  // buffer[(row * buffer_columns + column) * stride + c] = planes. May write the columns of each
+  // plane row up to the next multiple of `lanes`.
   void (*pack)(
       const Planes<const T>& planes, acc_t* buffer, int64_t buffer_columns, int64_t stride);
-  // planes = buffer, whose rows have num_columns columns. Reads columns up to the next multiple of
-  // `lanes`.
+  // planes = buffer, whose rows have num_columns columns. May read columns up to the next multiple
+  // of `lanes`.
   void (*unpack)(const acc_t* buffer, int64_t stride, const Planes<T>& planes);
 };
 

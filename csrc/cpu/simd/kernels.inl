@@ -1,6 +1,6 @@
-// The kernels of one instruction set. kernels_<name>.cpp includes this file in a namespace of its
-// own and, on x86-64, in a region compiled for that instruction set, and defines VECTOR_BYTES and
-// ACCUMULATORS (vectors that stay in registers). Every function has internal linkage, so that the
+// The kernels of one instruction set. kernels_<name>.cpp defines VECTOR_BYTES and ACCUMULATORS
+// (vectors that stay in registers) and includes this file in a namespace of its own and, on x86-64,
+// in a region compiled for the instruction set. Every function has internal linkage, so that the
 // linker cannot merge it with a copy compiled for a newer processor.
 
 #include "cpu/simd/vectors.inl"
@@ -82,7 +82,7 @@ static void gather(
       });
 }
 
-// Sums the lanes of one vector per tap, `lanes` taps per transpose.
+// Sums the lanes of one vector per tap; one transpose serves `lanes` taps.
 template <typename acc_t>
 struct DotProducts {
   static constexpr int32_t lanes = kLanes<acc_t>;
@@ -274,17 +274,17 @@ static void unpack(const accumulate_t<T>* buffer, int64_t stride, const Planes<T
 template <int32_t Vectors>
 constexpr int32_t kPlanes = ACCUMULATORS / (Vectors < 4 ? 4 : Vectors);
 
-// f(first channel, planes, vectors) for groups of kPlanes planes, then plane by plane.
+// Calls f(first channel, planes, vectors) for groups of kPlanes planes, then plane by plane.
 template <typename acc_t, typename F>
 INLINE void for_plane_groups(int32_t vectors, int32_t channels, F f) {
-  const auto groups = [&](auto of_row) ALWAYS_INLINE {
-    constexpr int32_t planes = kPlanes<decltype(of_row)::value>;
+  const auto groups = [&](auto row_vectors) ALWAYS_INLINE {
+    constexpr int32_t planes = kPlanes<decltype(row_vectors)::value>;
     int32_t c = 0;
     for (; c + planes <= channels; c += planes) {
-      f(c, std::integral_constant<int32_t, planes>{}, of_row);
+      f(c, std::integral_constant<int32_t, planes>{}, row_vectors);
     }
     for (; c < channels; ++c) {
-      f(c, std::integral_constant<int32_t, 1>{}, of_row);
+      f(c, std::integral_constant<int32_t, 1>{}, row_vectors);
     }
   };
   if (vectors == 1) {

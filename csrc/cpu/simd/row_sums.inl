@@ -32,7 +32,7 @@ INLINE DoubleVector look_up_anywhere(const double* from, const int32_t* index) {
   return load_vector(values);
 }
 
-// The first n lanes, or all.
+// Loads the first min(n, lanes) lanes.
 template <typename T>
 INLINE vector_t<accumulate_t<T>> load_some(const T* from, int32_t n) {
   return n >= kLanes<accumulate_t<T>> ? load_vector(from) : load_partial(from, n);
@@ -46,7 +46,7 @@ INLINE void store_some(T* to, V v, int32_t n) {
   }
 }
 
-// Result vector v of `columns` from the sources of its window.
+// Result vector v of `columns`, from a window of sources in registers.
 template <int32_t Window, bool Complete, typename acc_t>
 INLINE vector_t<acc_t> add_taps(
     const LaneTaps<acc_t>& columns, int32_t v, const vector_t<acc_t> (&window)[Window]) {
@@ -155,7 +155,7 @@ static void sum_row(const RowSums<accumulate_t<T>>& pool, const T* source) {
   sum_rows(pool, 0, source);
 }
 
-// The same sum for rows that fit in registers. n: elements of each vector; zeros follow.
+// The same sum for rows that fit in registers. n: elements of each vector; the other lanes are 0.
 template <int32_t Vectors, typename T>
 INLINE void sum_rows_in_registers(
     const TapMatrix<accumulate_t<T>>& rows, int32_t r, const int32_t (&n)[Vectors], const T* source,
@@ -180,7 +180,7 @@ static void pool_rows(
   constexpr int32_t lanes = kLanes<acc_t>;
   const RowSums<acc_t> pool = arguments;  // a copy: stores cannot alias it
   const LaneTaps<acc_t>& columns = pool.columns;
-  // of_row(row, its first source row, look_up), look_up(v): the results of vector v.
+  // Calls of_row(row, source of its plane, output of the row).
   const auto for_each_row = [&](auto of_row) ALWAYS_INLINE {
     for (int32_t plane = 0; plane < pool.planes; ++plane) {
       for (int32_t r = 0; r < pool.rows.rows; ++r) {
@@ -192,6 +192,7 @@ static void pool_rows(
       }
     }
   };
+  // look_up(v): result vector v.
   const auto write = [&](out_t* to, auto look_up) ALWAYS_INLINE {
     for (int32_t v = 0; v < columns.vectors; ++v, to += lanes) {
       const vector_t<acc_t> sum = look_up(v);
@@ -286,13 +287,13 @@ static void interpolate(
   }
 }
 
-// Indices that extract a vector of one channel from as many vectors as there are interleaved
-// channels.
+// Indices for permutes that separate interleaved channels: they extract one vector of one channel
+// from `channels` vectors.
 template <int32_t Lanes>
 struct Separation {
   static constexpr int32_t kWindow = 4;  // vectors
   static constexpr int32_t kMaxChannels = 2 * kWindow;
-  // Indices into the first kWindow vectors, and into the remaining ones; -1: not there.
+  // Indices into the first kWindow vectors, and into the remaining ones; -1: in the other part.
   int32_t index[kMaxChannels + 1][kMaxChannels][2][Lanes] = {};
 
   constexpr Separation() {

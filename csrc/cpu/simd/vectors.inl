@@ -96,7 +96,7 @@ INLINE void store_vector(Half* to, FloatVector v) {
 }
 #endif
 
-// A store that bypasses the caches. `to` is aligned to the bytes stored.
+// A store that bypasses the caches. `to` is aligned to the size of the store.
 INLINE void stream_vector(float* to, FloatVector v) {
 #if VECTOR_BYTES == 64
   _mm512_stream_ps(to, (__m512)v);
@@ -256,7 +256,7 @@ template <typename acc_t>
 constexpr bool kCanPermute = false;
 #endif
 
-// Lane i: a[i] or b[i], of which one is 0.
+// Lane i: a[i] or b[i], whichever is not 0; at least one must be 0.
 template <typename V>
 INLINE V either(V a, V b) {
   return (V)((BitsVector)a | (BitsVector)b);

@@ -16,14 +16,14 @@ struct AxisSample {
   Interpolation<T> pixels;
   int32_t low_index;   // into AxisTaps::touched
   int32_t high_index;  //
-  int32_t low_entry;   // of AxisTaps::entry_begin
+  int32_t low_entry;   // numbered as in AxisTaps::entry_begin
   int32_t high_entry;  //
   T uv;                // u along x, v along y
   Interpolation<T> prob_map;
 };
 
 // An entry is a pair of a bin and a row (or column) in its span. Entries are numbered bin by bin.
-// There are no bins before the first assign().
+// Empty until the first assign().
 template <typename T>
 class AxisTaps {
  public:
@@ -47,7 +47,7 @@ class AxisTaps {
     sample_begin.resize(axis.bins + 1);
     sample_begin[0] = 0;
     Range<int32_t> reach{size, 0};
-    // Divisions are tabled, because all bins share the results.
+    // Precomputes the divisions, because all bins share the results.
     constexpr int32_t kTabled = 8;
     T in_bin[kTabled];
     for (int32_t i = 0; i < std::min(axis.samples, kTabled); ++i) {
@@ -95,7 +95,7 @@ class AxisTaps {
     }
   }
 
-  // first: of the reach.
+  // first: the first row (or column) of the reach.
   void number_entries(int32_t num_bins, int32_t first) {
     bin_span.resize(num_bins);
     entry_begin.resize(num_bins + 1);
@@ -121,7 +121,8 @@ class AxisTaps {
   }
 };
 
-// The bins that touch rows (or columns) of `touched`, a range of indices into axis.touched.
+// The range from the first to the last bin that touches any of the rows (or columns) `touched`, a
+// range of indices into axis.touched.
 template <typename T>
 Range<int32_t> bin_rows_touching(const AxisTaps<T>& axis, Range<int32_t> touched) {
   const auto reaches = [&](int32_t bin) {
@@ -138,7 +139,7 @@ Range<int32_t> bin_rows_touching(const AxisTaps<T>& axis, Range<int32_t> touched
   return bins;
 }
 
-// The sum of the weights of the samples at each entry.
+// weights[entry] = factor * the sum of the weights of the samples at that entry.
 template <typename T, typename weight_t>
 void add_entry_weights(const AxisTaps<T>& axis, T factor, std::vector<weight_t>& weights) {
   weights.assign(axis.num_entries(), weight_t(0));

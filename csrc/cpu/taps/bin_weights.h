@@ -37,8 +37,8 @@ class BinWeights {
     }
   }
 
-  // [touched rows of bin row ph][entries of x], valid until the next call. Only the touched rows in
-  // `wanted`, indices into y.touched, are complete.
+  // [touched rows of bin row ph][entries of x], valid until the next call. wanted: a range of
+  // indices into y.touched. Only the rows in this range are complete.
   const T* of_bin_row(int32_t ph, Range<int32_t> wanted) {
     const AxisTaps<T>& y = axes_.y;
     const Range<int32_t> span = y.bin_span[ph];

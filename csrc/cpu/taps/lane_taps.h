@@ -1,4 +1,4 @@
-// Taps of results in the lanes of vectors: along a row of bins, of samples or of pixels.
+// Taps whose results are in the lanes of vectors, along a row of bins, samples or pixels.
 #pragma once
 
 #include <algorithm>
@@ -103,7 +103,7 @@ class LaneTapsTable {
         last = std::max(last, index);
       });
       if (last >= 0) {
-        // Aligned to vectors: loads of vectors that a kernel has just stored then skip the cache.
+        // Aligned to vectors, so that loads of just-stored vectors use store-to-load forwarding.
         start_[v] = first / lanes * lanes;
         widest = std::max(widest, last - start_[v] + 1);
       }

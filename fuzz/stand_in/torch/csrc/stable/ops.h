@@ -1,11 +1,11 @@
-// Stands in for torch's header in the fuzzers: loops over threads run one after the other.
+// Stands in for torch's header in the fuzzers: parallel loops run on one thread.
 #pragma once
 
 #include <cstdint>
 
 namespace torch::stable {
 
-// How many threads the kernels divide their work for. Results must not depend on it.
+// The number of threads for which the kernels divide their work. Results must not depend on it.
 inline uint32_t num_threads = 1;
 
 inline uint32_t get_num_threads() {
