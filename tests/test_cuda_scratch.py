@@ -240,7 +240,7 @@ def test_the_grid_of_features_reaches_both_bounds_and_both_ways_to_find_boxes(
 def test_kernels_that_cannot_look_at_boxes_have_scratch(
     feature_grid: dict[FeatureShape, FeatureScratch],
 ) -> None:
-    """can_look_at_boxes: those of small tiles, and of coordinates in float64."""
+    """can_check_boxes: those of small tiles, and of coordinates in float64."""
     large = [
         scratch.bytes
         for shape, scratch in feature_grid.items()

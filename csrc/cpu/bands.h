@@ -26,24 +26,24 @@ struct Band {
 };
 
 // Pixel rows per band such that the band's taps fit in the cache. taps: number over all boxes of
-// the image. most: upper limit on the rows.
-inline int32_t rows_of_taps(const FeatureMap& gradient, double taps, int64_t most) {
+// the image. row_limit: upper limit on the rows.
+inline int32_t rows_of_taps(const FeatureMap& gradient, double taps, int64_t row_limit) {
   constexpr double kTapsOfBand = 1 << 16;  // 2 to 3 MB, if boxes are spread evenly
   constexpr int64_t kMaxPixels = 1 << 30;  // per band; pixels are counted in 32 bits
-  const double most_rows = double(std::min(most, kMaxPixels / gradient.width));
+  const double max_rows = double(std::min(row_limit, kMaxPixels / gradient.width));
   return static_cast<int32_t>(
-      std::max(std::min(kTapsOfBand * gradient.height / (taps + 1), most_rows), 1.0));
+      std::max(std::min(kTapsOfBand * gradient.height / (taps + 1), max_rows), 1.0));
 }
 
 // Pixel rows per band such that the band's accumulators stay in the cache. Each band recomputes the
 // taps of its boxes, so bands are as tall as the cache and the number of threads allow. More
 // threads do not make bands lower than kMinRows.
 template <typename T>
-int32_t rows_of_row_sums(const Params& params, const FeatureMap& gradient, int64_t most) {
+int32_t rows_of_row_sums(const Params& params, const FeatureMap& gradient, int64_t row_limit) {
   constexpr int64_t kBandBytes = 1 << 20;
   constexpr int64_t kMinRows = 16;
   const int64_t row_bytes = params.channels * gradient.width * int64_t(sizeof(accumulate_t<T>));
-  const int64_t rows = std::min(std::max(most, kMinRows), kBandBytes / row_bytes);
+  const int64_t rows = std::min(std::max(row_limit, kMinRows), kBandBytes / row_bytes);
   return static_cast<int32_t>(std::clamp<int64_t>(rows, 1, gradient.height));
 }
 

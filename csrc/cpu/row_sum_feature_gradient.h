@@ -100,8 +100,8 @@ class RowSumFeatureGradient {
 
   // Adds the rows of `from`, weighted as sources_ says, to the pixel rows.
   void add_rows(const std::vector<acc_t>& from, int64_t plane_stride, Range<int32_t> pixel_rows) {
-    const RowSums<acc_t> pool{sources_.view(), columns_.view(), taps_.lanes(),
-                              layout_.planes,  sum_.data(),     0};
+    const RowSumsArguments<acc_t> pool{sources_.view(), columns_.view(), taps_.lanes(),
+                                       layout_.planes,  sum_.data(),     0};
     acc_t* to = pixels_.data() + (pixel_rows.begin - rows_.begin) * row_size_ +
                 taps_.first_column() * layout_.interleaved;
     kernels_.add_buffer_rows(

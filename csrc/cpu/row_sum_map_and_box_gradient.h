@@ -190,7 +190,8 @@ class RowSumMapAndBoxGradient {
     map_rows_.assign_identity(params_.prob_map_height, lanes_);
     grad_map_.resize(size_t(params_.prob_map_height) * width);
     sum_.resize(lanes_ + kRowSumPadding);
-    const RowSums<acc_t> pool{map_rows_.view(), map_columns_.view(), lanes_, 1, sum_.data(), 0};
+    const RowSumsArguments<acc_t> pool{
+        map_rows_.view(), map_columns_.view(), lanes_, 1, sum_.data(), 0};
     kernels_.pool_buffer_rows(pool, grad_map_rows_.data(), 0, grad_map_.data(), 0, width, width);
     writer_.write_prob_map(k, grad_map_);
   }

@@ -19,7 +19,7 @@
 namespace shape_roi_align::cpu {
 
 // Boxes of one image and level, all read by one reader.
-struct ReadBoxes {
+struct ReaderGroup {
   size_t reader;
   size_t begin;
   size_t end;
@@ -43,19 +43,19 @@ class Scheduler {
   // Enough items to keep all threads busy: at least one per thread, or two per thread if the number
   // of boxes differs between images.
   std::vector<WorkItem> items() const {
-    const int64_t num_images = static_cast<int64_t>(images_.size());
+    const int64_t num_groups = static_cast<int64_t>(groups_.size());
     int64_t most_boxes = 0;
-    for (const ReadBoxes& image : images_) {
-      most_boxes = std::max(most_boxes, static_cast<int64_t>(image.end - image.begin));
+    for (const ReaderGroup& group : groups_) {
+      most_boxes = std::max(most_boxes, static_cast<int64_t>(group.end - group.begin));
     }
     const int64_t num_boxes = static_cast<int64_t>(boxes_.size());
-    const bool are_alike = 10 * most_boxes * num_images <= 11 * num_boxes;
+    const bool are_alike = 10 * most_boxes * num_groups <= 11 * num_boxes;
     const int64_t wanted = are_alike ? num_threads_ : 2 * num_threads_;
-    const int64_t parts = num_images == 0 ? 1 : (wanted + num_images - 1) / num_images;
+    const int64_t parts = num_groups == 0 ? 1 : (wanted + num_groups - 1) / num_groups;
     std::vector<WorkItem> items;
-    for (const ReadBoxes& image : images_) {
+    for (const ReaderGroup& group : groups_) {
       with_reader<T, coord_t>(
-          image.reader, [&]<typename Reader>() { add_items<Reader>(image, parts, items); });
+          group.reader, [&]<typename Reader>() { add_items<Reader>(group, parts, items); });
     }
     return items;
   }
@@ -66,7 +66,7 @@ class Scheduler {
   const Job& job_;
   std::vector<Box<coord_t>>& boxes_;
   const int64_t num_threads_ = static_cast<int64_t>(torch::stable::get_num_threads());
-  std::vector<ReadBoxes> images_;
+  std::vector<ReaderGroup> groups_;
   std::vector<double> taps_;  // upper bound for each box
   double total_taps_ = 0;
 
@@ -90,12 +90,12 @@ class Scheduler {
       }
     });
     if (excludes_others < kNum) {
-      images_.push_back({excludes_others, begin, end});
+      groups_.push_back({excludes_others, begin, end});
       return;
     }
     if (std::count(can_read.begin(), can_read.end(), true) == 1) {
       const size_t only = std::find(can_read.begin(), can_read.end(), true) - can_read.begin();
-      images_.push_back({only, begin, end});
+      groups_.push_back({only, begin, end});
       return;
     }
     std::array<double, kNum> alone{};  // of each reader: cost of all boxes, each read alone
@@ -128,7 +128,7 @@ class Scheduler {
       }
     });
     if (cheapest >= together) {
-      images_.push_back({best, begin, end});
+      groups_.push_back({best, begin, end});
     } else {
       sort_by_reader(begin, chosen);
     }
@@ -147,7 +147,7 @@ class Scheduler {
         }
       }
       if (from < to) {
-        images_.push_back({reader, from, to});
+        groups_.push_back({reader, from, to});
       }
     }
   }
@@ -155,12 +155,12 @@ class Scheduler {
   // Each part of the channels builds the taps of its boxes again; each part of the boxes reads the
   // pixels that parts share again.
   template <typename Reader>
-  void add_items(const ReadBoxes& image, int64_t parts, std::vector<WorkItem>& items) const {
-    const BoxSpan<coord_t> boxes = span(image.begin, image.end);
-    const Grouping grouping = Reader::group(job_, boxes, taps_of(image.begin, image.end), parts);
+  void add_items(const ReaderGroup& group, int64_t parts, std::vector<WorkItem>& items) const {
+    const BoxSpan<coord_t> boxes = span(group.begin, group.end);
+    const Grouping grouping = Reader::group(job_, boxes, taps_of(group.begin, group.end), parts);
     const int32_t shared_block = grouping.is_shared ? Reader::channels_per_block(job_, boxes) : 0;
-    for (size_t begin = image.begin; begin < image.end; begin += grouping.boxes) {
-      const size_t end = std::min<size_t>(begin + grouping.boxes, image.end);
+    for (size_t begin = group.begin; begin < group.end; begin += grouping.boxes) {
+      const size_t end = std::min<size_t>(begin + grouping.boxes, group.end);
       const int32_t block =
           grouping.is_shared ? shared_block : Reader::channels_per_block(job_, span(begin, end));
       // A single box may account for most of the work of a call.
@@ -174,7 +174,7 @@ class Scheduler {
       }
       for (int64_t c = 0; c < job_.params.channels; c += channels) {
         items.push_back(
-            {image.reader, begin, end, c, std::min(channels, job_.params.channels - c), block});
+            {group.reader, begin, end, c, std::min(channels, job_.params.channels - c), block});
       }
     }
   }

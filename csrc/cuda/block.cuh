@@ -42,11 +42,11 @@ __host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 template <typename index_t>
-__host__ __device__ constexpr index_t least(index_t a, std::type_identity_t<index_t> b) {
+__host__ __device__ constexpr index_t min_of(index_t a, std::type_identity_t<index_t> b) {
   return a < b ? a : b;
 }
 template <typename index_t>
-__host__ __device__ constexpr index_t most(index_t a, std::type_identity_t<index_t> b) {
+__host__ __device__ constexpr index_t max_of(index_t a, std::type_identity_t<index_t> b) {
   return a > b ? a : b;
 }
 

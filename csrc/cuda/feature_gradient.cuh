@@ -20,7 +20,7 @@ __device__ void add_pixel_taps(
   constexpr int32_t kTaps = kTapsPerPixel<pixels_per_warp>;
   constexpr int32_t kRegisters = per_lane == 1 ? 8 : 32;
   constexpr int32_t kInFlight = Channels::template kPixelsIn<feature_t, kRegisters>;
-  constexpr int32_t kPixels = least(kInFlight, pixels_per_warp);
+  constexpr int32_t kPixels = min_of(kInFlight, pixels_per_warp);
   constexpr int32_t kTapsOfPixel = kInFlight / kPixels;
   static_assert(pixels_per_warp % kPixels == 0 && kTaps % kTapsOfPixel == 0);
   const int32_t pixel = warp_index() * pixels_per_warp;
@@ -28,8 +28,8 @@ __device__ void add_pixel_taps(
   int32_t longest = 0;
 #pragma unroll
   for (int32_t i = 0; i < pixels_per_warp; ++i) {
-    counts[i] = least(batch.taps_of(pixel + i) - first, kTaps);
-    longest = most(longest, counts[i]);
+    counts[i] = min_of(batch.taps_of(pixel + i) - first, kTaps);
+    longest = max_of(longest, counts[i]);
   }
   typename Channels::template Pixel<feature_t> loaded[kInFlight];
 #pragma unroll 1
@@ -136,7 +136,7 @@ constexpr int32_t kGatherBlocks = per_lane == 1 ? kBlocksOfOneChannel : kFewBloc
 // Whether an instance of the kernel can run without the results of touched_tiles_kernel. Not all
 // instances have enough registers.
 template <typename coord_t>
-constexpr bool can_look_at_boxes(int32_t pixels_per_warp) {
+constexpr bool can_check_boxes(int32_t pixels_per_warp) {
   return sizeof(coord_t) == sizeof(double) || pixels_per_warp == 1;
 }
 
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
         const __grid_constant__ TouchedTiles<coord_t> touched, const int64_t size) {
   using acc_t = accumulate_t<feature_t>;
   using Batch = BoxBatch<coord_t, pixels_per_warp>;
-  constexpr bool kLooksAtBoxes = can_look_at_boxes<coord_t>(pixels_per_warp);
+  constexpr bool kChecksBoxes = can_check_boxes<coord_t>(pixels_per_warp);
   __shared__ BoxList list;
   __shared__ Batch batch;
   __shared__ TapsThenSums<acc_t, kTileTaps> scratch;
@@ -171,21 +171,20 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kGatherBlocks
     int64_t begin = 0;
     int64_t end = num_rois;
     // Loading the image's range of boxes pays off if boxes are listed in several rounds.
-    if (num_rois > kListedBoxes && (!kLooksAtBoxes || touched.images != nullptr)) {
+    if (num_rois > kListedBoxes && (!kChecksBoxes || touched.images != nullptr)) {
       begin = (num_rois - touched.images[image].first_from_end) / kListedBoxes * kListedBoxes;
       end = touched.images[image].end;
     }
     bool is_read = false;
     for (int64_t first = begin; first < end; first += kListedBoxes) {
-      const bool has_bits = !kLooksAtBoxes || touched.bits != nullptr;
+      const bool has_bits = !kChecksBoxes || touched.bits != nullptr;
       const uint32_t* of_tile = has_bits ? touched.bits + position * tiles.words : nullptr;
-      const int32_t listed = list.template fill<kLooksAtBoxes>(
+      const int32_t listed = list.template fill<kChecksBoxes>(
           params, tile, touched.boxes, of_tile, tiles.words, image, first);
       is_read = is_read || listed > 0;
       for (int32_t at = 0; at < listed; at += Batch::kBoxes) {
-        const int32_t batch_size = least(Batch::kBoxes, listed - at);
-        batch.template fill<kLooksAtBoxes>(
-            params, tile, touched.boxes, list.boxes + at, batch_size);
+        const int32_t batch_size = min_of(Batch::kBoxes, listed - at);
+        batch.template fill<kChecksBoxes>(params, tile, touched.boxes, list.boxes + at, batch_size);
         bool has_more = true;
         for (int32_t tap = 0; has_more; tap += kTapsPerPixel<pixels_per_warp>) {
           has_more = fill_pixel_taps(params, grad, tile, batch, tap, scratch.taps);

@@ -153,10 +153,10 @@ struct StagedBins {
 // than groups, several warps share the bins of a group.
 __device__ inline Range<int32_t> bins_of_warp(
     const Patch& patch, const PatchPlan& plan, int32_t channel_groups) {
-  const int32_t parts = plan.whole_bins ? most(num_warps() / channel_groups, 1) : 1;
+  const int32_t parts = plan.whole_bins ? max_of(num_warps() / channel_groups, 1) : 1;
   const int32_t bins = (patch.bins() + parts - 1) / parts;
   const int32_t begin = warp_index() / channel_groups * bins;
-  return {begin, least(begin + bins, patch.bins())};  // empty for the warps beyond `parts`
+  return {begin, min_of(begin + bins, patch.bins())};  // empty for the warps beyond `parts`
 }
 
 // The work of forward_bins_in_lanes_kernel on one patch.
@@ -180,7 +180,7 @@ struct BinsInLanes {
     const int32_t lane = lane_index() % lanes;
 #pragma unroll 1
     for (int32_t first = staged.bins.begin; first < staged.bins.end; first += staged.kBins) {
-      const int32_t bins = least(staged.kBins, staged.bins.end - first);
+      const int32_t bins = min_of(staged.kBins, staged.bins.end - first);
       // Each lane counts the taps of one bin for all teams, because divisions are slow.
       const int32_t count =
           lane_index() < bins ? taps_of_bin(patch, tables, first + lane_index()) : 0;
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
     const PatchGroups<coord_t> groups(params, box, plan);
     const int64_t slab = grid.slab(i) * grid.slab_channels;
     const int32_t channels =
-        static_cast<int32_t>(least(grid.slab_channels, params.channels - slab));
+        static_cast<int32_t>(min_of(grid.slab_channels, params.channels - slab));
     const feature_t* from = static_cast<const feature_t*>(feature_map.data) +
                             box.geometry.batch * feature_map.image_stride +
                             slab * feature_map.channel_stride;
@@ -272,14 +272,14 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks<coord_t, kManyBlocks>)
           fill_taps(feature_map, box.geometry.share, patch, plan.taps_per_bin(), tables, taps);
           const BinsInLanes<feature_t, acc_t, coord_t> work{
               patch, tables, taps, plan.taps_per_bin(), is_first, is_last};
-          const int32_t last = least(first + at_once, channels);
+          const int32_t last = min_of(first + at_once, channels);
           const auto pool = [&](auto lanes) {
 #pragma unroll 1
             for (int32_t c = first + warp_index() % channel_groups * kChannelsPerLane; c < last;
                  c += step) {
               work.template pool<lanes>(
                   from + c * feature_map.channel_stride, feature_map.channel_stride,
-                  least(last - c, kChannelsPerLane), sum, staged[warp_index()], output,
+                  min_of(last - c, kChannelsPerLane), sum, staged[warp_index()], output,
                   to + c * output.channel_stride);
             }
           };

@@ -138,17 +138,17 @@ bool is_vectorizable(const Params& params, const PooledTensor& pooled) {
          allows_vectors(pooled, kWidth) && allow_vectors(params.levels, params.num_levels, kWidth);
 }
 
-// If boxes are few, divides each box among several blocks, at most most_shares.
+// If boxes are few, divides each box among several blocks, at most max_shares.
 inline BoxGrid make_box_grid(
     const Params& params, int64_t slab_channels, const LaunchOptions& options,
-    int64_t most_shares = kMaxBlocks) {
+    int64_t max_shares = kMaxBlocks) {
   BoxGrid grid;
   grid.num_rois = params.num_rois;
   grid.slab_channels = slab_channels;
   grid.slabs = ceil_div(params.channels, slab_channels);
   const int64_t blocks = std::max<int64_t>(1, grid.num_rois * grid.slabs);
   const int64_t shares = std::clamp<int64_t>(
-      std::min(options.wanted_blocks / blocks, most_shares), 1, num_bins(params));
+      std::min(options.wanted_blocks / blocks, max_shares), 1, num_bins(params));
   grid.max_bins = static_cast<int32_t>(ceil_div(num_bins(params), shares));
   grid.shares = static_cast<int32_t>(shares);
   return grid;
@@ -276,11 +276,11 @@ struct FeatureGradientPlan {
     constexpr int64_t kFewTiles = 8;  // times wanted_blocks
     const int64_t blocks = gather_blocks(params, tiles);
     const bool is_double = coordinate_type(params) == ScalarType::kDouble;
-    const bool can_look = is_double ? can_look_at_boxes<double>(tiles.pixels_per_warp)
-                                    : can_look_at_boxes<float>(tiles.pixels_per_warp);
+    const bool can_check = is_double ? can_check_boxes<double>(tiles.pixels_per_warp)
+                                     : can_check_boxes<float>(tiles.pixels_per_warp);
     const bool are_few =
         params.num_rois <= options.few_boxes && blocks <= kFewTiles * options.wanted_blocks;
-    if (params.num_rois == 0 || blocks == 0 || (are_few && can_look)) {
+    if (params.num_rois == 0 || blocks == 0 || (are_few && can_check)) {
       return;
     }
     boxes = params.num_rois * (is_double ? sizeof(Box<double>) : sizeof(Box<float>));
@@ -290,7 +290,7 @@ struct FeatureGradientPlan {
     bits = tiles.count() * tiles.words * sizeof(uint32_t);
     if (bytes() > std::max(options.scratch, bytes_of(params, gradients))) {
       boxes = images = bits = 0;
-      if (!can_look) {
+      if (!can_check) {
         tiles = make_tiles_of<1>(params, gradients, options);
       }
     }

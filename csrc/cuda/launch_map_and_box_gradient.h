@@ -37,8 +37,8 @@ struct MapAndBoxScratch {
     const int64_t all_cells = int64_t(params.prob_map_height) * params.prob_map_width;
     const ScalarType sum_type = coordinate_type(params);
     const int64_t sum_bytes = bytes_of(sum_type);
-    const int64_t most_shares = options.scratch / sum_bytes / (all_cells + 5) / num_rois;
-    shares = box_grid(params, options, most_shares).shares;
+    const int64_t max_shares = options.scratch / sum_bytes / (all_cells + 5) / num_rois;
+    shares = box_grid(params, options, max_shares).shares;
     const auto has_sums = [&](bool is_wanted, ScalarType type) {
       return is_wanted && (shares > 1 || type != sum_type);
     };
@@ -51,11 +51,13 @@ struct MapAndBoxScratch {
     const int64_t gradients =
         num_rois * ((wants_prob_maps ? all_cells * bytes_of(params.prob_map_type) : 0) +
                     (wants_rois ? 5 * bytes_of(params.roi_type) : 0));
-    const int64_t most = std::max(options.scratch, gradients);
-    const int64_t fitting = std::clamp<int64_t>(most / std::max<int64_t>(1, of_box), 1, num_rois);
+    const int64_t max_bytes = std::max(options.scratch, gradients);
+    const int64_t fitting =
+        std::clamp<int64_t>(max_bytes / std::max<int64_t>(1, of_box), 1, num_rois);
     boxes = std::min(params.num_rois, ceil_div(num_rois, ceil_div(num_rois, fitting)));
-    cells =
-        of_box > most && of_cell > 0 ? std::max<int64_t>(1, (most - of_rois) / of_cell) : all_cells;
+    cells = of_box > max_bytes && of_cell > 0
+                ? std::max<int64_t>(1, (max_bytes - of_rois) / of_cell)
+                : all_cells;
     map_bytes = boxes * cells * of_cell;
     roi_bytes = boxes * of_rois;
   }
@@ -64,10 +66,10 @@ struct MapAndBoxScratch {
     return map_bytes + roi_bytes;
   }
 
-  // most_shares: 0 counts as 1.
-  static BoxGrid box_grid(const Params& params, const LaunchOptions& options, int64_t most_shares) {
+  // max_shares: 0 counts as 1.
+  static BoxGrid box_grid(const Params& params, const LaunchOptions& options, int64_t max_shares) {
     BoxGrid grid =
-        make_box_grid(params, std::max<int64_t>(1, params.channels), options, most_shares);
+        make_box_grid(params, std::max<int64_t>(1, params.channels), options, max_shares);
     grid.slabs = 1;
     return grid;
   }

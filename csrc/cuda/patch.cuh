@@ -81,7 +81,7 @@ __device__ BinExtent bin_extent(const Axis<T>& axis) {
   if (fitting < T(kMaxBinSamples)) {
     samples = fitting > T(kMaxTouched / 2) ? static_cast<int32_t>(fitting) : kMaxTouched / 2;
   }
-  samples = least(samples, axis.samples);
+  samples = min_of(samples, axis.samples);
   const T touched = T(samples - 1) * spacing + slack + T(3);
   return {samples, touched < T(2 * samples) ? static_cast<int32_t>(touched) : 2 * samples};
 }
@@ -118,13 +118,13 @@ __device__ PatchPlan plan_patches(
     plan.whole_bins = plan.y.samples == y.samples && plan.x.samples == x.samples;
   }
   if (plan.whole_bins && !plan.has_many_taps()) {
-    const int32_t along_y = kMaxAxisSamples / most(plan.y.samples, 1);
-    const int32_t along_x = kMaxAxisSamples / most(plan.x.samples, 1);
-    const int32_t by_taps = kMaxTaps / most(plan.taps_per_bin(), 1);
-    const int32_t by_samples = kMaxSamples / most(plan.y.samples * plan.x.samples, 1);
-    const int32_t bins = least(max_bins, least(by_taps, by_samples));
-    plan.bin_columns = least(x.bins, least(along_x, bins));
-    plan.bin_rows = least(y.bins, least(along_y, bins / plan.bin_columns));
+    const int32_t along_y = kMaxAxisSamples / max_of(plan.y.samples, 1);
+    const int32_t along_x = kMaxAxisSamples / max_of(plan.x.samples, 1);
+    const int32_t by_taps = kMaxTaps / max_of(plan.taps_per_bin(), 1);
+    const int32_t by_samples = kMaxSamples / max_of(plan.y.samples * plan.x.samples, 1);
+    const int32_t bins = min_of(max_bins, min_of(by_taps, by_samples));
+    plan.bin_columns = min_of(x.bins, min_of(along_x, bins));
+    plan.bin_rows = min_of(y.bins, min_of(along_y, bins / plan.bin_columns));
   }
   return plan;
 }
@@ -205,16 +205,16 @@ class PatchGroups {
       y = samples_inside(box_.geometry.y, row, feature_map_.height);
       x = samples_inside(box_.geometry.x, column, feature_map_.width);
     }
-    const int64_t down = most(ceil_div(y.end - y.begin, most(plan_.y.samples, 1)), 1);
-    const int64_t right = most(ceil_div(x.end - x.begin, most(plan_.x.samples, 1)), 1);
+    const int64_t down = max_of(ceil_div(y.end - y.begin, max_of(plan_.y.samples, 1)), 1);
+    const int64_t right = max_of(ceil_div(x.end - x.begin, max_of(plan_.x.samples, 1)), 1);
     for (int64_t i = 0; i < down * right; ++i) {
       const int32_t first_y = y.begin + static_cast<int32_t>(i / right) * plan_.y.samples;
       const int32_t first_x = x.begin + static_cast<int32_t>(i % right) * plan_.x.samples;
       const Patch patch{
-          {row, least(plan_.bin_rows, rows_ - row), first_y,
-           least(plan_.y.samples, y.end - first_y)},
-          {column, least(plan_.bin_columns, columns_ - column), first_x,
-           least(plan_.x.samples, x.end - first_x)}};
+          {row, min_of(plan_.bin_rows, rows_ - row), first_y,
+           min_of(plan_.y.samples, y.end - first_y)},
+          {column, min_of(plan_.bin_columns, columns_ - column), first_x,
+           min_of(plan_.x.samples, x.end - first_x)}};
       f(patch, i == 0, i + 1 == down * right);
     }
   }

@@ -11,7 +11,7 @@ namespace shape_roi_align::cuda {
 struct Touched {
   int32_t first;
   int32_t count;
-  bool dense;
+  bool is_dense;
 };
 
 // Along one axis; in shared memory.
@@ -29,7 +29,7 @@ struct AxisTable {
   // The row (or column) of a tap.
   __device__ int32_t line(const PatchAxis& axis, int32_t bin, int32_t tap) const {
     const Touched& of_bin = touched[bin];
-    if (of_bin.dense) {
+    if (of_bin.is_dense) {
       return of_bin.first + tap;
     }
     const Interpolation<T>& at = pixels[bin * axis.samples + of_bin.first + tap / 2];
@@ -40,8 +40,8 @@ struct AxisTable {
   __device__ int32_t tap(const PatchAxis& axis, int32_t bin, int32_t sample, int32_t high) const {
     const Touched& of_bin = touched[bin];
     const Interpolation<T>& at = pixels[bin * axis.samples + sample];
-    return of_bin.dense ? (high == 0 ? at.low : at.high) - of_bin.first
-                        : 2 * (sample - of_bin.first) + high;
+    return of_bin.is_dense ? (high == 0 ? at.low : at.high) - of_bin.first
+                           : 2 * (sample - of_bin.first) + high;
   }
 };
 
@@ -94,11 +94,11 @@ __device__ void fill_touched(
     }
     Touched touched{0, 0, true};
     if (begin < end) {
-      const int32_t low = least(samples[begin].low, samples[end - 1].low);
-      const int32_t high = most(samples[begin].high, samples[end - 1].high);
-      touched.dense = high + 1 - low <= 2 * (end - begin);
-      touched.first = touched.dense ? low : begin;
-      touched.count = touched.dense ? high + 1 - low : 2 * (end - begin);
+      const int32_t low = min_of(samples[begin].low, samples[end - 1].low);
+      const int32_t high = max_of(samples[begin].high, samples[end - 1].high);
+      touched.is_dense = high + 1 - low <= 2 * (end - begin);
+      touched.first = touched.is_dense ? low : begin;
+      touched.count = touched.is_dense ? high + 1 - low : 2 * (end - begin);
     }
     table.touched[bin] = touched;
   }
@@ -106,7 +106,7 @@ __device__ void fill_touched(
 
 template <typename T>
 __device__ void fill_samples_of_taps(
-    const PatchAxis& part, bool falls, int32_t thread, int32_t threads, AxisTable<T>& table) {
+    const PatchAxis& part, bool is_negative, int32_t thread, int32_t threads, AxisTable<T>& table) {
 #pragma unroll 1
   for (int32_t i = thread; i < 2 * part.size(); i += threads) {
     const int32_t bin = i / (2 * part.samples);
@@ -118,13 +118,13 @@ __device__ void fill_samples_of_taps(
     const Interpolation<T>* samples = table.pixels + bin * part.samples;
     int32_t begin = touched.first + tap / 2;
     int32_t end = begin + 1;
-    if (touched.dense) {
+    if (touched.is_dense) {
       const int32_t line = touched.first + tap;
       begin = first_where(0, part.samples, [&](int32_t s) {
-        return falls ? samples[s].low <= line : samples[s].high >= line;
+        return is_negative ? samples[s].low <= line : samples[s].high >= line;
       });
       end = first_where(begin, part.samples, [&](int32_t s) {
-        return falls ? samples[s].high < line : samples[s].low > line;
+        return is_negative ? samples[s].high < line : samples[s].low > line;
       });
     } else if (tap % 2 == 1 && samples[begin].high == samples[begin].low) {
       end = begin;  // already counted by the previous tap

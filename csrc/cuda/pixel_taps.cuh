@@ -93,13 +93,13 @@ struct BoxBatch {
     return ends[pixel][kBoxes - 1];
   }
 
-  // all: [K]; may be null if makes_boxes: this function then makes the boxes. Called by all threads
-  // of the block while no thread reads the batch; ends with a barrier.
-  template <bool makes_boxes>
+  // all: [K]; may be null if checks_boxes: this function then makes the boxes. Called by all
+  // threads of the block while no thread reads the batch; ends with a barrier.
+  template <bool checks_boxes>
   __device__ void fill(
       const Params& params, const Tile& tile, const Box<coord_t>* all, const int32_t* listed,
       int32_t count) {
-    if (makes_boxes && all == nullptr) {
+    if (checks_boxes && all == nullptr) {
 #pragma unroll 1
       for (int32_t first = warp_index() * kWarp; first < 2 * count; first += blockDim.x) {
         const int32_t i = (first + lane_index()) / 2;
@@ -126,7 +126,7 @@ struct BoxBatch {
       const Range<int32_t> reading = is_row
                                          ? bins_reading(geometry.y, at, at + 1, feature_map.height)
                                          : bins_reading(geometry.x, at, at + 1, feature_map.width);
-      const bool reads = !makes_boxes || boxes[b].reads;  // boxes listed from bits always read
+      const bool reads = !checks_boxes || boxes[b].reads;  // boxes listed from bits always read
       bins[line][b] = reads ? reading : Range<int32_t>{0, 0};
     }
     __syncthreads();
@@ -182,9 +182,9 @@ __device__ bool fill_pixel_taps(
   static_assert(kTilePixels<pixels_per_warp> <= kWarp);
   constexpr int32_t kTaps = kTapsPerPixel<pixels_per_warp>;
   const auto taps_left = [&] {
-    return lane_index() < tile.pixels() ? most(batch.taps_of(lane_index()) - first, 0) : 0;
+    return lane_index() < tile.pixels() ? max_of(batch.taps_of(lane_index()) - first, 0) : 0;
   };
-  const int32_t end = sum_up_to_lane(least(taps_left(), kTaps), kWarp);
+  const int32_t end = sum_up_to_lane(min_of(taps_left(), kTaps), kWarp);
   const int32_t total = __shfl_sync(kAllLanes, end, kWarp - 1);
 #pragma unroll 1
   for (int32_t base = warp_index() * kWarp; base < total; base += blockDim.x) {
@@ -196,7 +196,7 @@ __device__ bool fill_pixel_taps(
         pixel += step;
       }
     }
-    const int32_t begin = __shfl_sync(kAllLanes, end, most(pixel - 1, 0));
+    const int32_t begin = __shfl_sync(kAllLanes, end, max_of(pixel - 1, 0));
     const int32_t of_pixel = pixel == 0 ? i : i - begin;
     if (i < total) {
       fill_pixel_tap(

@@ -94,15 +94,15 @@ __device__ index_t first_where(index_t begin, index_t end, Predicate holds) {
 // rounding included; they decrease if the extent is negative.
 template <typename T>
 __device__ Range<int32_t> samples_within(const Axis<T>& axis, int32_t bin, T low, T high) {
-  const bool falls = axis.extent < T(0);
+  const bool is_negative = axis.extent < T(0);
   Range<int32_t> samples;
   samples.begin = first_where(0, axis.samples, [&](int32_t i) {
     const T at = sample_coordinate(axis, bin, i);
-    return falls ? at <= high : at >= low;
+    return is_negative ? at <= high : at >= low;
   });
   samples.end = first_where(samples.begin, axis.samples, [&](int32_t i) {
     const T at = sample_coordinate(axis, bin, i);
-    return falls ? at < low : at > high;
+    return is_negative ? at < low : at > high;
   });
   return samples;
 }
@@ -110,15 +110,15 @@ __device__ Range<int32_t> samples_within(const Axis<T>& axis, int32_t bin, T low
 // A superset of the bins that have samples in [low, high].
 template <typename T>
 __device__ Range<int32_t> bins_within(const Axis<T>& axis, T low, T high) {
-  const bool falls = axis.extent < T(0);
+  const bool is_negative = axis.extent < T(0);
   Range<int32_t> bins;
   bins.begin = first_where(0, axis.bins, [&](int32_t bin) {
     const T last = sample_coordinate(axis, bin, axis.samples - 1);
-    return falls ? last <= high : last >= low;
+    return is_negative ? last <= high : last >= low;
   });
   bins.end = first_where(bins.begin, axis.bins, [&](int32_t bin) {
     const T first = sample_coordinate(axis, bin, 0);
-    return falls ? first < low : first > high;
+    return is_negative ? first < low : first > high;
   });
   return bins;
 }

@@ -134,7 +134,7 @@ __device__ Range<int32_t> bins_reading(
   if (begin >= size) {
     return {0, 0};
   }
-  return bins_with_samples_within(axis, T(begin) - T(1), T(least(end, size)));
+  return bins_with_samples_within(axis, T(begin) - T(1), T(min_of(end, size)));
 }
 
 // A superset of the tiles that the samples along an axis read. size: rows (or columns) per tile.

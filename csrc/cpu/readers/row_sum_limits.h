@@ -27,24 +27,24 @@ bool pools_rows_first(const Params& params, const FeatureMap& feature_map) {
   const ElementRows rows = element_rows(feature_map, params.channels);
   const bool has_map = params.prob_maps != nullptr;
   const bool is_wide = params.options.pooled_width > kernels<T>().lanes;
-  int64_t most = kMaxChannelsWithoutPermutes;
+  int64_t max_channels = kMaxChannelsWithoutPermutes;
   if (kernels<T>().look_up != nullptr && rows.interleaved > 1) {
-    most = !has_map ? 8 : is_wide ? 6 : 4;
+    max_channels = !has_map ? 8 : is_wide ? 6 : 4;
   } else if (kernels<T>().look_up != nullptr) {
-    most = !has_map ? 32 : is_wide ? 15 : 8;
+    max_channels = !has_map ? 32 : is_wide ? 15 : 8;
   }
-  return params.channels <= most && fills_lanes<T>(params, rows);
+  return params.channels <= max_channels && fills_lanes<T>(params, rows);
 }
 
 // Whether the gradients of a level (features, maps and boxes) are computed rows first.
 template <typename T>
 bool differentiates_rows_first(const Params& params, const FeatureMap& feature_map) {
   const ElementRows rows = element_rows(feature_map, params.channels);
-  int64_t most = kMaxChannelsWithoutPermutes;
+  int64_t max_channels = kMaxChannelsWithoutPermutes;
   if (kernels<T>().look_up != nullptr) {
-    most = rows.interleaved > 1 ? 8 : 15;
+    max_channels = rows.interleaved > 1 ? 8 : 15;
   }
-  return params.channels <= most && fills_lanes<T>(params, rows);
+  return params.channels <= max_channels && fills_lanes<T>(params, rows);
 }
 
 // The arrangement of channels in the lanes. With a probability map, each channel is a plane, so

@@ -106,9 +106,9 @@ class RowSumReader {
       return;
     }
     memory_.sum.resize(taps.elements() + kRowSumPadding);
-    const RowSums<acc_t> row_sums{memory_.rows.view(), memory_.columns.view(),
-                                  taps.elements(),     layout_.planes,
-                                  memory_.sum.data(),  feature_map_.row_stride};
+    const RowSumsArguments<acc_t> row_sums{memory_.rows.view(), memory_.columns.view(),
+                                           taps.elements(),     layout_.planes,
+                                           memory_.sum.data(),  feature_map_.row_stride};
     kernels_.pool_rows(
         row_sums,
         image_data<T>(feature_map_, box_.geometry.batch) +

@@ -42,7 +42,7 @@ class SampleWeights {
   const acc_t* of_sample_row(const Interpolation<coord_t>& y) {
     if (prob_map_ != nullptr) {
       const RowInterpolation<acc_t> row(y, width_);
-      const RowSums<acc_t> pool{row.view(), columns_.view(), width_, 1, sum_.data(), 0};
+      const RowSumsArguments<acc_t> pool{row.view(), columns_.view(), width_, 1, sum_.data(), 0};
       kernels<acc_t>().pool_rows(pool, prob_map_, 0, row_.data(), 0, 0, taps_->lanes());
     }
     return row_.data();
@@ -132,7 +132,7 @@ class RowsAtSamples {
   const T* source_ = nullptr;
   int32_t lanes_ = 0;
   int32_t columns_ = 0;  // of pixels
-  RowSums<acc_t> row_sums_;
+  RowSumsArguments<acc_t> row_sums_;
   std::vector<acc_t> sum_;
   std::vector<acc_t> planes_;  // [interleaved][columns_, rounded up]
   int32_t cached_row_[2] = {kNone, kNone};

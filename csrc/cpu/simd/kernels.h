@@ -75,7 +75,7 @@ struct LaneTaps {
 // `columns` then computes the results from this sum. A pixel row with channels innermost is treated
 // as one row of elements.
 template <typename acc_t>
-struct RowSums {
+struct RowSumsArguments {
   TapMatrix<acc_t> rows;  // offset: of the first element of a source row
   LaneTaps<acc_t> columns;
   int32_t elements;  // of a source row
@@ -123,22 +123,22 @@ struct Kernels {
       const Lookups<acc_t>& box, const T* features, int64_t channel_stride, int32_t channels,
       T* out, int64_t out_channel_stride, int64_t out_row_stride);
 
-  // pool.sum = the weighted sum of row 0 of pool.rows, for one plane.
-  void (*sum_row)(const RowSums<acc_t>& pool, const T* source);
+  // row_sums.sum = the weighted sum of row 0 of row_sums.rows, for one plane.
+  void (*sum_row)(const RowSumsArguments<acc_t>& row_sums, const T* source);
   // out[plane * out_plane_stride + r * out_row_stride + i] = result i of row r, i < results. The
   // variants read or write buffers; add_buffer_rows adds to the buffer.
   void (*pool_rows)(
-      const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, T* out,
+      const RowSumsArguments<acc_t>& row_sums, const T* source, int64_t plane_stride, T* out,
       int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
   void (*pool_rows_to_buffer)(
-      const RowSums<acc_t>& pool, const T* source, int64_t plane_stride, acc_t* out,
+      const RowSumsArguments<acc_t>& row_sums, const T* source, int64_t plane_stride, acc_t* out,
       int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
   void (*pool_buffer_rows)(
-      const RowSums<acc_t>& pool, const acc_t* source, int64_t plane_stride, acc_t* out,
-      int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
+      const RowSumsArguments<acc_t>& row_sums, const acc_t* source, int64_t plane_stride,
+      acc_t* out, int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
   void (*add_buffer_rows)(
-      const RowSums<acc_t>& pool, const acc_t* source, int64_t plane_stride, acc_t* out,
-      int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
+      const RowSumsArguments<acc_t>& row_sums, const acc_t* source, int64_t plane_stride,
+      acc_t* out, int64_t out_plane_stride, int64_t out_row_stride, int32_t results);
 
   // to[plane * plane_stride + i] = result i of source + plane * source_stride. The second variant
   // writes whole vectors.

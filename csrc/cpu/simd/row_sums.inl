@@ -106,53 +106,54 @@ INLINE void with_window(const LaneTaps<acc_t>& columns, F f) {
   f(std::integral_constant<int32_t, 0>{}, std::false_type{});
 }
 
-// pool.sum = the weighted sum of the source rows of row r.
+// row_sums.sum = the weighted sum of the source rows of row r.
 template <typename T>
-INLINE void sum_rows(const RowSums<accumulate_t<T>>& pool, int32_t r, const T* source) {
+INLINE void sum_rows(
+    const RowSumsArguments<accumulate_t<T>>& row_sums, int32_t r, const T* source) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
   constexpr int32_t kVectors = 4;
-  const int32_t begin = pool.rows.begin[r];
-  const int32_t end = pool.rows.begin[r + 1];
+  const int32_t begin = row_sums.rows.begin[r];
+  const int32_t end = row_sums.rows.begin[r + 1];
   int32_t e = 0;
-  for (; e + kVectors * lanes <= pool.elements; e += kVectors * lanes) {
+  for (; e + kVectors * lanes <= row_sums.elements; e += kVectors * lanes) {
     vector_t<acc_t> sum[kVectors] = {};
     for (int32_t t = begin; t < end; ++t) {
-      const T* from = source + pool.rows.offset[t] + e;
-      const acc_t w = pool.rows.weight[t];
+      const T* from = source + row_sums.rows.offset[t] + e;
+      const acc_t w = row_sums.rows.weight[t];
       repeat<kVectors>([&](int32_t v)
                            ALWAYS_INLINE { sum[v] += w * load_vector(from + v * lanes); });
     }
     repeat<kVectors>([&](int32_t v)
-                         ALWAYS_INLINE { store_vector(pool.sum + e + v * lanes, sum[v]); });
+                         ALWAYS_INLINE { store_vector(row_sums.sum + e + v * lanes, sum[v]); });
   }
-  for (; e < pool.elements; e += lanes) {
-    const int32_t n = std::min(lanes, pool.elements - e);
+  for (; e < row_sums.elements; e += lanes) {
+    const int32_t n = std::min(lanes, row_sums.elements - e);
     vector_t<acc_t> sum = {};
     if (n == lanes) {
       for (int32_t t = begin; t < end; ++t) {
-        sum += pool.rows.weight[t] * load_vector(source + pool.rows.offset[t] + e);
+        sum += row_sums.rows.weight[t] * load_vector(source + row_sums.rows.offset[t] + e);
       }
     } else {
       for (int32_t t = begin; t < end; ++t) {
-        sum += pool.rows.weight[t] * load_partial(source + pool.rows.offset[t] + e, n);
+        sum += row_sums.rows.weight[t] * load_partial(source + row_sums.rows.offset[t] + e, n);
       }
     }
-    store_vector(pool.sum + e, sum);
+    store_vector(row_sums.sum + e, sum);
   }
-  if (pool.next_row != 0 && begin < end) {
+  if (row_sums.next_row != 0 && begin < end) {
     const char* next =
-        reinterpret_cast<const char*>(source + pool.rows.offset[end - 1] + pool.next_row);
+        reinterpret_cast<const char*>(source + row_sums.rows.offset[end - 1] + row_sums.next_row);
     constexpr int64_t kLine = 64;
-    for (int64_t i = 0; i < pool.elements * int64_t(sizeof(T)); i += kLine) {
+    for (int64_t i = 0; i < row_sums.elements * int64_t(sizeof(T)); i += kLine) {
       __builtin_prefetch(next + i);
     }
   }
 }
 
 template <typename T>
-static void sum_row(const RowSums<accumulate_t<T>>& pool, const T* source) {
-  sum_rows(pool, 0, source);
+static void sum_row(const RowSumsArguments<accumulate_t<T>>& row_sums, const T* source) {
+  sum_rows(row_sums, 0, source);
 }
 
 // The same sum for rows that fit in registers. n: elements of each vector; the other lanes are 0.
@@ -174,17 +175,17 @@ INLINE void sum_rows_in_registers(
 
 template <typename T, typename out_t, bool Add>
 static void pool_rows(
-    const RowSums<accumulate_t<T>>& arguments, const T* source, int64_t plane_stride, out_t* out,
-    int64_t out_plane_stride, int64_t out_row_stride, int32_t results) {
+    const RowSumsArguments<accumulate_t<T>>& arguments, const T* source, int64_t plane_stride,
+    out_t* out, int64_t out_plane_stride, int64_t out_row_stride, int32_t results) {
   using acc_t = accumulate_t<T>;
   constexpr int32_t lanes = kLanes<acc_t>;
-  const RowSums<acc_t> pool = arguments;  // a copy: stores cannot alias it
-  const LaneTaps<acc_t>& columns = pool.columns;
+  const RowSumsArguments<acc_t> row_sums = arguments;  // a copy: stores cannot alias it
+  const LaneTaps<acc_t>& columns = row_sums.columns;
   // Calls of_row(row, source of its plane, output of the row).
   const auto for_each_row = [&](auto of_row) ALWAYS_INLINE {
-    for (int32_t plane = 0; plane < pool.planes; ++plane) {
-      for (int32_t r = 0; r < pool.rows.rows; ++r) {
-        if (Add && pool.rows.begin[r] == pool.rows.begin[r + 1]) {
+    for (int32_t plane = 0; plane < row_sums.planes; ++plane) {
+      for (int32_t r = 0; r < row_sums.rows.rows; ++r) {
+        if (Add && row_sums.rows.begin[r] == row_sums.rows.begin[r + 1]) {
           continue;
         }
         of_row(
@@ -206,14 +207,14 @@ static void pool_rows(
   };
   with_window(columns, [&](auto window, auto complete) ALWAYS_INLINE {
     if constexpr (window > 0) {
-      if (pool.elements <= window * lanes) {
+      if (row_sums.elements <= window * lanes) {
         int32_t n[window];
         repeat<window>([&](int32_t v) ALWAYS_INLINE {
-          n[v] = std::clamp(pool.elements - v * lanes, 0, lanes);
+          n[v] = std::clamp(row_sums.elements - v * lanes, 0, lanes);
         });
         for_each_row([&](int32_t r, const T* from, out_t* to) ALWAYS_INLINE {
           vector_t<acc_t> sum[window];
-          sum_rows_in_registers(pool.rows, r, n, from, sum);
+          sum_rows_in_registers(row_sums.rows, r, n, from, sum);
           write(to, [&](int32_t v) ALWAYS_INLINE {
             return add_taps<window, complete>(columns, v, sum);
           });
@@ -222,9 +223,9 @@ static void pool_rows(
       }
     }
     for_each_row([&](int32_t r, const T* from, out_t* to) ALWAYS_INLINE {
-      sum_rows(pool, r, from);
+      sum_rows(row_sums, r, from);
       write(to, [&](int32_t v) ALWAYS_INLINE {
-        return look_up_taps<window, complete>(columns, v, pool.sum);
+        return look_up_taps<window, complete>(columns, v, row_sums.sum);
       });
     });
   });
