@@ -7,18 +7,18 @@ FUZZ_SECONDS ?= 300
 SOAK_SECONDS ?= 1800
 TORCH ?= 2.10.0
 export MAX_JOBS ?= 2
-# The modification time of all files in wheels and source distributions.
+# The date of all files in wheels and source distributions.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
 
 BIN := $(VENV)/bin
 BASE_PYTHON := $(shell command -v $(PYTHON))
-# To find the ninja and cmake that are installed there.
+# Makes the ninja and cmake of the virtual environment available.
 export PATH := $(abspath $(BIN)):$(PATH)
 VERSION := $(shell sed -n 's/__version__ = "\(.*\)"/\1/p' shape_roi_align/_version.py)
 SOURCES := setup.py shape_roi_align/_version.py $(shell find csrc -type f)
 CPP_SOURCES := $(shell find csrc tests examples fuzz scripts -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inl')
 
-# Compiles for one architecture only, for speed: that of the local GPU, if there is one.
+# Builds for one architecture only, to save time: that of this machine's GPU, or 9.0.
 HERE := import torch; print(*torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0), sep=".")
 ONE_ARCHITECTURE = TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-$$($(BIN)/python -c '$(HERE)')}"
 
@@ -31,16 +31,16 @@ help:
 	@echo "make test       all tests; ARGS='-k name' for some"
 	@echo "make test-fast  the tests that are not marked slow, in under 2 minutes"
 	@echo "make fuzz       random calls of all kernels under sanitizers; FUZZ_SECONDS=300; needs Clang"
-	@echo "make soak       random calls for half an hour under threads, workers, interrupts, faults; SOAK_SECONDS=1800"
+	@echo "make soak       random calls with threads, workers, interrupts and faults; SOAK_SECONDS=1800"
 	@echo "make docs       the documentation site, in build/docs/html; warnings are errors"
 	@echo "make lint       ruff, mypy and clang-format; make format applies their fixes"
 	@echo "make bench      a short benchmark; its rows go to benchmarks/results/"
-	@echo "make bench-check  check that the ratios to peers still match the record"
+	@echo "make bench-check  compare the speed-ups over peers with the recorded ones"
 	@echo "make gpu-check  build, test, sanitize and measure on a GPU; the report goes to gpu-check/"
-	@echo "make wheel      a wheel for every Python and all CUDA architectures, and the sources, in dist/"
-	@echo "make build-time seconds of a clean build, without CUDA and for one GPU"
-	@echo "make wheel-check  a wheel, tested under the torch releases of TORCH='2.10.0 2.11.0'"
-	@echo "make clean      remove what the targets above made"
+	@echo "make wheel      a wheel for every Python and all CUDA architectures, and a source distribution, in dist/"
+	@echo "make build-time time a clean build without CUDA, and one with CUDA for one architecture"
+	@echo "make wheel-check  build a wheel and test it under the torch releases of TORCH='2.10.0 2.11.0'"
+	@echo "make clean      remove everything that these targets created"
 	@echo "PYTHON=python3.12 and VENV=folder choose the interpreter and the virtual environment."
 
 $(VENV)/dependencies: pyproject.toml
@@ -62,8 +62,8 @@ demo: demo-plan $(VENV)/built
 study: $(VENV)/built
 	$(BIN)/python examples/study_mrrcnn.py $(ARGS)
 
-# Runs two processes of about the same duration: one for the tests of the CUDA kernels on the host
-# and for some slow files, one for all other files.
+# Two processes of about the same running time: tests of the CUDA kernels on the host with a few slow
+# files, and all other tests.
 HOST_TESTS = $(shell grep -l host_cuda tests/test_*.py) tests/test_build.py tests/examples/test_coco_size.py
 test: $(VENV)/built
 ifneq ($(ARGS),)
@@ -80,7 +80,7 @@ endif
 test-fast: $(VENV)/built
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-# The API pages import the package, so the package is built first.
+# API pages import the package, so it is built first.
 docs: $(VENV)/built $(VENV)/docs-tools
 	rm -rf build/docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --builder html --conf-dir docs \
@@ -88,7 +88,7 @@ docs: $(VENV)/built $(VENV)/docs-tools
 	@echo "build/docs/html/index.html: $$(find build/docs/html -name "*.html" | wc -l) pages," \
 	  "$$(du -sh build/docs/html | cut -f1)"
 
-# The package is installed already; pip adds the dependencies of the extra.
+# The package is installed already: pip adds the packages of the extra only.
 $(VENV)/docs-tools: $(VENV)/dependencies
 	$(BIN)/pip install "shape-roi-align[docs]"
 	touch $@
@@ -122,7 +122,7 @@ bench: $(VENV)/built
 bench-check: $(VENV)/built
 	$(BIN)/python benchmarks/check_ratios.py $(ARGS)
 
-# Uses PYTHON unchanged if it has torch with CUDA, because machines with GPUs often have no network.
+# Machines with GPUs often have no network. If PYTHON has torch with CUDA, nothing is installed.
 gpu-check:
 	@if $(BASE_PYTHON) -c "import torch; raise SystemExit(not torch.cuda.is_available())" 2>/dev/null; then \
 	  scripts/gpu_check.sh $(BASE_PYTHON) $(FOLDER); \
@@ -130,8 +130,8 @@ gpu-check:
 	  $(MAKE) $(VENV)/dependencies && scripts/gpu_check.sh $(BIN)/python $(FOLDER); \
 	fi
 
-# Builds the wheel from the source distribution, in a folder of its own, for every Python and for
-# the oldest Linux that torch supports.
+# Builds the wheel from the source distribution, in a separate folder, for every Python and for the
+# oldest Linux that torch supports.
 wheel: $(VENV)/dependencies
 	rm -rf build/release
 	$(BIN)/python scripts/link_stubs.py build/link-stubs
@@ -149,7 +149,7 @@ wheel: $(VENV)/dependencies
 wheel-check: wheel
 	$(BIN)/python scripts/test_wheel.py "$$(ls -t dist/*.whl | head -1)" --torch $(TORCH)
 
-# Builds a copy of the working tree's sources.
+# Builds copies of the working tree.
 build-time: $(VENV)/dependencies
 	@for cuda in 0 1; do \
 	  rm -rf build/timed && mkdir -p build/timed && \
@@ -160,8 +160,8 @@ build-time: $(VENV)/dependencies
 	  echo "SHAPE_ROI_ALIGN_CUDA=$$cuda: $$(($$(date +%s) - start)) s with MAX_JOBS=$(MAX_JOBS)"; \
 	done; rm -rf build/timed
 
-# Targets that .github/workflows/release.yml runs. The wheel is built in torch's own build image,
-# which needs Docker. If there is a tag, it must equal the version.
+# The targets of .github/workflows/release.yml. The wheel is built in torch's own build image, which
+# needs Docker. A tag, if there is one, must equal the version.
 release-sdist: $(VENV)/release-tools
 	@[ "$${GITHUB_REF_NAME:-v$(VERSION)}" = "v$(VERSION)" ] || \
 	  { echo "tag $$GITHUB_REF_NAME is not v$(VERSION), of shape_roi_align/_version.py"; exit 1; }
@@ -171,7 +171,7 @@ release-sdist: $(VENV)/release-tools
 release-wheel: $(VENV)/release-tools
 	$(BIN)/cibuildwheel --output-dir dist
 
-# Authentication: trusted publishing in the workflow, a token elsewhere.
+# Uses trusted publishing in the workflow, and a token elsewhere.
 release-publish: $(VENV)/release-tools
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/twine upload --non-interactive dist/*

@@ -138,9 +138,9 @@ def speed(rows: Recorded) -> str:
         peak_megabytes(rows, provider, "channels_last") for provider in (OURS, "composition")
     )
     notes = (
-        "The smallest gain is forward, for one box on contiguous features in one thread: "
-        f"{smallest}. Forward + backward of the first row\ntakes {small} of memory, and {large} "
-        "in a composition of torchvision's operators that weights by maps."
+        f"The smallest speed-up is {smallest}: forward, one box, contiguous features, one thread. "
+        f"Forward + backward of the first row\ntakes {small} of memory. The same function, "
+        f"composed of torchvision's operators, takes {large}."
     )
     return f"{markdown(['', 'forward / forward + backward'], lines)}\n\n{notes}"
 

@@ -1,4 +1,4 @@
-"""The kernels beside the former ones, beside other choices, and beside the times wanted of them."""
+"""Compares the kernels with the former kernels, with other design choices and with target times."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class Proposal:
 
 
 GATHER_DESIGNS = (
-    Proposal("as it is", NOW),
+    Proposal("current design", NOW),
     Proposal("without small tiles", replace(NOW, small_tiles=False)),
     Proposal("without one channel per lane", replace(NOW, channel_per_lane=False)),
-    Proposal("bits for few boxes too", replace(NOW, looks_at_few_boxes=False)),
+    Proposal("bit sets for few boxes too", replace(NOW, looks_at_few_boxes=False)),
 )
 GATHER_CASES = ("one_small_map", "c4", "ten_boxes", "channels_3")
 BOX_DESIGNS = (
-    Proposal("as it is", NOW),
-    Proposal("a box is planned by one thread", replace(NOW, planned_by_lanes=False)),
-    Proposal("gradient: all taps of a step in flight", replace(NOW, taps_in_flight=True)),
+    Proposal("current design", NOW),
+    Proposal("one thread plans a box", replace(NOW, planned_by_lanes=False)),
+    Proposal("gradient: all taps of a step loaded before use", replace(NOW, taps_in_flight=True)),
 )
 BOX_CASES = {
     "p3_7x7": True,
@@ -63,7 +63,8 @@ def gather_designs(chosen: Sequence[Case]) -> list[str]:
     for proposal in GATHER_DESIGNS:
         times = (seconds_for_features(case, proposal.design) for case in columns)
         rows.append([proposal.text, *map(microseconds, times)])
-    return table(("features: all launches", *(case.name for case in columns)), rows)
+    head = "gradient of the features, all launches"
+    return table((head, *(case.name for case in columns)), rows)
 
 
 def box_designs(chosen: Sequence[Case]) -> list[str]:
@@ -82,7 +83,7 @@ def box_designs(chosen: Sequence[Case]) -> list[str]:
     return table(("forward / gradient of the maps, float16", *head), rows)
 
 
-# Of the former kernels, by this model: microseconds. A case, kernel, channels_last, element size.
+# Microseconds of the former kernels, by this model. Key: case, kernel, channels_last, element size.
 FORMER = {
     ("one_small_map", "gradient", True, FLOAT32): 2866,
     ("c4", "gradient", True, FLOAT32): 489,
@@ -119,7 +120,7 @@ def former_rows(chosen: Sequence[Case]) -> list[str]:
 
 
 def out_of_reach() -> list[str]:
-    """Times that were wanted of these kernels and that the counts forbid."""
+    """Target times that the kernels cannot reach according to the counts."""
     few = gather_feature_gradient(ALL["channels_3"], True, FLOAT32)
     p3, c4 = (gather_feature_gradient(ALL[name], True, FLOAT32) for name in ("p3_7x7", "c4"))
     p2 = forward(ALL["p2_1000_boxes_7x7"], False, FLOAT32)
@@ -137,21 +138,21 @@ def out_of_reach() -> list[str]:
         f"Gradient of one small map in 80-120 us: the longest tile has {number(steps)} steps of "
         f"{STEPS['step'].clocks} clocks, {microseconds(steps * STEPS['step'].clocks / H100.clock)} "
         f"us, and {number(taps)} weights one after another.",
-        f"Gradient of p2_7x7 in 115 us: {number(of_p2.counts['batches'])} batches begin and end, "
-        f"{of_batch} clocks each, {100 * in_batches:.0f} % of all clocks, and "
-        f"{100 * of_p2.counts['step share']:.0f} % are steps.",
-        f"Gradient of three channels as fast as torchvision's (6-10 us): "
-        f"{number(few.counts['taps'] / 1000)} thousand taps are weighed, whatever the number of "
-        f"channels; the instructions alone take {microseconds(few.limits()['instructions'])} us.",
-        f"Gradient of float16 15-25 % faster than that of float32: only steps change, "
-        f"{100 * p3.counts['step share']:.0f} % of the clocks of p3_7x7 and "
-        f"{100 * c4.counts['step share']:.0f} % of c4's, and eight taps of 2 bytes take {eight} "
-        f"clocks where twice four of 4 bytes take {2 * STEPS['step'].clocks}. The forward pass "
-        "gains 15 % or more where bytes bind it.",
-        f"Fewer sectors in the contiguous forward pass on P2: boxes fetch "
-        f"{megabytes(p2.second_level)} MB through the second level in any order; a transposed copy "
-        f"moves {megabytes(copied)} MB and is larger than scratch may be.",
-        f"One box as fast as torchvision's (3-4 us, two launches backward): a backward pass has "
+        f"Gradient of p2_7x7 in 115 us: {number(of_p2.counts['batches'])} batches begin and end. "
+        f"This takes {of_batch} clocks per batch, {100 * in_batches:.0f} % of all clocks. Steps "
+        f"take {100 * of_p2.counts['step share']:.0f} %.",
+        f"Gradient of three channels as fast as torchvision's (6-10 us): the kernel computes the "
+        f"weights of {number(few.counts['taps'] / 1000)} thousand taps for any number of channels. "
+        f"The instructions alone take {microseconds(few.limits()['instructions'])} us.",
+        f"float16 gradient 15-25 % faster than the float32 gradient: only steps become faster. "
+        f"They are {100 * p3.counts['step share']:.0f} % of the clocks of p3_7x7 and "
+        f"{100 * c4.counts['step share']:.0f} % of the clocks of c4. One step of eight taps of 2 "
+        f"bytes takes {eight} clocks, two steps of four taps of 4 bytes take "
+        f"{2 * STEPS['step'].clocks}. The forward pass gains 15 % or more if it is memory-bound.",
+        f"Fewer sectors in the contiguous forward pass on P2: in any order, the boxes fetch "
+        f"{megabytes(p2.second_level)} MB through the second level. A transposed copy moves "
+        f"{megabytes(copied)} MB but exceeds the limit of scratch memory.",
+        f"One box as fast as with torchvision (3-4 us, two launches backward): a backward pass has "
         f"{len(one)} launches, and the longest block of the gradient of the maps takes "
         f"{microseconds(longest)} us.",
     )

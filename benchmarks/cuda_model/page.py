@@ -52,12 +52,13 @@ PREDICTED = (
 def machine_text() -> str:
     waits = ", ".join(f"{name} {clocks}" for name, clocks in WAIT.items())
     return paragraph(
-        f"Assumed of an H100: {H100.multiprocessors} multiprocessors at {H100.clock / 1e9:.1f} "
-        f"GHz, each {H100.instructions} warps' instructions and {H100.first_level_bytes} bytes of "
-        f"the first level per clock; second level {H100.second_level_bandwidth / 1e12:.1f} TB/s, "
-        f"device memory {H100.device_bandwidth / 1e12:.2f} TB/s (80 % of 3.35); "
-        f"{H100.launch * 1e6:.0f} us per launch; {INSTRUCTION} clocks from one instruction of a "
-        f"warp to the next. Clocks that a warp waits for: {waits}."
+        f"Assumptions about an H100: {H100.multiprocessors} multiprocessors at "
+        f"{H100.clock / 1e9:.1f} GHz, each with {H100.instructions} warp instructions and "
+        f"{H100.first_level_bytes} bytes of the first level per clock; second level "
+        f"{H100.second_level_bandwidth / 1e12:.1f} TB/s, device memory "
+        f"{H100.device_bandwidth / 1e12:.2f} TB/s (80 % of 3.35); {H100.launch * 1e6:.0f} us per "
+        f"launch; {INSTRUCTION} clocks from one instruction of a warp to the next. Clocks that a "
+        f"warp waits, by access: {waits}."
     )
 
 
@@ -216,80 +217,84 @@ def render(names: Sequence[str] = PREDICTED) -> str:
 
 
 TEXT = """\
-# What the CUDA kernels should take
+# Predicted times of the CUDA kernels
 
-**Nothing on this page was measured.** `python benchmarks/predict_cuda.py --write` generates it from
-counts of work (`benchmarks/cuda_model/`) and from the assumptions below, so that a measurement has
-something to refute. Times are microseconds on an H100. A time is one launch plus the largest of:
+**Nothing on this page was measured.** `python benchmarks/predict_cuda.py --write` generates the
+page from operation counts (`benchmarks/cuda_model/`) and the assumptions below. Measurements on a
+GPU can test it. Times are microseconds on an H100. *First* and *second level* are the L1 and L2
+caches. The time of a kernel is one launch plus the largest of:
 
-* bytes over bandwidth, for each level of memory;
-* *instructions* of all warps over the issue rate;
-* the *longest block*: its steps one after another, each of the warp that takes longest between two
-  barriers, times the clocks of a step (`STEPS` in `benchmarks/cuda_model/machine.py`: executed
-  instructions, read from the SASS of sm_90, plus waits);
-* *latency*: the clocks of all blocks over the number of blocks that run at a time.
+* bytes divided by bandwidth, for each level of memory;
+* *instructions* of all warps divided by the issue rate;
+* *longest block*: the sum of the block's steps, in clocks (`STEPS` in
+  `benchmarks/cuda_model/machine.py`: executed instructions, read from the SASS of sm_90, plus
+  waits). Between two barriers, the slowest warp counts;
+* *latency*: the clocks of all blocks divided by the number of blocks that run at a time.
 
-Not modelled: second touches that miss the second level, bank conflicts, slow paths of divisions,
-the processor's part of a call, bins with more than 32 samples along an axis. `--case` prints more.
+Not modelled: repeated reads that miss the second level, bank conflicts, slow paths of divisions,
+CPU time of a call, bins with more than 32 samples along an axis. `--case` prints more cases.
 
 {machine}
 
 ## Blocks per multiprocessor
 
-Of 256 threads, by r(egisters), s(hared memory, plus the driver's 1 KB per block) or t(hreads), with
-the figures of each architecture in `scripts/ptxas_baseline.tsv`. 8.6 and 8.9 run the code of 8.0.
+Number of blocks of 256 threads, and what limits it: r(egisters), s(hared memory, including the
+driver's 1 KB per block) or t(hreads). `scripts/ptxas_baseline.tsv` has the registers and shared
+memory of each architecture. 8.6 and 8.9 run the code of 8.0.
 
 {occupancy}
 
 ## Forward, float32
 
-*Taps* are (bin, pixel) pairs, each once. MB: first / second level / device.
+*Taps* are distinct (bin, pixel) pairs. MB: first / second level / device.
 
 {forward}
 
 ## Gradient of the features, float32, channels_last
 
-A block serves a tile of 32 pixels and 256 channels, 16 boxes at a time (a *batch*); of 8 pixels,
-32 boxes at a time, where there would be fewer than 1024 blocks. Of the longest block: batches /
-steps / weights. *Weights* are taps that a thread weighs one after another, *steps* rounds of loads
-of its busiest warp. *Balance*: the mean warp's steps over the busiest's. A step of four taps takes
-{step} clocks, of eight taps of 2 bytes {eight}, a weight up to {weight} (2 x 2 samples, with a
-map), an empty tile {empty}.
+A block processes a tile of 32 pixels and 256 channels, in *batches* of 16 boxes. If this gave fewer
+than 1024 blocks, tiles have 8 pixels and batches 32 boxes. *Empty*: tiles that no box reads. *Of
+the longest*: batches / steps / weights of the longest block. *Weights* are taps whose weights one
+thread computes one after another. *Steps* are rounds of loads of the busiest warp. *Balance*: steps
+of the mean warp divided by steps of the busiest warp. Clocks: a step of four taps {step}, a step of
+eight taps of 2 bytes {eight}, a weight up to {weight} (2 x 2 samples, with a map), an empty tile
+{empty}.
 
 {gather}
 
 ## Gradient of the maps, float32, channels_last
 
-The last two columns are the whole backward pass, channels_last / contiguous.
+The last two columns are for the whole backward pass, channels_last / contiguous.
 
 {maps}
 
 ## Predictions, before and after
 
-Former kernels weighed all taps of a pixel and a box by one thread, planned a box by one thread, had
-tiles of one size that counted the boxes of empty tiles, and bits for few boxes too. Same model.
+In the former kernels, one thread computed the weights of all taps of a pixel and a box, one thread
+planned a box, all tiles had the same size, empty tiles counted boxes too, and few boxes used bit
+sets too. The same model predicts both times.
 
 {former}
 
-What single choices do, and what is not built:
+Effect of single design choices, including choices that are not implemented:
 
 {gather_designs}
 
 {box_designs}
 
-Wanted, and out of reach by these counts:
+Targets that the kernels cannot reach according to these counts:
 
 {out_of_reach}
 
 ## What to look at first on a GPU
 
-| ncu | kernel, case | the model is wrong where it is |
+| ncu metric | kernel, case | the model is wrong if the metric is |
 | --- | --- | --- |
-| duration | gather_feature_gradient, one_small_map | below a half: weights are cheaper |
+| duration | gather_feature_gradient, one_small_map | below half the prediction: weights cost less |
 | smsp__inst_executed | gather_feature_gradient, p2_7x7 | off by a half: other lengths of steps |
 | stall_barrier | gather_feature_gradient, c4 | below 30 % of the warps' stalls |
-| lts__t_sectors_op_read * 32 | forward_bins_in_lanes, p2_1000_boxes_7x7 | above the bytes given |
-| dram__bytes_read | forward_channels_in_lanes, p2_1000_boxes_7x7 | above twice the bytes given |
+| lts__t_sectors_op_read * 32 | forward_bins_in_lanes, p2_1000_boxes_7x7 | above predicted bytes |
+| dram__bytes_read | forward_channels_in_lanes, p2_1000_boxes_7x7 | above 2x predicted bytes |
 | local memory traffic | all | not 0 |
 """
 

@@ -32,17 +32,19 @@ NO_INSTANCE = -1.0  # AP of a bin that is empty
 KIND_NAMES = {"bbox": "box", "segm": "mask"}
 ATTRIBUTION = (
     "The photographs of `mushrooms` are by the Pennsylvania State University workspace on Roboflow "
-    'Universe ("mushroom detection smart bounding boxes", CC BY 4.0; tiles, with drawings on top). '
-    "`bin` is from Runnlion/NCSU-ARLab-ICRA2025-RMGC, which states no licence: figures only.\n"
+    'Universe ("mushroom detection smart bounding boxes", CC BY 4.0); figures show tiles with '
+    "drawings on top. `bin` is from Runnlion/NCSU-ARLab-ICRA2025-RMGC, which states no licence, so "
+    "this page has only numbers of it.\n"
 )
 TERMS = (
-    "`shape` and `color` are generated images of crowded shapes; their classes are shapes or "
-    "colours. `bin` is photographs of heaped household objects, 20 classes. `mushrooms` is "
-    "photographs of touching mushrooms, one class. RM is the refining module. *Recommended* rows "
-    "are trained with `RefineConfig.recommended()`; *recommended first NMS* evaluates the weights "
-    "of the paper's settings with that NMS before refining. An object is huddled if the pixels of "
-    "other objects in its box exceed 5 % of its own pixels, and isolated otherwise. A claim is "
-    "*seen* if its interval lies above 0, and *undecided* if the interval contains 0.\n"
+    "`shape` and `color` are generated images of crowded shapes; the classes of `shape` are "
+    "shapes, of `color` colours. `bin` is photographs of heaped household objects, 20 classes. "
+    "`mushrooms` is photographs of touching mushrooms, one class. RM is the refining module. "
+    "*Recommended* rows are trained with `RefineConfig.recommended()`. *Recommended first NMS* "
+    "rows use the weights of the paper's settings, evaluated with the recommended NMS before "
+    "refining. An object is *huddled* if the pixels of other objects in its box exceed 5 % of its "
+    "own pixels, and *isolated* otherwise. A claim is *seen* if its interval lies above 0, and "
+    "*undecided* if the interval contains 0.\n"
 )
 
 
@@ -58,10 +60,11 @@ def write_report(folder: Path) -> Path:
     parts = [
         "# Mask R-CNN and MR R-CNN, with controls and placebos\n",
         "Written by `python examples/study_mrrcnn.py --report-only` from `runs/`. AP in percent, "
-        "averaged over seeds or folds; ± is their standard deviation. In brackets the 95 % "
-        "interval of a paired bootstrap over validation images, of `bin` and `mushrooms` over "
-        "groups of photographs that show the same things: how far the difference would vary with "
-        "other images, not with other seeds. `summary.json` has every difference.\n",
+        "averaged over seeds or folds; ± is the standard deviation over seeds or folds. Brackets "
+        "contain the 95 % interval of a paired bootstrap over validation images; for `bin` and "
+        "`mushrooms`, over groups of photographs that show the same objects. The interval shows "
+        "how much the difference varies with the images, not with the seeds. `summary.json` has "
+        "all differences.\n",
         TERMS,
         ATTRIBUTION,
         "## Data, and how far the base has converged\n",
@@ -75,13 +78,13 @@ def write_report(folder: Path) -> Path:
         _section(
             "Placebos: is it the shape?",
             _difference_table(all_runs, PLACEBO_DIFFERENCES),
-            intro="The base is frozen, so that all rows have the same boxes and maps to refine by.",
+            intro="The base is frozen, so all rows refine the same boxes.",
         ),
         "## By crowding\n",
         _crowding_table(all_runs),
         "## Figure 1: recall by neighbour\n",
-        "Percentage of the objects that a detection of their class finds at IoU 0.5. Neighbour: a "
-        "box of IoU above 0.3.\n",
+        "Percentage of the objects that a detection of the same class matches at IoU 0.5. A "
+        "neighbour is an object whose box has an IoU above 0.3 with the object's box.\n",
         *_each(all_runs, _recall_table),
         _section("Options, one seed", _difference_table(all_runs, OPTION_DIFFERENCES)),
         _section(
@@ -89,8 +92,9 @@ def write_report(folder: Path) -> Path:
             *_each(all_runs, _table_4_and_5),
         ),
         "## Figure 2: the same object alone and beside a neighbour\n",
-        "Of the object's box, in percent: mean probability of its class, of the neighbour's class, "
-        "and how often its class is the most probable.\n",
+        "Scores of the object's box, in percent, for the object alone and beside a neighbour. "
+        "*Own*: mean probability of the object's class. *Neighbour's*: mean probability of the "
+        "neighbour's class. *Right*: how often the object's class is the most probable.\n",
         *_each(all_runs, _probe_table),
         _pictures(folder),
     ]

@@ -58,7 +58,7 @@ BOX_KIND = "bbox must be x, y, width, height in pixels"
 NAN, INF = float("nan"), float("inf")
 
 FILE = [
-    Kind("no JSON", text(lambda t: "hello"), f"{JSON}: "),
+    Kind("not JSON", text(lambda t: "hello"), f"{JSON}: "),
     Kind("truncated", text(lambda t: t[:-40]), f"{JSON}: …; the file ends too early"),
     Kind("truncated in a string", text(lambda t: t[:25]), f"{JSON}: …; the file ends too early"),
     Kind("empty file", text(lambda t: ""), f"{JSON}: …; the file ends too early"),
@@ -79,24 +79,24 @@ FILE = [
     Kind("no categories", top(categories=None), "must have categories, a list …, got nothing"),
     Kind("no annotations", top(annotations=[]), "must have annotations, a list …, got []"),
     Kind("annotations as an object", top(annotations={"1": 2}), "must have annotations, a list"),
-    Kind("records that are no objects", top(images=[3]), "every image must be an object; element"),
+    Kind("records that are not objects", top(images=[3]), "every image must be an object; element"),
 ]
 RECORDS = [
     Kind(
-        "annotation ids that repeat",
+        "repeated annotation ids",
         annotation(id=2),
         "the id of every annotation must be its own; annotation 2 of image 10 ('a.png') has 2; "
         "annotation 2 of image 11 ('b.png') has 2",
     ),
-    Kind("image ids that repeat", image(id=11), "the id of every image must be its own; image 11"),
+    Kind("repeated image ids", image(id=11), "the id of every image must be its own; image 11"),
     Kind(
-        "category ids that repeat",
+        "repeated category ids",
         category(id=7),
         "the id of every category must be its own; category 7 ('cat') has 7; category 7 ('dog')",
     ),
     Kind("ids as text", annotation(id="1"), "id of every annotation must be a whole"),
     Kind("ids as fractions", image(id=10.0), "id of every image must be a whole number"),
-    Kind("ids as truth values", category(id=True), "id of every category must be a whole number"),
+    Kind("ids as booleans", category(id=True), "id of every category must be a whole number"),
     Kind("ids beyond 64 bits", annotation(id=2**64), "id of every annotation must be a whole"),
     Kind(
         "no id",
@@ -104,7 +104,7 @@ RECORDS = [
         "annotations[0] without a whole number as id, nothing",
     ),
     Kind(
-        "an image declared nowhere",
+        "an undeclared image",
         annotation(image_id=5),
         "image_id of every annotation must be an id in images; annotation 0 of image_id 5 has 5",
     ),
@@ -114,14 +114,14 @@ RECORDS = [
         "image_id of every annotation must",
     ),
     Kind(
-        "a category declared nowhere",
+        "an undeclared category",
         annotation(category_id=5),
         f"category_id of every annotation must be an id in categories; {A0} has 5",
     ),
     Kind("categories without a name", category(name=...), "name of every category must be text"),
-    Kind("categories of a blank name", category(name=" "), "name of every category must be text"),
+    Kind("categories with a blank name", category(name=" "), "name of every category must be text"),
     Kind(
-        "two categories in use of one name",
+        "two used categories with one name",
         category(name="dog"),
         "the name of every category must be its own; category 0 ('dog') has 'dog'; category 7",
     ),
@@ -137,14 +137,14 @@ RECORDS = [
         "pictures must have at most 178956970 pixels, …decompression bomb",
     ),
     Kind(
-        "file names that repeat",
+        "repeated file names",
         image(file_name="./b.png"),
         "the file_name of every image must be its own; image 10 ('./b.png')",
     ),
     Kind("no file name", image(file_name=...), "file_name of every image must be text; image 10"),
     Kind("a file name that leaves the folder", image(file_name="../a.png"), INSIDE),
     Kind(
-        "a file name longer than any",
+        "a file name that is too long",
         image(file_name="a" * 5000 + "/a.png"),
         "every file_name must be a picture in …; image 10 ('aaa",
     ),
@@ -160,20 +160,20 @@ RECORDS = [
     Kind("iscrowd as text", annotation(iscrowd="0"), "iscrowd of every annotation must be 0 or 1"),
     Kind("ignore", annotation(ignore=1), "ignore of every annotation must be 0: COCO's scoring"),
     Kind(
-        "crowd regions alone",
+        "only crowd regions",
         lambda coco, folder: [item.update(iscrowd=1) for item in coco["annotations"]] and None,
         f"an object at least must be no crowd region … set iscrowd to 0); {A0} has 1; {A1} has 1",
     ),
     Kind("no area", annotation(area=...), f"area of every annotation must be a number …; {A0}"),
     Kind("a negative area", annotation(area=-1), "area of every annotation must be a number of at"),
-    Kind("an area that is not finite", annotation(area=NAN), "area of every annotation must be a"),
+    Kind("a non-finite area", annotation(area=NAN), "area of every annotation must be a"),
     Kind("an enormous area", annotation(area=10**400), "area of every annotation must be a number"),
 ]
 BOXES = [
     Kind("no bbox", annotation(bbox=...), f"{BOX}; {A0} has nothing"),
     Kind("a bbox of three numbers", annotation(bbox=[1, 2, 3]), f"{BOX}; {A0} has [1, 2, 3]"),
     Kind("a bbox of text", annotation(bbox=["1", 2, 3, 4]), f"{BOX}; {A0} has ['1', 2, 3, 4]"),
-    Kind("a bbox that is not finite", annotation(bbox=[1, 2, 3, INF]), f"{BOX}; {A0}"),
+    Kind("a non-finite bbox", annotation(bbox=[1, 2, 3, INF]), f"{BOX}; {A0}"),
     Kind("a bbox of negative size", annotation(bbox=[8, 8, -6, -6]), f"{BOX}; {A0}"),
     Kind(
         "bboxes as two corners",
@@ -201,12 +201,12 @@ BOXES = [
         f"{BOX_KIND}, most of these reach far out of the picture; {A0} has [8, 8, 24, 24]",
     ),
     Kind(
-        "bboxes of no size",
+        "bboxes without area",
         all_boxes(lambda b: [*b[:2], 0, 0]),
         f"{BOX_KIND}, around the segmentation: most of these have little of it; {A0}",
     ),
     Kind(
-        "run lengths by rows instead of columns",
+        "run lengths by row instead of by column",
         lambda coco, folder: coco.update(annotations=[by_rows(coco["annotations"][1])]),
         f"{BOX_KIND}, around the segmentation: most of these have little of it; {A1}",
     ),
@@ -217,23 +217,27 @@ BOXES = [
     ),
 ]
 MASKS = [
-    Kind("boxes alone", polygons([]), "every annotation must have a segmentation, boxes alone"),
+    Kind(
+        "boxes without masks",
+        polygons([]),
+        "every annotation must have a segmentation, boxes alone",
+    ),
     Kind("no segmentation", polygons(...), "segmentation of every annotation must be polygons"),
     Kind("`[[]]`", polygons([[]]), POLYGON + " has [[]]"),
     Kind("a polygon of one point", polygons([[2, 2]]), POLYGON),
     Kind("a polygon of two points", polygons([[2, 2, 8, 8]]), POLYGON),
-    Kind("a good polygon and one of two points", polygons([SQUARE, [2, 2, 8, 8]]), POLYGON),
+    Kind("a valid polygon and one of two points", polygons([SQUARE, [2, 2, 8, 8]]), POLYGON),
     Kind("a flat list", polygons(SQUARE), POLYGON),
     Kind("points as pairs", polygons([[2, 2], [8, 2], [8, 8]]), POLYGON),
     Kind("points as pairs in a polygon", polygons([[[2, 2], [8, 2], [8, 8]]]), POLYGON),
     Kind("points as pairs in a longer polygon", polygons([[[2, 2], [8, 2]] * 3]), POLYGON),
     Kind("an odd number of coordinates", polygons([[*SQUARE, 3]]), POLYGON),
     Kind("coordinates as text", polygons([[str(v) for v in SQUARE]]), POLYGON),
-    Kind("coordinates as truth values", polygons([[*SQUARE, True, False]]), POLYGON),
+    Kind("coordinates as booleans", polygons([[*SQUARE, True, False]]), POLYGON),
     Kind("a list of run lengths", polygons([{"size": [10, 20], "counts": [200]}]), POLYGON),
-    Kind("coordinates that are not finite", polygons([[*SQUARE, NAN, 1]]), f"{FINITE}; {A0}"),
+    Kind("non-finite coordinates", polygons([[*SQUARE, NAN, 1]]), f"{FINITE}; {A0}"),
     Kind("enormous coordinates", polygons([[*SQUARE, 10**400, 1]]), f"{FINITE}; {A0}"),
-    Kind("coordinates far away", polygons([[*SQUARE, 1e8, 1]]), f"{FINITE}; {A0}"),
+    Kind("coordinates far outside", polygons([[*SQUARE, 1e8, 1]]), f"{FINITE}; {A0}"),
     Kind(
         "run lengths of another size",
         runs([200], (10, 20)),
@@ -245,7 +249,7 @@ MASKS = [
         f"height, width of the picture: height and width are exchanged; {A1}",
     ),
     Kind("run lengths without a size", runs([192], ()), "run lengths must be {"),
-    Kind("run lengths with a size of text", runs([192], ("16", "12")), "run lengths must be {"),
+    Kind("run lengths with a size as text", runs([192], ("16", "12")), "run lengths must be {"),
     Kind("run lengths as a number", runs(192), "run lengths must be {"),
     Kind("too few run lengths", runs([16, 32]), f"{LENGTHS}; {A1}"),
     Kind("too many run lengths", runs([16, 32, 145]), f"{LENGTHS}; {A1}"),
@@ -258,7 +262,7 @@ MASKS = [
     Kind("another string of run lengths", runs("`0P1a4"), f"{LENGTHS}; {A1}"),
     Kind("text as run lengths", runs("run lengths"), f"{LENGTHS}; {A1}"),
     Kind("a string of run lengths beyond ASCII", runs("`0P1\u00e4"), f"{LENGTHS}; {A1}"),
-    Kind("a number without end in run lengths", runs("o" * 50 + "0"), f"{LENGTHS}; {A1}"),
+    Kind("an unterminated number in run lengths", runs("o" * 50 + "0"), f"{LENGTHS}; {A1}"),
     Kind("run lengths that cover nothing", runs([192]), f"run lengths must cover …; {A1}"),
 ]
 READABLE = "pictures must be readable and have the width and height of their records; image 10"
@@ -279,7 +283,7 @@ PICTURES = [
         "every file_name must be a picture in",
     ),
     Kind(
-        "a file that is no picture",
+        "a file that is not a picture",
         picture(lambda path: path.write_text("hello")),
         f"{READABLE} ('a.png'): …a.png must be a picture that Pillow reads",
     ),
@@ -300,7 +304,7 @@ PICTURES = [
         f"{READABLE} … gives 10 x 20: width and height are exchanged",
     ),
     Kind(
-        "the size before EXIF turns a picture",
+        "the size before EXIF rotation",
         turned_by_exif,
         f"{READABLE} … gives 20 x 10, its size before EXIF turns it: give the size as seen if",
     ),
