@@ -52,7 +52,7 @@ CUDA_LIBRARY = "libshape_roi_align_cuda"
 # last architecture is also compiled to PTX, for newer GPUs.
 CUDA_ARCHITECTURES = ["7.5", "8.0", "9.0", "10.0", "12.0"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-fno-math-errno"]
-# The vector kernels fuse multiplications and additions. geometry.h does not, under any flag.
+# Fuses multiplications and additions in the vector kernels. geometry.h prevents it in its own code.
 CXX_FLAGS.append("-ffp-contract=fast")
 HARDENING = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
 # File names in error messages are relative to the source folder or to site-packages.
@@ -141,7 +141,7 @@ def check_compiler(compiler: str) -> None:
     command = [compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
     run = subprocess.run(command, input=PROBE, capture_output=True, text=True)
     if run.returncode:
-        cause = f"{compiler} does not compile what GCC 12 does: {run.stderr.strip()}"
+        cause = f"{compiler} cannot compile code that GCC 12 compiles: {run.stderr.strip()}"
         stop(cause, "Build with a newer one: CXX=g++-12 pip install .")
 
 

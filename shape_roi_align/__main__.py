@@ -20,8 +20,8 @@ from ._cuda_support import driver_version
 from .ops import sa_roi_align
 from .reference import sa_roi_align_reference
 
-# Permitted error per dtype, relative to the largest value: rounding of sums in float64 or float32,
-# and of the result to half.
+# Permitted error per dtype, relative to the largest value. Allows for the rounding of sums in
+# float64 or float32, and of the result to half precision.
 TOLERANCES = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
@@ -96,7 +96,7 @@ def facts() -> list[tuple[str, str]]:
 
 
 def _case(device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Features, boxes and maps; values that every dtype holds."""
+    """Features, boxes and maps. Every dtype represents their values exactly."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-16, 17, (2, 5, 9, 11), generator=generator) / 8
     maps = torch.randint(0, 17, (3, 4, 5), generator=generator) / 16
@@ -114,8 +114,8 @@ def _outputs(operator: Callable[..., Any], inputs: list[torch.Tensor]) -> list:
 
 
 def check(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float]]:
-    """``(quantity, error)`` of the output and the gradients by features, boxes and maps, relative
-    to the largest value of the reference in float64."""
+    """``(quantity, error)`` of the output and of its gradients with respect to features, boxes and
+    maps. Errors are relative to the largest value of the reference in float64."""
     inputs = _case(device, dtype)
     actual = _outputs(sa_roi_align, inputs)
     expected = _outputs(sa_roi_align_reference, [t.double() for t in inputs])

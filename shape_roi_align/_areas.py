@@ -21,9 +21,9 @@ CHUNK_BYTES = 1 << 24  # windows and weights per chunk; a larger object is a chu
 
 @dataclass
 class GridAxis:
-    """One axis of the grids of K objects, and the pixels that their cells read. On the host."""
+    """One axis of the grids of K objects, and the pixels that their cells read. CPU arrays."""
 
-    offset: np.ndarray  # float64 [K] low edge of the first cell, in pixels from the first pixel's
+    offset: np.ndarray  # float64 [K] low edge of the first cell, in pixels, minus ``first``
     cell: np.ndarray  # float64 [K] length of a cell, in pixels
     cells: np.ndarray  # int64 [K]
     first: np.ndarray  # int64 [K] first pixel that is read
@@ -85,7 +85,7 @@ def groups(y: GridAxis, x: GridAxis, itemsize: int) -> Iterator[np.ndarray]:
             continue
         height, width = int(y.pixels[group].max()), int(x.pixels[group].max())
         rows, columns = int(y.cells[group].max()), int(x.cells[group].max())
-        window = height * width * (8 + itemsize)  # as read, at most int64, and converted
+        window = height * width * (8 + itemsize)  # as read (at most int64), and converted
         weights = (rows * height + columns * width) * 3 * 8  # ends and difference in float64
         count = max(1, CHUNK_BYTES // (window + weights + rows * width * itemsize))
         for start in range(0, len(group), count):

@@ -3,8 +3,8 @@
 Each rule first calls the operator below autograd, with reverse and forward mode as the caller set
 them, and then records the derivative of the result. Inner levels of ``torch.func`` therefore run as
 for PyTorch's own operators. ``torch.autograd.Function.apply`` alone would switch both modes off for
-inner levels. So would ``torch.library.register_autograd``, which also flattens and rebuilds every
-list of tensors; that costs more than a small call.
+inner levels. ``torch.library.register_autograd`` would, too; it also flattens and rebuilds every
+list of tensors, which takes longer than a small call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LEVEL = 0  # PyTorch has one level of dual tensors; torch.func nests it by wrap
 class _Derivative(_SingleLevelFunction):
     @staticmethod
     def _compiled_autograd_key(ctx: Any) -> tuple[int]:
-        """As in ``torch.autograd.Function``; compiled autograd asks for it."""
+        """Same as in ``torch.autograd.Function``; compiled autograd calls it."""
         return (ctx._autograd_function_id,)
 
 
@@ -45,7 +45,7 @@ class _Forward(_Derivative):
     @staticmethod
     def forward(
         ctx: Any,
-        output: tuple[Tensor],  # in a tuple: a tensor would be an input
+        output: tuple[Tensor],  # a tuple, because ``apply`` would treat a tensor as an input
         options: Options,
         rois: Tensor,
         levels: Tensor | None,
@@ -133,10 +133,10 @@ class _Backward(_Derivative):
 
 
 def _record(function: Any, *args: Any) -> Any:
-    """Calls ``function.apply``. Under a transform, the dispatcher has unwrapped the outer levels:
-    the arguments are variables of a single level, which the context manager tells PyTorch. Forward
-    mode is off, because the rules below attach the tangents of the results. The arguments are saved
-    with their tangents."""
+    """Calls ``function.apply``. Under a transform, the dispatcher has already unwrapped the outer
+    levels, so the arguments are variables of a single level; the context manager tells PyTorch so.
+    Forward mode is off, because the rules below attach the tangents of the results. The arguments
+    are saved with their tangents."""
     if not is_forward_mode():
         return function.apply(*args)
     with enable_single_level_autograd_function(), forward_ad._set_fwd_grad_enabled(False):
@@ -155,7 +155,7 @@ def _wanted_gradients(
     """The results of the backward operator, with None for gradients that are not wanted."""
     if torch.is_grad_enabled() or is_forward_mode():
         gradients = backward(grad, inputs, rois, levels, prob_maps, options, output_mask)
-    else:  # skips the autograd rule: it is Python and takes as long as a small call
+    else:  # skips the autograd rule, whose Python code takes as long as a small call
         with torch._C._AutoDispatchBelowAutograd():
             gradients = backward(grad, inputs, rois, levels, prob_maps, options, output_mask)
     grad_inputs, grad_maps, grad_rois = gradients
@@ -207,7 +207,7 @@ def forward_tangent(
     options: Options,
 ) -> Tensor | None:
     """Tangent of the result, ``op(dF, P) + op(F, dP) + (d op / d rois) d rois``; None if no
-    argument has a tangent. The last term is computed by the reference, with its memory use."""
+    argument has a tangent. The reference computes the last term and needs its usual memory."""
     inputs, d_inputs = _unpack_all(inputs)
     prob_maps, d_maps = _unpack(prob_maps)
     primal_rois, d_rois = _unpack(rois)

@@ -16,7 +16,7 @@ def _ask(function: str) -> str:
         call = getattr(ctypes.CDLL(str(OPERATORS)), function)
     except AttributeError as error:
         raise ImportError(
-            f"{OPERATORS.name} is of another version of shape_roi_align than its Python files. "
+            f"{OPERATORS.name} and the Python files are of different versions of shape_roi_align. "
             f"Rebuild it, in the source folder: {REBUILD}"
         ) from error
     call.restype = ctypes.c_char_p
@@ -24,8 +24,8 @@ def _ask(function: str) -> str:
 
 
 def build_info() -> dict[str, str]:
-    """What was built: ``version``, ``torch`` (of the headers), ``cuda`` (version of the compiler)
-    and ``cuda_architectures`` (both empty without CUDA), ``compiler`` (of C++).
+    """Facts of the build: ``version``, ``torch`` (version of the headers), ``cuda`` (version of
+    the CUDA compiler) and ``cuda_architectures`` (both empty without CUDA), ``compiler`` (for C++).
 
     Raises:
         OSError: the library cannot be loaded.

@@ -29,11 +29,11 @@ def driver_version() -> Version | None:
 
 
 def driver_obstacle(built: Version, driver: Version | None, torch_cuda: Version) -> str | None:
-    """Why the driver cannot run operators that CUDA ``built`` compiled, and the fix, or None.
+    """Why the driver cannot run operators compiled by CUDA ``built``, and the fix; None if it can.
 
-    A driver runs machine code of every toolkit of its own major version and of older ones:
+    A driver runs machine code from every toolkit of its own major version or an older one:
     https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html. Intermediate
-    code (PTX) of a newer minor version fails at the launch.
+    code (PTX) from a newer minor version fails at launch.
     """
     if driver is None or driver[0] >= built[0]:
         return None
@@ -52,7 +52,7 @@ def driver_obstacle(built: Version, driver: Version | None, torch_cuda: Version)
 
 def is_covered(capability: Version, architectures: str) -> bool | None:
     """Whether kernels built for ``architectures``, as in ``TORCH_CUDA_ARCH_LIST``, run on a GPU of
-    this compute capability; None if the list names architectures in words, such as "Hopper".
+    this compute capability; None if the list uses names such as "Hopper".
 
     Machine code runs on its own major version with the same minor version or a newer one, PTX on
     every newer GPU:

@@ -16,7 +16,7 @@ CUDA_OPERATORS = OPERATORS.with_name("libshape_roi_align_cuda.so")
 _MINIMUM_TORCH = (2, 10)
 
 _obstacle: str | None = None  # why there are no CUDA operators, and the fix
-_refusals: torch.library.Library | None = None  # its destructor deregisters
+_refusals: torch.library.Library | None = None  # kept: its destructor deregisters the operators
 
 
 def _torch_version() -> tuple[int, int]:
@@ -27,7 +27,7 @@ def _torch_version() -> tuple[int, int]:
 def _built_for() -> str:
     try:
         facts = build_info()
-    except OSError:  # the library that failed to load is the one that holds the build facts
+    except OSError:  # the build facts are in the library that failed to load
         return f"torch {_MINIMUM_TORCH[0]}.{_MINIMUM_TORCH[1]} or newer"
     return f"torch {facts['torch']} with CUDA {facts['cuda'] or None}"
 
@@ -72,8 +72,8 @@ def _not_built() -> str:
         package = Path(str(installed.locate_file(here.name))).resolve()
         if package != here and (package / OPERATORS.name).exists():
             return (
-                f"Python imports shape_roi_align from {here}, which is not built, and not from "
-                f"{package}, which is. Run Python in another folder: cd ~"
+                f"Python imports shape_roi_align from {here}, which is not built, instead of "
+                f"{package}, which is built. Run Python in another folder: cd ~"
             )
     return (
         f"shape_roi_align is not built: {OPERATORS} is missing. "

@@ -12,8 +12,8 @@ from torch import Tensor
 from ._run_lengths import Runs
 
 LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-COPIED_PIXELS = 2048  # per window; from here on, copying is faster than indexing on a CPU
-WIDE_UNSIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}  # few operators take them
+COPIED_PIXELS = 2048  # pixels per window from which copying is faster than indexing on a CPU
+WIDE_UNSIGNED = {torch.uint16: torch.int32, torch.uint32: torch.int64}  # few operators accept these
 
 
 class MaskSource(Protocol):
@@ -25,8 +25,8 @@ class MaskSource(Protocol):
         the largest pixel + 1. Zeros for an empty mask."""
 
     def windows(self, objects: Tensor, top: Tensor, left: Tensor, size: tuple[int, int]) -> Tensor:
-        """Windows ``[B, *size]`` of the masks of ``objects[B]``, whose first pixel is ``(top[B],
-        left[B])``. Values outside the image are unspecified."""
+        """Windows ``[B, *size]`` of the masks of ``objects[B]``. Window b starts at pixel
+        ``(top[b], left[b])``. Values outside the image are unspecified."""
 
 
 class MaskStack:
@@ -76,7 +76,7 @@ class LabelMaps:
 
 
 class RunLengthMasks:
-    """COCO's run lengths, of images of any sizes."""
+    """COCO's run lengths. Image sizes may differ."""
 
     def __init__(self, runs: Runs, device: torch.device) -> None:
         self._sizes = torch.from_numpy(runs.size)
@@ -142,7 +142,7 @@ def _cut(images: Tensor, index: Tensor, top: Tensor, left: Tensor, size: tuple[i
 
 
 def _any_nonzero(masks: Tensor, dim: int) -> Tensor:
-    """``masks.any(dim)`` by extrema, which PyTorch vectorises: ten times as fast on CPUs."""
+    """``masks.any(dim)``, from the extrema: PyTorch vectorises them, ten times as fast on CPUs."""
     if masks.numel() == 0:
         return masks.any(dim).bool()
     if masks.dtype == torch.bool:
@@ -152,7 +152,7 @@ def _any_nonzero(masks: Tensor, dim: int) -> Tensor:
 
 
 def _first_and_end(some: Tensor) -> tuple[Tensor, Tensor]:
-    """First true index of each row of ``some[K, S]``, and the last plus 1; zeros without any."""
+    """First true index of each row of ``some[K, S]``, and the last plus 1; zeros if all false."""
     index = torch.arange(some.shape[1], device=some.device)
     last = torch.where(some, index + 1, 0).amax(1)
     first = torch.where(some, index, some.shape[1]).amin(1)
@@ -180,7 +180,7 @@ def _find_objects(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _boxes_of_runs(
     owner: Tensor, count: int, left: Tensor, right: Tensor, top: Tensor, bottom: Tensor
 ) -> Tensor:
-    """``[count, 4]`` around the runs of each owner; zeros without any."""
+    """Boxes ``[count, 4]`` around the runs of each owner; zeros for an owner without runs."""
     low = torch.full((count, 2), 2**62, dtype=torch.int64, device=owner.device)
     high = torch.zeros((count, 2), dtype=torch.int64, device=owner.device)
     for axis, (first, last) in enumerate(((left, right), (top, bottom))):

@@ -1,4 +1,4 @@
-"""Modes of PyTorch that a call may be in."""
+"""Tests which modes of PyTorch are active."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,9 @@ from torch.autograd import forward_ad
 
 
 def is_forward_mode() -> bool:
-    """Whether tensors may have tangents: in ``forward_ad.dual_level``, in a transform of
-    ``torch.func``, or where a graph is traced that enters one of them. Avoids asking each tensor,
-    which costs more than a small call."""
+    """Whether tensors may have tangents: inside ``forward_ad.dual_level`` or a transform of
+    ``torch.func``, or while tracing a graph that enters one of them. Avoids asking each tensor,
+    which takes longer than a small call."""
     return (
         forward_ad._current_level >= 0
         or torch._C._are_functorch_transforms_active()

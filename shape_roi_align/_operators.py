@@ -29,7 +29,7 @@ def forward_below_autograd(
     prob_maps: Tensor | None,
     options: Options,
 ) -> Tensor:
-    """Continues a dispatch that has reached the autograd rule."""
+    """Dispatches below autograd. Called by the autograd rule."""
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.shape_roi_align.sa_roi_align.default.redispatch(
             keyset & torch._C._after_autograd_keyset, inputs, rois, levels, prob_maps, *options
@@ -46,7 +46,7 @@ def backward_below_autograd(
     options: Options,
     output_mask: Sequence[bool],
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Continues a dispatch that has reached the autograd rule."""
+    """Dispatches below autograd. Called by the autograd rule."""
     with torch._C._AutoDispatchBelowAutograd():
         return torch.ops.shape_roi_align._sa_roi_align_backward.default.redispatch(
             keyset & torch._C._after_autograd_keyset,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ._arguments import PoolArguments
 from ._modes import is_forward_mode
 
-Pool = Callable[..., Tensor]  # of PoolArguments, spread
+Pool = Callable[..., Tensor]  # called as pool(*PoolArguments)
 
 
 def pool_and_reduce(
@@ -34,8 +34,8 @@ def pool_and_reduce(
 
 
 def _with_wide_maps(sums: PoolArguments) -> PoolArguments:
-    """Maps in the dtype of the sums. Their gradient is a difference of two gradients, which are not
-    rounded to 16 bits before."""
+    """Maps in the dtype of the sums. Their gradient is a difference of two gradients; this dtype
+    keeps both from being rounded to 16 bits before the subtraction."""
     if sums.prob_maps is None:
         return sums
     dtype = torch.promote_types(sums.inputs[0].dtype, torch.float32)
@@ -59,7 +59,7 @@ def _weight_sums(pool: Pool, sums: PoolArguments) -> Tensor:
 
 
 def _weighted_mean(pool: Pool, sums: PoolArguments, weights: Tensor) -> Tensor:
-    # Halves are upcast: in float16, sums may overflow, or lose digits where weights are small.
+    # Halves are upcast: float16 sums may overflow, or lose digits where weights are small.
     inputs = [x.to(weights.dtype) for x in sums.inputs]
     pooled = pool(*sums._replace(inputs=inputs))
     divisor = torch.where(weights == 0, inf, weights)[:, None]

@@ -122,7 +122,7 @@ def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *option
         rois,
         levels,
         prob_maps,
-        # The gradient of shared features would be the sum over the B calls.
+        # With shared features, their gradient would be summed over the B calls.
         may_share_features=not any(output_mask[:-2]),
     )
     grad = _fold(grad, in_dims[0], info.batch_size)
@@ -160,7 +160,7 @@ def _expose_batch(tensor: Tensor | None, level: int) -> tuple[Tensor | None, int
 
 
 def _innermost_batch(tensors: Sequence[Tensor | None]) -> tuple[int, int, list, list]:
-    """``level, batch size, tensors, dims`` of the innermost level that batches one of them."""
+    """``level, batch size, tensors, dims`` of the innermost level that batches a tensor."""
     for level in range(_current_level(), 0, -1):
         pairs = [_expose_batch(tensor, level) for tensor in tensors]
         sizes = [t.shape[0] for t, dim in pairs if t is not None and dim is not None]
@@ -198,7 +198,8 @@ def _batched_backward(grad, inputs, rois, levels, prob_maps, *options):
     )
 
 
-_library = torch.library.Library("shape_roi_align", "FRAGMENT")  # its destructor deregisters
+# Kept: its destructor deregisters the rules.
+_library = torch.library.Library("shape_roi_align", "FRAGMENT")
 
 
 def register() -> None:

@@ -37,7 +37,8 @@ class SparseRows:
 
 
 class _Product(torch.autograd.Function):
-    """Linear in the dense matrix: its gradient is the transposed product, its tangent the same."""
+    """Linear in the dense matrix. The gradient is the product with the transposed sparse matrix;
+    the tangent is the product with the sparse matrix itself."""
 
     @staticmethod
     def forward(dense: Tensor, sparse: SparseRows) -> Tensor:

@@ -26,10 +26,11 @@ class Runs:
 
 
 def decode_counts(counts: str | bytes) -> np.ndarray:
-    """COCO's compressed counts -> int64 run lengths, zeros first.
+    """COCO's compressed counts -> int64 run lengths. The first run is of zeros.
 
-    A character holds five bits, lowest first, and a flag that more follow; from the fourth number
-    on the difference to the number two before is stored (``rleToString`` of the COCO API).
+    A character holds five bits, lowest first, and a flag that more follow. From the fourth number
+    on, the stored value is the difference from the number two places before (``rleToString`` of the
+    COCO API).
 
     Raises:
         ValueError: a character out of range, or the last number is incomplete.

@@ -23,7 +23,7 @@ _MAX_INT32 = 2**31 - 1
 
 
 def _to_int(value: Any) -> Any:
-    """An int, or an integer of NumPy or a tensor of one integer, as int; None for anything else."""
+    """``int`` of an int, a NumPy integer or a one-element integer tensor; else None."""
     if isinstance(value, _INT):
         return value
     if isinstance(value, (tuple, list)):  # torch.compile of 2.10 does not catch the TypeError
@@ -35,13 +35,13 @@ def _to_int(value: Any) -> Any:
 
 
 def _to_float(value: Any) -> float | None:
-    """A number, or one number of NumPy or of a tensor, as float; None for anything else."""
+    """``float`` of a number or of a one-element array or tensor; else None."""
     if isinstance(value, _NUMBER):
         return float(value)
     if isinstance(value, np.number | np.ndarray | Tensor):
         try:
             return float(value.item())
-        except (RuntimeError, TypeError, ValueError):  # not one number, or complex
+        except (RuntimeError, TypeError, ValueError):  # several elements, complex, or no number
             return None
     return None
 
@@ -49,8 +49,8 @@ def _to_float(value: Any) -> float | None:
 def check_output_size(
     output_size: int | Sequence[int], name: str = "output_size"
 ) -> tuple[int, int]:
-    """``int`` or ``(height, width)`` -> ``(pooled_height, pooled_width)``, both >= 1. Integers of
-    NumPy and integer tensors count as int, arrays and tensors of two as a pair."""
+    """``int`` or ``(height, width)`` -> ``(pooled_height, pooled_width)``, both >= 1. NumPy
+    integers and integer tensors count as int; arrays and tensors of two elements count as pairs."""
     height = width = _to_int(output_size)
     if height is None:
         try:
@@ -69,7 +69,7 @@ def check_output_size(
 
 
 def check_scale(scale: float, name: str = "spatial_scale") -> float:
-    """Numbers of NumPy and tensors of one number count as float."""
+    """NumPy numbers and one-element tensors count as float."""
     value = _to_float(scale)
     if value is None:
         raise TypeError(f"{name} must be a number, got {scale!r}")
@@ -79,7 +79,7 @@ def check_scale(scale: float, name: str = "spatial_scale") -> float:
 
 
 def check_sampling_ratio(sampling_ratio: int) -> int:
-    """Integers of NumPy and tensors of one integer count as int."""
+    """NumPy integers and one-element integer tensors count as int."""
     value = None if isinstance(sampling_ratio, bool) else _to_int(sampling_ratio)
     if value is None:
         raise TypeError(f"sampling_ratio must be an int, got {type(sampling_ratio).__name__}")
@@ -107,7 +107,7 @@ def check_features(input: Tensor, name: str = "input") -> None:
 
 
 def check_pyramid(features: Sequence[Tensor]) -> None:
-    """Feature maps of one pyramid share batch size, channels, dtype and device."""
+    """Raises unless all feature maps share batch size, channels, dtype and device."""
     if len(features) > MAX_LEVELS:
         raise ValueError(f"x must hold at most {MAX_LEVELS} feature maps, got {len(features)}")
     for level, feature in enumerate(features):
@@ -127,7 +127,7 @@ def check_pyramid(features: Sequence[Tensor]) -> None:
 
 
 def check_finest_first(scales: Sequence[float]) -> None:
-    """The scales of a pyramid do not grow from map to map."""
+    """Raises if a scale is larger than the one before it."""
     if any(coarse > fine for fine, coarse in pairwise(scales)):
         strides = [1 / scale for scale in scales]
         raise ValueError(

@@ -27,10 +27,10 @@ def _from_layer(layer: Any) -> nn.Module:
 
 
 def _from_mmcv(layer: Any) -> nn.Module | None:
-    return _from_layer(layer) if layer.pool_mode == "avg" else None  # else maximum of each bin
+    return _from_layer(layer) if layer.pool_mode == "avg" else None  # "max": maximum pooling
 
 
-# By name, so that none of these libraries is imported.
+# Keys are names, so that none of these libraries is imported.
 _CONVERTERS: dict[tuple[str, str], Callable[[nn.Module], nn.Module | None]] = {
     ("torchvision.ops.poolers", "MultiScaleRoIAlign"): _from_torchvision_pooler,
     ("torchvision.ops.roi_align", "RoIAlign"): _from_layer,
@@ -56,8 +56,8 @@ def _original(layer: nn.Module) -> nn.Module | None:
 
 
 def _swap(model: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> int:
-    """Puts ``change(layer)`` in place of every layer for which it is not None. The number of
-    layers; a layer that stands in several places counts once and stays shared."""
+    """Replaces every layer by ``change(layer)`` unless that is None. Returns the number of replaced
+    layers. A layer used in several places counts once and stays shared."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     changed = {id(layer): change(layer) for layer in model.modules()}
@@ -80,14 +80,14 @@ def replace_roi_align(model: nn.Module) -> int:
     ``torchvision.ops.MultiScaleRoIAlign`` becomes :class:`MultiScaleRoIAlign`, one call for all
     levels. ``torchvision.ops.RoIAlign``, ``detectron2.layers.ROIAlign`` and
     ``mmcv.ops.RoIAlign`` with average pooling become :class:`RoIAlign`; the poolers of detectron2
-    and mmdetection keep their own loop over levels. Subclasses, rotated boxes, maximum pooling and
-    calls of functions inside a ``forward`` stay as they are.
+    and mmdetection keep their own loop over levels. Subclasses, layers for rotated boxes, maximum
+    pooling, and function calls inside a ``forward`` are not changed.
 
     Args:
         model (nn.Module): holds the layers as submodules.
 
     Returns:
-        int: the number of layers swapped; 0 where there is none.
+        int: the number of layers swapped.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -103,7 +103,7 @@ def restore_roi_align(model: nn.Module) -> int:
         model (nn.Module): as given to :func:`replace_roi_align`, or a copy of it.
 
     Returns:
-        int: the number of layers put back; 0 where there is none.
+        int: the number of layers put back.
 
     Raises:
         TypeError: ``model`` is not a module.

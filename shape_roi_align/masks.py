@@ -65,7 +65,7 @@ def masks_to_prob_maps(
     maps or COCO run lengths.
 
     A map cell is the exact mean of the mask over the cell's area, fractional borders included, and
-    is not thresholded: no object vanishes, however small. Cell (i, j) of a map of M x M cells
+    is not thresholded, so even the smallest object is kept. Cell (i, j) of a map of M x M cells
     covers [j / M, (j + 1) / M] of the box's width and [i / M, (i + 1) / M] of its height. Pixel x
     covers [x, x + 1], and beyond the image the mask is zero. Pool such maps with
     ``map_aligned=True``.
@@ -73,7 +73,7 @@ def masks_to_prob_maps(
     Args:
         masks: one of
 
-            * Tensor[K, H, W], bool, uint8 or floating: one mask per object, of one image. Nonzero
+            * Tensor[K, H, W], bool, uint8 or floating: one mask per object of an image. Nonzero
               uint8 values count as 1.
             * Tensor[N, H, W] of wider integers: label maps of N images. 0 and negative values are
               background; ids may be sparse. Convert a uint8 label map with ``.int()``.
@@ -110,7 +110,7 @@ def masks_to_prob_maps(
         ValueError: an argument of the wrong shape, size or device; different numbers of masks and
             boxes without ``matched``; uint8 values that look like a label map; run lengths that are
             not COCO's.
-        IndexError: an image, or ``matched``, out of range.
+        IndexError: an image index or a value of ``matched`` out of range.
 
     Example:
         >>> masks = torch.zeros(1, 4, 6, dtype=torch.bool)

@@ -198,8 +198,8 @@ def _pool_pyramid(
     levels = None
     if len(features) > 1:
         finest, coarsest = -math.log2(scales[0]), -math.log2(scales[-1])
-        # torchvision also counts octaves without a feature map, and returns zeros for boxes of
-        # levels beyond the last map. This library pools such boxes from the last map.
+        # torchvision also counts the powers of two between strides as levels, and returns zeros for
+        # boxes of levels beyond the last map. This library pools such boxes from the last map.
         num_levels = min(int(coarsest - finest) + 1, len(features))
         levels = assign_levels(
             rois, num_levels, int(finest), pyramid.canonical_scale, pyramid.canonical_level
@@ -327,8 +327,8 @@ class MultiScaleSaRoIAlign(_MultiScaleBase):
 def _infer_scales(
     features: Sequence[Tensor], image_shapes: Sequence[tuple[int, int]]
 ) -> list[float]:
-    """Feature pixels per image pixel of each map, rounded to a power of two. Uses the heights, as
-    torchvision does: the two axes of a coarse map of a small image may round differently."""
+    """Feature pixels per image pixel of each map, rounded to a power of two. Uses only the heights,
+    as torchvision does: in coarse maps of small images, the widths may round differently."""
     if not image_shapes:
         raise ValueError("image_shapes must hold at least one (height, width)")
     height = max(shape[0] for shape in image_shapes)
@@ -340,8 +340,8 @@ def _infer_scales(
 
 
 def _octaves(size: int, height: float) -> int:
-    """``round(log2(size / height))``. Integers are compared, because torch.export cannot trace the
-    logarithm of a symbolic size: e is such that 4^e / 2 <= (size / height)^2 < 4^e * 2."""
+    """``round(log2(size / height))``. Compares integers, because torch.export cannot trace the
+    logarithm of a symbolic size. Finds e with 4^e / 2 <= (size / height)^2 < 4^e * 2."""
     if isinstance(height, float):
         return round(math.log2(size / height))
     octaves = 0

@@ -99,7 +99,7 @@ def _translate(
         columns = constant(interpolation_matrix(width, map_width, map_aligned).T)
         weights = op.MatMul(op.MatMul(rows, cast(prob_maps)), columns)
         samples = op.Mul(samples, op.Unsqueeze(weights, [1]))
-    if compute == DataType.DOUBLE:  # no AveragePool of doubles in ONNX Runtime
+    if compute == DataType.DOUBLE:  # ONNX Runtime has no AveragePool of doubles
         bins = [0, 0, pooled_height, sampling_ratio, pooled_width, sampling_ratio]
         pooled = op.ReduceMean(op.Reshape(samples, bins), [3, 5], keepdims=0)
     else:

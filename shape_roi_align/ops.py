@@ -1,4 +1,4 @@
-"""The public functions. Their docstrings are the contract."""
+"""The public functions. Their docstrings specify them."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ def sa_roi_align(
     box.
 
     Each bin of each box averages ``f(a, b) * p(c, d)`` over its sampling points, where ``f``
-    interpolates the features at the point and ``p`` the box's probability map at the same place in
-    the box (Mask Refining R-CNN, arXiv:1911.11263, eq. 4). The average divides by the number of
-    points, not by the sum of ``p``; a map of ones gives RoIAlign. ``reduction="weighted_mean"``
-    divides by the sum of ``p``: masked average pooling.
+    interpolates the features at the point and ``p`` interpolates the box's probability map at the
+    same place in the box (Mask Refining R-CNN, arXiv:1911.11263, eq. 4). The average divides by the
+    number of points, not by the sum of ``p``; a map of ones gives RoIAlign.
+    ``reduction="weighted_mean"`` divides by the sum of ``p``: masked average pooling.
 
     Args:
         input (Tensor[N, C, H, W]): features, float64, float32, float16 or bfloat16, any memory
@@ -81,7 +81,7 @@ def sa_roi_align(
         boxes (Tensor[K, 5] or list of N Tensor[L, 4]): (batch index, x1, y1, x2, y2), or (x1, y1,
             x2, y2) per image, in image pixels; float64 or float32. Halves are upcast.
         prob_maps (Tensor[K, Mh, Mw] or Tensor[K, 1, Mh, Mw], optional): one map per box, covering
-            that box, any size and floating dtype. None pools as plain RoIAlign.
+            that box, any size and floating dtype. None: plain RoIAlign.
         output_size (int or (int, int)): height and width of the output in bins.
         spatial_scale (float): feature pixels per image pixel. Default: 1.0
         sampling_ratio (int): sampling points per bin and direction; <= 0: ``ceil(extent of the box
@@ -91,10 +91,10 @@ def sa_roi_align(
         map_aligned (bool, optional): True: map cells are pixels with centres at j + 0.5, as in Mask
             R-CNN's mask targets. False: centres are at j, exactly the paper's eq. 5. None: same as
             ``aligned``.
-        reduction (str): of the terms ``f * p`` of a bin. "mean": divide their sum by the number of
-            points (eq. 4). "sum": do not divide. "weighted_mean": divide by the sum of ``p`` over
-            the points that read the features; where that sum is zero, the bin and its gradients
-            are zero. Default: "mean"
+        reduction (str): what is done with the sum of the terms ``f * p`` of a bin. "mean": divide
+            by the number of points (eq. 4). "sum": do not divide. "weighted_mean": divide by the
+            sum of ``p`` over the points that read the features; where this sum of ``p`` is zero,
+            the bin and its gradients are zero. Default: "mean"
         return_weight_sum (bool): also return the sum of ``p`` of each bin, over the points that
             read the features. Default: False
 
@@ -107,7 +107,7 @@ def sa_roi_align(
     are constants), in reverse and forward mode and in every nesting of ``torch.func``'s transforms.
     Second derivatives with respect to ``boxes`` need forward mode outermost
     (``torch.func.hessian``); double backward through the gradient of ``boxes`` raises RuntimeError.
-    Tangents along ``boxes`` are computed by :func:`sa_roi_align_reference`, with its memory use.
+    Tangents along ``boxes`` take the memory of :func:`sa_roi_align_reference`, which computes them.
     float16 and bfloat16 accumulate in float32.
     On the CPU, results are the same bit for bit for any number of threads. A box with a NaN or
     infinite coordinate yields zeros.
@@ -181,7 +181,7 @@ def pool(
             return _pool_compiled(inputs, rois, levels, prob_maps, options)
         if is_forward_mode():
             return forward(inputs, rois, levels, prob_maps, options)
-        # Skips the autograd rule: it is Python and takes half as long as a small call.
+        # Skips the autograd rule, whose Python code takes half as long as a small call.
         with torch._C._AutoDispatchBelowAutograd():
             pooled = forward(inputs, rois, levels, prob_maps, options)
         if not torch.is_grad_enabled():
@@ -206,7 +206,7 @@ def _pool_compiled(
     pooled = forward(inputs, rois, levels, prob_maps, options)
     if forward_ad._current_level < 0:
         return pooled
-    # If no backend traces the graph again, the autograd rule does not see the graph's dual level.
+    # The autograd rule sees the graph's dual level only if a backend traces the graph again.
     tangent = forward_tangent(inputs, rois, levels, prob_maps, options)
     return make_dual(forward_ad.unpack_dual(pooled).primal, tangent)
 

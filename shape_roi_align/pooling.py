@@ -121,8 +121,8 @@ def _pool_levels(maps: list[Tensor], masks: Tensor, method: str) -> list[Any]:
     differentiated = is_differentiated(masks)
     if method == "sparse" and differentiated:
         raise ValueError(
-            'masks with gradients or tangents cannot be pooled with method="sparse": pixels where '
-            "a mask is zero have them too"
+            'masks with gradients or tangents cannot be pooled with method="sparse", which skips '
+            "pixels where a mask is zero: they have gradients too"
         )
     results = []
     for each in maps:
@@ -149,7 +149,7 @@ def _prefers_sparse(features: Tensor, masks: Tensor) -> bool:
 
 
 def _has_adjacent_channels(features: Tensor) -> bool:
-    """Whether the channels of a pixel are adjacent, in the dtype of the sums."""
+    """Whether features are in the dtype of the sums, with the channels of a pixel adjacent."""
     return features.dtype == _sum_dtype(features) and features.is_contiguous(
         memory_format=torch.channels_last
     )
@@ -160,7 +160,7 @@ def _sum_dtype(features: Tensor) -> torch.dtype:
 
 
 def _zeros(features: Tensor, *size: int) -> Tensor:
-    """Zeros that depend on ``features``, whose gradient is then zero."""
+    """Zeros that depend on ``features``, so that its gradient is zero rather than None."""
     return features.new_zeros(size) + features[..., :0].sum()
 
 
@@ -212,8 +212,8 @@ def _split(tensor: Tensor, size: int, dim: int) -> Sequence[Tensor]:
 
 
 def _product(means: Tensor, pixels: Tensor) -> Tensor:
-    """``[N, Q, P]``, ``[N, C, P]`` -> ``[N, Q, C]``, in the order whose gradient has the memory
-    format of ``pixels``."""
+    """``[N, Q, P]``, ``[N, C, P]`` -> ``[N, Q, C]``. The order of the factors gives the gradient of
+    ``pixels`` the memory format of ``pixels``."""
     if pixels.requires_grad and pixels.stride(2) == 1:
         return (pixels @ means.mT).mT
     return means @ pixels.mT
@@ -257,7 +257,7 @@ def _pool_sparse(features: Tensor, masks: Tensor) -> Tensor:
 
 
 def _pool_labels(features: Tensor, labels: LabelMaps, boxes: np.ndarray) -> Tensor:
-    """``[K, C]`` from windows around the objects, in groups of like size."""
+    """``[K, C]`` from windows around the objects, in groups of similar size."""
     height, width = features.shape[2:]
     limit = labels.labels.shape[1:]
     x1, y1, x2, y2 = boxes.T

@@ -114,7 +114,7 @@ def _pool_one_map(
             weights * _bilinear(prob_maps[..., None], each, map_y, map_x, weights.dtype)[..., 0]
         )
     weights = torch.where(valid[:, None, None], weights, torch.zeros_like(weights))
-    # A sample outside the feature map contributes 0, also where the border is NaN or infinite.
+    # A sample outside the feature map contributes 0, even where the border is NaN or infinite.
     terms = torch.where(_reads(y, x), values * weights[..., None].to(accumulate), 0.0)
     pooled = terms.unflatten(2, (pooled_width, -1)).unflatten(1, (pooled_height, -1)).sum((2, 4))
     pooled = torch.where(valid[:, None, None, None], pooled, torch.zeros_like(pooled))

@@ -179,15 +179,15 @@ def test_sparse_refuses_masks_with_gradients_or_tangents() -> None:
     def tangent_of_features(masks: Tensor) -> Tensor:
         return torch.func.jvp(lambda x: pool(x, masks), (features,), (features,))[1]
 
-    with pytest.raises(ValueError, match="a mask is zero have them too"):
+    with pytest.raises(ValueError, match="a mask is zero: they have gradients too"):
         pool(features, masks.clone().requires_grad_())
-    with pytest.raises(ValueError, match="a mask is zero have them too"):
+    with pytest.raises(ValueError, match="a mask is zero: they have gradients too"):
         torch.func.grad(lambda m: pool(features, m).sum())(masks)
-    with pytest.raises(ValueError, match="a mask is zero have them too"):
+    with pytest.raises(ValueError, match="a mask is zero: they have gradients too"):
         torch.func.jvp(lambda m: pool(features, m), (masks,), (masks,))
-    with pytest.raises(ValueError, match="a mask is zero have them too"):
+    with pytest.raises(ValueError, match="a mask is zero: they have gradients too"):
         torch.func.jvp(tangent_of_features, (masks,), (masks,))
-    with forward_ad.dual_level(), pytest.raises(ValueError, match="have them too"):
+    with forward_ad.dual_level(), pytest.raises(ValueError, match="they have gradients too"):
         pool(features, forward_ad.make_dual(masks, masks))
     with torch.no_grad():
         expected = pool(features, masks.clone().requires_grad_())
