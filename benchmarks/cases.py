@@ -334,7 +334,7 @@ SMOKE_FEW_CHANNELS = replace(
 )
 SMOKE_MULTI_SCALE = replace(MULTI_SCALE[0], name="smoke", channels=8, boxes_per_image=16)
 
-# The values that a curve gives one size of a case. Keys as in Case.problem().
+# A curve varies one size of a case: the values of that size. Keys as in Case.problem().
 CURVES = {
     "boxes": (8, 16, 32, 64, 128, 256, 512, 1024, 2048),
     "channels": (16, 32, 64, 128, 256, 512, 1024),

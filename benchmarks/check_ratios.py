@@ -53,13 +53,13 @@ def ratios_of_runs(rows: Iterable[Row]) -> dict[Pair, list[float | None]]:
 
 
 def ratios(rows: Iterable[Row]) -> dict[Pair, float | None]:
-    """Those of the last run."""
+    """The ratios of the last run."""
     return {pair: values[-1] for pair, values in ratios_of_runs(rows).items()}
 
 
 def largest_ratios(rows: Iterable[Row]) -> dict[Pair, float | None]:
-    """Those of the slowest recorded run. On a shared host, runs of one version can differ by a
-    factor of two, because the peer slows down more than this library or less."""
+    """The ratios of the slowest recorded run. On a shared host, runs of one version can differ by a
+    factor of two, because load does not slow the peer and this library equally."""
     return {
         pair: max((ratio for ratio in values if ratio is not None), default=None)
         for pair, values in ratios_of_runs(rows).items()

@@ -48,7 +48,7 @@ def add_timing_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
         "--threads",
         type=int,
         default=torch.get_num_threads(),
-        help="of the CPU; default here: %(default)s",
+        help="CPU threads; default here: %(default)s",
     )
     parser.add_argument(
         "--rounds", type=int, default=rounds, help="measurements per row; default: %(default)s"
@@ -170,7 +170,7 @@ def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
     """Peak memory of one call, result included, minus the memory in use before. Warms up first.
 
     On CUDA, the peak of the caching allocator. On a CPU, the peak resident memory of the process,
-    which counts all touched pages, also those that no tensor owns.
+    which counts all touched pages, including pages that no tensor owns.
     """
     call()
     if device.type == "cuda":

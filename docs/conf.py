@@ -1,7 +1,7 @@
 """Sphinx configuration of the documentation site; ``make docs`` builds it.
 
-The source folder is the root of the repository. Pages outside docs/ are pages of the site where
-they are, so their relative links work on a repository's web page and on the site.
+The source folder is the root of the repository. Pages outside docs/ keep their paths on the site,
+so their relative links work on a repository's web page and on the site.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 
-# What a browser would load from elsewhere. Links to follow (<a href>) are not among these.
+# What a browser would load from other hosts. Links (<a href>) are permitted.
 REMOTE = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\ssrc=["'](?:https?:)?//"""
     r"""|<link\b[^>]*\shref=["'](?:https?:)?//|url\(["']?(?:https?:)?//|@import"""

@@ -2,8 +2,8 @@
 
     python docs/crowd.py
 
-The pooled features are colours: the photograph itself is pooled. The percentages say how much of
-what is read of a box belongs to other mushrooms.
+The pooled features are colours: the photograph itself is pooled. The percentages are the fraction
+of a box's pooled weight that lies on other mushrooms.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ OPTIONS: dict[str, Any] = {"output_size": BINS, "sampling_ratio": 2, "aligned": 
 
 
 def shares_of_others(objects: Tensor, boxes: Tensor, maps: Tensor, ids: Tensor) -> Tensor:
-    """``float[2, K]``: the part of what RoIAlign and SaRoIAlign read of each box that belongs to
-    other objects than the box's own."""
+    """``float[2, K]``: the fraction of each box's pooled weight that lies on other objects, for
+    RoIAlign and SaRoIAlign."""
     others = (objects != 0) & (objects != ids[:, None, None])  # [K, H, W]
     features = torch.cat([others, torch.ones_like(others[:1])]).float()[None]  # [1, K + 1, H, W]
     read = torch.stack(

@@ -3,8 +3,9 @@
     python docs/figures.py
     python docs/figures.py aligned pyramid
 
-Pixel weights are the gradient of a bin by the features, sampling points are the reference's, and
-the features are the photograph of examples/photograph/, averaged to the stride of a feature map.
+Pixel weights are the gradient of a bin with respect to the features. Sampling points are those of
+the reference. The features are the photograph of examples/photograph/, averaged to the stride of a
+feature map.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def zoom(axis: Axes, view: BoxView, bin: tuple[int, int], title: str) -> None:
 
 
 def bin_on_the_outline(view: BoxView) -> tuple[int, int]:
-    """The bin whose samples lie half on the object: its sum of the map is nearest to a half."""
+    """The bin whose samples lie half on the object: the one whose sum of the map is nearest 1/2."""
     _, weight_sums = pool(view, feature_map(STRIDE), return_weight_sum=True)
     half = view.sampling_ratio**2 / 2
     row, column = divmod(int((weight_sums[0] - half).abs().argmin()), weight_sums.shape[2])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "photograph"
 FRONT, BEHIND = 1, 2  # ids in the label map of two mushrooms that grow into one another
-ORANGE, BLUE = "#E69F00", "#56B4E9"  # Okabe and Ito's, told apart by colour-blind readers
+ORANGE, BLUE = "#E69F00", "#56B4E9"  # Okabe and Ito's; colour-blind readers can tell them apart
 
 
 @functools.cache

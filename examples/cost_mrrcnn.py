@@ -89,7 +89,7 @@ def with_torchvision_pools(model: MaskRCNN) -> MaskRCNN:
     holders: list[Any] = [heads]
     if isinstance(model, MRRCNN):
         if not model.roi_heads.refine.odd_cells:
-            raise ValueError("torchvision's composition here takes one cell of the map per sample")
+            raise ValueError("torchvision's composition here needs one cell of the map per sample")
         holders.append(model.roi_heads.refine)
     for holder in holders:
         for name in ("box_roi_pool", "mask_roi_pool"):
@@ -130,12 +130,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--weights",
         type=Path,
         metavar="FILE",
-        help="of Mask R-CNN or MR R-CNN, trained on generated images; default: random",
+        help="weights of Mask R-CNN or MR R-CNN trained on generated images; default: random",
     )
     parser.add_argument(
         "--rounds", type=int, default=7, help="measurements per variant; default %(default)s"
     )
-    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
@@ -238,7 +238,7 @@ def _synchronize(device: str) -> None:
 
 def format_rows(rows: list[dict[str, Any]]) -> str:
     """In Markdown: milliseconds per image and the refining module's share of them."""
-    lines = ["| | | pooling | ms / image | of that refining |", "|---|---|---|---|---|"]
+    lines = ["| | | pooling | ms / image | refining's share |", "|---|---|---|---|---|"]
     for row in rows:
         share = "" if row["model"] == VANILLA else f"{100 * row['refining_share']:.0f} %"
         lines.append(

@@ -164,7 +164,7 @@ def open_model(args: argparse.Namespace) -> MaskRCNN:
     refine: Any = changes
     if args.refine:
         if "card" in load_content(args.weights):
-            raise ValueError(f"{args.weights} has options of its own: --set changes single ones")
+            raise ValueError(f"{args.weights} stores its options: change them with --set instead")
         refine = RefineConfig(**(REFINE_SETTINGS[args.refine] | changes))
     try:
         model = load_model(args.weights, image_size=args.image_size, refine=refine)
@@ -301,7 +301,7 @@ def predict_video(predictor: Predictor, path: Path, target: Path) -> Iterator[Re
 
 
 def drawing_names(files: Sequence[Path]) -> list[str]:
-    """The name of each file; with the file's number if two files have the same name."""
+    """The name of each file, plus the file's number if two files have the same name."""
     stems = Counter(path.stem for path in files)
     names = []
     for number, path in enumerate(files, start=1):

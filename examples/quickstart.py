@@ -44,7 +44,7 @@ sa_roi_align = SaRoIAlign(output_size=14, spatial_scale=1, sampling_ratio=-1, al
 plain = roi_align(image, boxes)  # [K, 3, 14, 14]
 shaped = sa_roi_align(image, boxes, maps)
 
-# Fraction of the pooled weight that lies on other objects: pool their masks, and ones.
+# Fraction of the pooled weight that lies on other objects: pool their masks, and a map of ones.
 others = (objects > 0) & (objects != ids[:, None, None])  # [K, H, W]
 layers = torch.cat([others, torch.ones_like(others[:1])]).float()[None]  # [1, K + 1, H, W]
 print("read from other mushrooms, by box")
@@ -56,7 +56,7 @@ for name, read in (
     shares = totals.diagonal() / totals[:, -1]
     print(f"  {name:10}", "".join(f"{share:6.0%}" for share in shares.tolist()))
 
-# The second box in pictures.
+# Draw the second box.
 x1, y1, x2, y2 = boxes[1, 1:].tolist()
 height, width = image.shape[2:]
 view = BoxView((x1, y1, x2, y2), height, width, 14, 1, -1, aligned=True, prob_map=maps[1])

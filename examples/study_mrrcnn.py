@@ -54,7 +54,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "default: shape",
     )
     parser.add_argument(
-        "--runs", nargs="+", type=int, default=[0], help="seeds, of photographs folds; default 0"
+        "--runs", nargs="+", type=int, default=[0], help="seeds, or folds of photographs; default 0"
     )
     parser.add_argument(
         "--rows",
@@ -65,7 +65,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"groups ({', '.join(GROUPS)}) or rows ({', '.join(ROWS)}); the rows on which they "
         "depend are also made; default: main",
     )
-    parser.add_argument("--threads", type=int, help="of the CPU; default: torch's")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's")
     parser.add_argument(
         "--workers", type=int, default=0, help="loader processes; default %(default)s"
     )

@@ -243,8 +243,8 @@ class Experiment:
             if not self.trains_base:
                 given = card.class_names or f"{card.num_classes} classes with the background"
                 raise SystemExit(
-                    f"{self.args.base} knows {_shorten(given)}, the data {wanted}: "
-                    f"{_shorten(names)}; --preset finetune trains it on them"
+                    f"{self.args.base} has {_shorten(given)}, but the data have {wanted}: "
+                    f"{_shorten(names)}; use --preset finetune to train it on these classes"
                 )
             replace_predictors(model, wanted)
         return model
@@ -349,7 +349,7 @@ class Experiment:
         return scores
 
     def picture(self, models: dict[str, nn.Module]) -> Path:
-        """The first validation images that hold a huddled instance, or of any if none does."""
+        """Draw the first validation images with a huddled instance; if none has one, the first."""
         chosen = self.val_data.holding(self.splits["huddled"]) or range(len(self.val_data))
         path = self.args.output_dir / "comparison.png"
         compare(self.val_data, chosen[:PICTURED_IMAGES], models, path)
@@ -386,12 +386,12 @@ class Experiment:
         if self.scores:
             print(f"\n{format_table(self.scores)}\n")
             print(
-                "AP in percent. Huddled: "
-                "other objects cover more of the box than 5 % of the object does."
+                "AP in percent. Huddled: other objects' pixels in the box are more than 5 % of the "
+                "object's pixels."
             )
         if len(self.scores) > 1 and not self.args.test_only:
             more = self.preset.refine.iterations
-            print(f"The refined models have trained for {more} iterations more than {BASE}.")
+            print(f"The refined models were trained for {more} more iterations than {BASE}.")
         print(f"{self.seconds['total']:.0f} s. Wrote {results}.")
         if picture is not None:
             print(f"Look at {picture}: the models beside the ground truth.")

@@ -5,9 +5,9 @@
 
 Prints a table in Markdown, one row per folder, and writes the lines that nothing executes to
 build/coverage/uncovered.txt. Needs what `make fuzz` needs, and git. The fuzzers run over
-fuzz/corpus/ and new inputs. Of the tests, those run that call the kernels most: on a copy of the
-sources built with Clang's source-based coverage, and of the CUDA kernels on the host. A line counts
-as executed where one instance of a template executes it. Files for nvcc are not compiled; their
+fuzz/corpus/ and new inputs. Only the tests that call the kernels most run: on a copy of the sources
+built with Clang's source-based coverage, and on the CUDA kernels compiled for the host. A line
+counts as executed if any instance of a template executes it. Files for nvcc are not compiled; their
 lines of code count as not executed. Takes some 20 minutes.
 """
 
@@ -199,7 +199,7 @@ def sources() -> list[str]:
 
 
 def spans(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Of lines that follow one another."""
+    """First and last of each run of consecutive numbers."""
     found: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if found and number == found[-1][1] + 1:

@@ -69,8 +69,8 @@ def parse_version(text: str) -> Version:
 
 
 def choose(symbols: list[Symbol], newest: Mapping[str, Version]) -> dict[str, list[Symbol]]:
-    """The newest permitted version of each symbol, by the library that offered the symbol then; ""
-    is the library that was read."""
+    """The newest permitted version of each symbol, by the library that offered this version; ""
+    stands for the library that was read."""
     versions: dict[str, list[Symbol]] = defaultdict(list)
     for symbol in symbols:
         versions[symbol.name].append(symbol)

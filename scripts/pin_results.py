@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tests/stability/: what programs of this version call and get.
+"""Writes tests/stability/: schemas, saved modules and results of this version.
 
     python scripts/pin_results.py
 
@@ -9,8 +9,8 @@
 * results.pt: inputs, and the results of each instruction set of this processor.
 * made_by.json: version, torch, compiler and machine.
 
-tests/test_stability.py runs these files with later code. They are written anew only under another
-version number.
+tests/test_stability.py runs these files with later code. They are rewritten only for a new version
+number.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Results = dict[str, Tensor]
 
 
 class Inputs(NamedTuple):
-    """float64; the operands of each case are these in its dtype."""
+    """float64 operands; each case casts them to its dtype."""
 
     features: Tensor  # [2, 12, 5, 6]
     coarse_features: Tensor  # [2, 12, 3, 3]
@@ -108,7 +108,7 @@ PROGRAMS = {"sa_roi_align.pt2": sa_roi_align_module, "multiscale.pt2": multiscal
 
 
 def pool_with_gradients(inputs: Inputs, channels: int, dtype: torch.dtype, layout: str) -> Results:
-    """Of ``sa_roi_align``: the output, and the gradients of features, boxes and maps."""
+    """The output of ``sa_roi_align``, and the gradients of features, boxes and maps."""
     memory_format = getattr(torch, layout)
     x = inputs.features[:, :channels].to(dtype).contiguous(memory_format=memory_format)
     rois = inputs.rois.to(torch.float64 if dtype == torch.float64 else torch.float32)
@@ -128,7 +128,7 @@ CASES = (
 
 
 def results_of_this_process(inputs: Inputs) -> Results:
-    """By name, with the code and the instruction set of this process."""
+    """Results by name, from the code and the instruction set of this process."""
     found = {}
     for channels, dtype, layout in CASES:
         for name, tensor in pool_with_gradients(inputs, channels, dtype, layout).items():
@@ -156,7 +156,7 @@ def build() -> dict[str, str]:
 
 
 def results_of(instruction_set: str, path: Path) -> Results | None:
-    """None where the processor lacks it. path: of a temporary file."""
+    """None if the processor lacks the instruction set. path: a temporary file."""
     run_under(instruction_set, __file__, "--this-process", str(path))
     found = torch.load(path, weights_only=True)
     path.unlink()
@@ -164,7 +164,7 @@ def results_of(instruction_set: str, path: Path) -> Results | None:
 
 
 def remove_metadata(path: Path) -> None:
-    """Of an ONNX file: stack traces, which name files of this machine."""
+    """Removes the stack traces from an ONNX file: they name files of this machine."""
     import onnx
 
     model = onnx.load(path)
@@ -179,7 +179,7 @@ def remove_metadata(path: Path) -> None:
 
 
 def share_equal(found: Iterable[tuple[str, Results]]) -> dict[str, Results]:
-    """Makes results that are equal in several instruction sets one tensor, which is saved once."""
+    """Uses one tensor for equal results of several instruction sets, so that it is saved once."""
     results: dict[str, Results] = {}
     for instruction_set, tensors in found:
         for name, tensor in tensors.items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs the README's commands, as they stand and in their order, in a new clone and environment.
+"""Runs the README's commands, unchanged and in order, in a new clone and environment.
 
     python scripts/run_readme.py                 all but `make test`: minutes, and 6 GB of disk
     python scripts/run_readme.py --all           `make test` too
@@ -31,7 +31,7 @@ COMMAND = re.compile(
 
 
 def commands(text: str) -> list[str]:
-    """Of a page in Markdown, each once."""
+    """The commands of a page in Markdown, each once."""
     fence = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
     found = (
         match[1] or match[2]

@@ -1,21 +1,22 @@
 #!/usr/bin/env python3
-"""Random calls for half an hour, under what a training run or a server does to a library.
+"""Makes random calls for half an hour, under the conditions of a training run or a server.
 
     python scripts/soak.py --seconds 1800 --record docs/soak.json
 
-Exit status 1: something was found. The phases, which go round:
+Exit status 1: something was found. The phases, which are repeated in turn:
 
 * threads: several Python threads call, each with its own number of torch's threads;
-* interrupts: SIGINT during calls. KeyboardInterrupt ends the call, torch's modes are as before, the
-  next call is right;
+* interrupts: SIGINT during calls. KeyboardInterrupt must end the call, torch's modes must be as
+  before, and the next call must be right;
 * forked, spawned, loader: calls in worker processes, of `multiprocessing` and of a DataLoader;
 * failures: in a process of its own, allocations of the library fail, one at a time; then address
-  space is scarce. A Python exception comes, and the next call is right. Needs a C++ compiler.
+  space is scarce. Each must raise a Python exception, and the next call must be right. Needs a C++
+  compiler.
 
 Results are compared with the reference in float64 where rounding permits (scripts/soak_calls.py)
 and bit for bit with the first results of the same call. After each round, memory, objects, tensors,
-threads, open files and reference counts are read (scripts/soak_memory.py). A process beside watches
-for deadlocks, and has the tracebacks of all threads written to standard error where nothing moves.
+threads, open files and reference counts are read (scripts/soak_memory.py). Another process watches
+for deadlocks. If no call finishes, it has the tracebacks of all threads written to standard error.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def soak_here(seconds: float, seed: int, folder: Path) -> None:
 
 
 def judge_memory(soak: Soak) -> None:
-    """Of a short run, only the number of tensors."""
+    """Judges growth; in a short run, only the number of tensors."""
     first, last = soak.rows[0], soak.rows[-1]
     if last.tensors != first.tensors:
         soak.find(f"memory: {last.tensors} tensors live, {first.tensors} at first")

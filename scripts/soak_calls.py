@@ -1,5 +1,5 @@
-"""Random calls of the package, forward and backward. A call follows from its number alone, so every
-process makes the same one."""
+"""Random calls of the package, forward and backward. A call depends only on its number, so every
+process makes the same calls."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ class Call:
     # ---- the reference ---------------------------------------------------------------------------
 
     def can_compare(self) -> bool:
-        """Whether rounding decides nothing, and the reference takes little memory."""
+        """Whether rounding cannot move samples, and the reference takes little memory."""
         if self.has_strange_boxes or not (self.is_exact or self._is_double_precision()):
             return False
         ratio = self.sampling_ratio if self.sampling_ratio > 0 else 8
@@ -304,7 +304,7 @@ class Call:
         if self.kind != "pyramid":
             return pool(features[0], rois, maps, self.spatial_scale)
         finest = STRIDE.bit_length() - 1
-        # On the boxes as they are: rounding may decide.
+        # From the boxes in their own dtype, because rounding may change the level.
         of_call = concatenate_boxes(self.boxes, features[0].device)
         levels = assign_levels(of_call, len(features), finest, 224, 4)
         parts = [

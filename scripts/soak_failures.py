@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Calls whose memory is refused. A Python exception must come, and the next call must be right.
+"""Calls whose allocations fail. A Python exception must be raised, and the next call must be right.
 
 Part of scripts/soak.py, in a process of its own. Where scripts/failing_new.cpp is preloaded, up to
 40 allocations of a call, drawn at random from those that the library makes with `operator new`,
@@ -66,7 +66,7 @@ class Failures:
                 self.findings.append(f"call {number} is wrong after failed allocations")
 
     def limit_memory(self) -> None:
-        """With little address space left, results of tens to hundreds of MiB fit or do not."""
+        """Calls with little address space left. Results of tens to hundreds of MiB may not fit."""
         torch.set_num_threads(2)
         generator = torch.Generator().manual_seed(0)
         x = torch.rand(1, 64, 48, 48, generator=generator).requires_grad_()

@@ -67,7 +67,7 @@ def test_a_library_of_another_version_is_explained(copy: Path) -> None:
     empty = ["-shared", "-x", "c", os.devnull, "-o", str(copy / _library.OPERATORS.name)]
     subprocess.run([os.environ.get("CC", "cc"), *empty], check=True)
     message = import_error(copy.parent)
-    assert "of another version" in message and "--no-build-isolation ." in message, message
+    assert "of different versions" in message and "--no-build-isolation ." in message, message
 
 
 WITHOUT_PYTHON_MODULE = """

@@ -11,7 +11,7 @@ BASELINE = Path(__file__).resolve().parents[2] / "scripts" / "ptxas_baseline.tsv
 
 @dataclass(frozen=True)
 class Machine:
-    """Of data sheets, but for the fractions."""
+    """From data sheets, except the fractions."""
 
     name: str = "H100"
     multiprocessors: int = 132
@@ -25,8 +25,8 @@ class Machine:
 
 H100 = Machine()
 
-# Clocks from one instruction of a warp to the next that waits for it. An instruction's is an
-# average over those that the next does and does not wait for.
+# Clocks from one instruction of a warp to the next that depends on it. INSTRUCTION is an average
+# over instructions on which the next depends and on which it does not.
 INSTRUCTION = 3
 WAIT = {"shared": 30, "first": 40, "second": 270, "device": 600, "shuffle": 25, "barrier": 30}
 
@@ -102,7 +102,7 @@ STEPS = {
     "lines": Step("bins that read a row, or a column", 480, shared=8),
     "round": Step("taps of a batch: begin and end", 110, shared=4, shuffle=6, barrier=2),
     "pixel tap": Step("a tap is found, begins and ends", 220, shared=6, shuffle=6),
-    "search": Step("half of the samples of a bin that are left", 36),
+    "search": Step("half of the remaining samples of a bin", 36),
     "row weight": Step("weight of a sample row", 75),
     "row in map": Step("a sample row in the probability map", 75),
     "column weight": Step("weight of a sample column", 55),

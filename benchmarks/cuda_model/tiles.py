@@ -27,8 +27,8 @@ from cuda_model.machine import STEPS, clocks
 
 @dataclass(frozen=True)
 class Lines:
-    """Of the boxes of one image and level along one axis, padded to whole tiles: [boxes, tiles,
-    rows or columns of a tile]."""
+    """Counts for the boxes of one image and level along one axis, padded to whole tiles: [boxes,
+    tiles, rows or columns of a tile]."""
 
     bins: Integers  # that read a row or column
     reads: Integers  # samples that give it a weight
@@ -62,11 +62,11 @@ class Lines:
 
 @dataclass
 class TileCounts:
-    """Of one tile's list of boxes."""
+    """Work on one tile's list of boxes."""
 
     batches: int
     rounds: int
-    weights: float  # clocks for the taps' weights: of each round, its turns times its longest tap
+    weights: float  # clocks for the taps' weights: sum over rounds of turns times the longest tap
     weight_taps: int  # turns: taps of a thread
     steps: int  # of the longest pixel of each round
     warp_steps: int  # likewise, of each warp's longest pixel, over all warps
@@ -96,7 +96,7 @@ def count_tile(
         return padded
 
     bins_y, bins_x = y.bins[k, i], x.bins[k, j]
-    # A tap looks at all samples of its bin where they are few; else it searches those that read.
+    # A tap looks at all samples of its bin if they are few; else it searches for its readers.
     reads_y, reads_x = y.reads[k, i], x.reads[k, j]
     looked_y, looked_x = y.looked_at(k, bins_y, reads_y), x.looked_at(k, bins_x, reads_x)
     searches = y.searches(k) + x.searches(k)
@@ -138,8 +138,8 @@ def count_tile(
 
 
 def tile_tally(k: Integers, num_rois: int, looks: bool = False) -> Tally:
-    """Everything that a tile costs whether boxes read it or not; k: the boxes that do. looks: at
-    all boxes, which are few; else at bits."""
+    """The cost of a tile besides its batches. k: the boxes that read it. looks: the tile looks at
+    all boxes, which are few; otherwise at bits."""
     tally = Tally()
     tally.add("tile", 1, WARPS)
     for first in range(0, max(num_rois, 1), LISTED_BOXES):

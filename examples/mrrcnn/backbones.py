@@ -81,7 +81,7 @@ def small_mask_rcnn(
         image_size: shorter side of the images in pixels.
         anchor_sizes: sides of the anchors on strides 4, 8 and 16, in pixels of the resized image;
             None: 16, 32 and 56 for images of 128 pixels, scaled in proportion for other sizes.
-        proposals: most boxes per image that reach the box head; 1.5 times as many in training.
+        proposals: largest number of boxes per image at the box head; 1.5 times that in training.
     """
     backbone = SmallFPN()
     channels = backbone.out_channels
@@ -167,14 +167,14 @@ def resnet_mask_rcnn(
 
     Args:
         name: of the ResNet in ``torchvision.models``.
-        num_classes: with the background.
+        num_classes: including the background.
         image_size: shorter side of the images in pixels.
         deformable: sample the 3x3 convolutions of ``layer2`` to ``layer4`` where offsets point
             (arXiv 1703.06211).
         norm: ``"frozen"`` freezes the statistics of batch normalisation and the first two stages,
             for pretrained weights. ``"batch"`` trains everything, for a start from scratch.
         weights: the classifier's state dict, such as torchvision's for ImageNet.
-        arguments: of ``MaskRCNN``.
+        arguments: passed to ``MaskRCNN``.
 
     Raises:
         RuntimeError: ``weights`` are of another architecture; the message names the keys.
@@ -193,7 +193,7 @@ def resnet_mask_rcnn(
 
 
 def resnet50_mask_rcnn(num_classes: int, image_size: int = 800, **options: Any) -> MaskRCNN:
-    """Torchvision's ``maskrcnn_resnet50_fpn`` without weights: loads its published state dicts."""
+    """Torchvision's ``maskrcnn_resnet50_fpn`` without weights; takes its published state dicts."""
     return resnet_mask_rcnn("resnet50", num_classes, image_size, **options)
 
 
@@ -223,7 +223,7 @@ def resnet50_from_scratch(num_classes: int, image_size: int = 256) -> MaskRCNN:
 
 
 def resnet50_v2_mask_rcnn(num_classes: int, image_size: int = 800) -> MaskRCNN:
-    """Torchvision's ``maskrcnn_resnet50_fpn_v2`` without weights: loads its published state dicts.
+    """Torchvision's ``maskrcnn_resnet50_fpn_v2`` without weights, for its published state dicts.
 
     All parameters train, batch normalisation included.
     """
@@ -256,7 +256,7 @@ def build_mask_rcnn(name: str, num_classes: int, image_size: int, **options: Any
 
     Args:
         name: a key of ``BUILDERS``.
-        num_classes: with the background.
+        num_classes: including the background.
         image_size: shorter side of the images in pixels.
         options: plain values: ``norm`` and ``weights`` of :func:`.resnet_mask_rcnn`, or
             ``anchor_sizes`` and ``proposals`` of :func:`.small_mask_rcnn`.

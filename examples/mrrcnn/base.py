@@ -41,17 +41,18 @@ class AlignedTransform(GeneralizedRCNNTransform):
     min_size: tuple[int, ...]
     max_size: int
     mask_alignment: str = EXACT
-    # Threshold: masks above it are bool, pasted a few at a time; None: float32, all at once.
+    # None: masks are float32 and pasted all at once. Otherwise they are bool (above the threshold)
+    # and pasted a few at a time.
     mask_threshold: float | None = None
-    # Range of the factor of the image size that training draws at random.
+    # Training multiplies the image size by a random factor from this range.
     scale_jitter: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
     def from_transform(cls, transform: GeneralizedRCNNTransform) -> AlignedTransform:
-        """The same settings.
+        """Copies the settings of ``transform``.
 
         Raises:
-            TypeError: the class is not torchvision's: what it overrides would be lost.
+            TypeError: ``transform`` is of a subclass, whose overridden methods would be lost.
         """
         if type(transform) not in (GeneralizedRCNNTransform, AlignedTransform):
             raise TypeError(
@@ -88,7 +89,7 @@ class AlignedTransform(GeneralizedRCNNTransform):
             return super().resize(image, target)
         others = {k: v for k, v in target.items() if k != "masks"}
         image, resized = super().resize(image, others)
-        assert resized is not None  # torchvision returns what it was given
+        assert resized is not None  # torchvision returns a target if it is given one
         return image, {**resized, "masks": target["masks"]}
 
     def postprocess(
@@ -119,7 +120,7 @@ class AlignedTransform(GeneralizedRCNNTransform):
 @contextlib.contextmanager
 def binary_masks(model: nn.Module, threshold: float = 0.5) -> Iterator[None]:
     """Within this context, a prepared model returns bool masks [N, 1, H, W]: the pixels above
-    ``threshold``. They take a quarter of the memory, and pasting them takes little more."""
+    ``threshold``. Bool masks take a quarter of the memory, and pasting needs little extra."""
     transform = getattr(model, "transform", None)
     if not isinstance(transform, AlignedTransform):
         yield
@@ -196,7 +197,7 @@ class AlignedRoIHeads(RoIHeads):
         image_shapes: ImageShapes,
         targets: Targets | None,
     ) -> Losses:
-        assert targets is not None  # the proposals have been sampled by them
+        assert targets is not None  # sampling the proposals has used them
         classifier, box_reg = fastrcnn_loss(logits, regression, sampled.labels, deltas)
         masked = sampled.select(sampled.positive)
         mask_logits = class_logits(
@@ -272,10 +273,10 @@ def set_mask_alignment(model: MaskRCNN, alignment: str) -> None:
 
 
 def replace_predictors(model: MaskRCNN, num_classes: int) -> None:
-    """New, untrained last layers of the box and the mask head, in place; the card follows.
+    """Replace the last layers of the box and the mask head by untrained ones; update the card.
 
     Args:
-        num_classes: with the background.
+        num_classes: including the background.
 
     Raises:
         TypeError: a predictor is not torchvision's.
@@ -314,8 +315,8 @@ def keep_boxes_precise(rpn: RegionProposalNetwork) -> None:
     """Make anchors and proposals in float32 under autocast, too.
 
     torchvision makes anchors and proposals in the features' type and rounds the ground truth to the
-    type of the proposals. In bfloat16, a coordinate from 512 to 1023 pixels would be a multiple of
-    4.
+    type of the proposals. In bfloat16, coordinates from 512 to 1023 pixels would be rounded to
+    multiples of 4.
     """
     if _precise_maps not in rpn.anchor_generator._forward_pre_hooks.values():
         rpn.anchor_generator.register_forward_pre_hook(_precise_maps)

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, whether the process is killed or the disk is full."""
+"""Replaces files atomically, even if the process is killed or the disk is full."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def replacing(path: Path, former: Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of ``path`` when the block ends.
+    """Open a temporary file for writing. It replaces ``path`` when the block ends.
 
-    ``path`` is the old file or the new one at every moment, and the new one survives a loss of
-    power after the block.
+    At every moment, ``path`` is either the complete old file or the complete new one. After the
+    block, the new file survives a loss of power.
 
     Args:
-        former: receives the old file. For a moment only ``former`` exists.
+        former: the old file is moved there. For a moment only ``former`` exists.
 
     Raises:
-        OSError: the disk is full, for instance. The message names ``path``, which is as it was, and
-            nothing half written is left.
+        OSError: writing failed, for instance because the disk is full. The message names ``path``.
+            ``path`` is unchanged, and the temporary file is deleted.
     """
     part = path.with_name(path.name + ".part")
     try:
@@ -52,7 +52,7 @@ def named(error: OSError, path: Path) -> OSError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Flush the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
 """Masks of an image -> maps on boxes, and the inverse.
 
-Pixel i covers [i, i + 1] and has its centre at i + 0.5. So do the cells of a map, in units of the
-box divided by the map's size. torchvision's ``project_masks_on_boxes`` reads half a pixel off these
-centres, and its ``paste_masks_in_image`` truncates boxes to whole pixels.
+Pixel i covers [i, i + 1] and has its centre at i + 0.5. So does cell i of a map, in units of the
+box's side divided by the map's. torchvision's ``project_masks_on_boxes`` reads half a pixel off
+these centres, and its ``paste_masks_in_image`` truncates boxes to whole pixels.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 from shape_roi_align import roi_align
 
 MAX_SAMPLES = 8  # per cell side; more are slower and change a cell's mean by less than 1/8 pixel
-CHUNK_BYTES = 1 << 26  # of masks in float32 at a time
+CHUNK_BYTES = 1 << 26  # float32 masks per chunk
 
 
 def project_masks(
     masks: Tensor, boxes: Tensor, size: int, *, matched: Tensor | None = None
 ) -> Tensor:
-    """Masks of an image -> maps on boxes: what a mask head learns.
+    """Masks of an image -> maps on boxes, the targets of a mask head.
 
-    A cell is the mean of bilinear samples of the mask, one per pixel of the cell's side up to 8.
+    A cell is the mean of n x n bilinear samples of the mask, n = cell side in pixels, at most 8.
 
     Args:
         masks: [N, H, W] of any type, 0 to 1.
         boxes: [K, 4] x1, y1, x2, y2 in pixels of the masks.
-        size: M, cells of a side of the maps.
+        size: M, cells per side of the maps.
         matched: [K] index of the mask of each box. None: one box per mask, in order.
 
     Returns:
@@ -59,7 +59,7 @@ def project_masks(
 
 
 def paste_masks(maps: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Maps on boxes -> masks of an image: what a mask head has found.
+    """Maps on boxes, the output of a mask head -> masks of an image.
 
     A pixel whose centre lies in the box is a bilinear sample of the map, clamped to the map's
     border. All other pixels are zero.

@@ -56,7 +56,7 @@ class MRRCNN(MaskRCNN):
     exported separately.
 
     Args:
-        num_classes: with the background.
+        num_classes: including the background.
         refine: options of the refining module; None: the paper's.
         mask_alignment: how masks are cut from images and pasted into them, see :func:`.prepare`.
         replace_poolers: pool with this package's operators instead of torchvision's.
@@ -95,17 +95,17 @@ class MRRCNN(MaskRCNN):
         Type and device of its parameters are kept.
 
         Args:
-            model: any of torchvision's, with any backbone, anchors and heads.
-            num_classes: with the background; another number than the model's starts new, untrained
-                predictors.
+            model: a torchvision Mask R-CNN with any backbone, anchors and heads.
+            num_classes: including the background. If it differs from the model's, the predictors
+                are new and untrained.
             mask_alignment: None keeps the model's alignment. For a model without one, None is
                 ``"exact"``, or ``"torchvision"`` if the base is frozen, because its mask head has
                 learnt torchvision's shift.
 
         Raises:
             ValueError: an unknown alignment.
-            TypeError: the transform is not torchvision's, or the predictors are not and must be
-                replaced.
+            TypeError: the transform is not torchvision's, or the predictors must be replaced and
+                are not torchvision's.
         """
         model = copy.deepcopy(model)
         if not hasattr(model, "card"):
@@ -161,7 +161,7 @@ class MRRCNN(MaskRCNN):
         self.train(training)
 
     def _parts_without_gradient(self, config: RefineConfig) -> list[nn.Module]:
-        """Parts whose parameters get no gradient, which distributed training must not wait for."""
+        """Parts whose parameters get no gradient. Distributed training must not wait for them."""
         refine = self.roi_heads.refine
         if not config.refine_cls and not config.refine_reg:
             return [refine.box_head, refine.box_predictor]
@@ -183,7 +183,7 @@ class MRRCNN(MaskRCNN):
         """Load a Mask R-CNN and start the refining heads from its heads.
 
         Raises:
-            RuntimeError: ``state_dict`` does not hold exactly the base's keys; names them.
+            RuntimeError: ``state_dict`` lacks keys of the base or has others; names them.
         """
         result = self.load_state_dict(state_dict, strict=False)
         missing = [key for key in result.missing_keys if not key.startswith(REFINE_PREFIX)]
@@ -210,8 +210,8 @@ def mrrcnn_resnet50_fpn(
         weights: a file of that Mask R-CNN, such as torchvision's published one, or a state dict,
             which is loaded unchanged. None starts from random weights, with trainable batch
             normalisation.
-        num_classes: with the background. None: as the weights have, or COCO's 91 without weights;
-            a number other than the weights' starts new predictors.
+        num_classes: including the background. None: the number of the weights, or COCO's 91 without
+            weights. If it differs from the weights', the predictors are new.
         image_size: shorter side of the images in pixels.
         mask_alignment: as in :meth:`MRRCNN.from_mask_rcnn`.
     """
@@ -236,8 +236,8 @@ def save_model(model: MaskRCNN, path: str | Path) -> None:
     """Write a Mask R-CNN or MR R-CNN so that :func:`load_model` needs nothing else.
 
     Weights, architecture, image size, class names, mask alignment and the refining module's options
-    are plain tensors, numbers and texts: ``torch.load(weights_only=True)`` reads them. ``path`` is
-    never an incomplete file.
+    are plain tensors, numbers and strings: ``torch.load(weights_only=True)`` reads them. ``path``
+    is never an incomplete file.
     """
     if not hasattr(model, "card"):
         model.card = recognise(model)
@@ -284,7 +284,7 @@ def load_model(
     state = weights_of(content, path)
     dtype = state[CLASSES_KEY].dtype if CLASSES_KEY in state else None
     if model is not None and (image_size or options):
-        raise ValueError("image_size and options are the model's own where a model is passed")
+        raise ValueError("image_size and options cannot be given together with model")
     if "identity" in content:
         raise ValueError(f"{path} is a checkpoint of a training: the weights are beside it")
     if "card" in content:
@@ -308,7 +308,7 @@ def load_model(
             "refine=RefineConfig(...) as it was trained"
         )
     if refine and not is_refined:
-        raise ValueError(f"{path} holds no refining module whose options could be given")
+        raise ValueError(f"{path} holds no refining module, so refine cannot be given")
     card = replace(
         card,
         image_size=image_size or card.image_size,
@@ -321,7 +321,7 @@ def load_model(
         base = build_mask_rcnn(card.architecture, card.num_classes, card.image_size, **card.options)
         set_mask_alignment(base, alignment)
     else:
-        raise ValueError(f"{path} holds an architecture of your own: pass a model of it")
+        raise ValueError(f"{path} holds an architecture not in BUILDERS: pass a model of it")
     if card.frozen_eps is not None:
         overwrite_eps(base, card.frozen_eps)
     base.card = card

@@ -50,8 +50,8 @@ class RefineConfig:
             model's, 0.5. The NMS after refining filters the remaining boxes again.
         guide_label: class of the probability map of a positive RoI in training: the label of its
             proposal's match (``"gt"``), the label of the predicted box's match (``"match"``), or
-            the foreground class of the highest score (``"pred"``). Background RoIs always use the
-            latter.
+            the foreground class of the highest score (``"pred"``). Background RoIs always use
+            ``"pred"``.
         class_agnostic_guide: use the maximum over the foreground channels instead of one channel.
         rematch: match the predicted boxes to the ground truth anew, at ``fg_iou_thresh``; otherwise
             each keeps the match of its proposal.
@@ -62,7 +62,7 @@ class RefineConfig:
         batch_size_per_image: number of predicted boxes per image on which the refining module
             trains, a random sample; None: all.
         positive_fraction: largest fraction of positive boxes in the sample; surplus positives are
-            dropped at random. None: the model's for a sample, no limit without one.
+            dropped at random. None: the model's fraction, or no limit if all boxes are used.
         bbox_reg_weights: box coder's weights of the refining box head; None: the base's.
         loss_weight: factor of the refining losses.
     """

@@ -143,7 +143,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         if len(logits):
             deltas = regression_targets(predicted, targets, self.refine_coder)
             classifier, box_reg = fastrcnn_loss(logits, regression, predicted.labels, deltas)
-        else:  # the mean over no boxes is not a number
+        else:  # the mean over zero boxes is NaN
             classifier, box_reg = logits.sum() * 0, regression.sum() * 0
         if self.config.refine_cls:
             losses["loss_refine_classifier"] = classifier
@@ -225,7 +225,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         if config.guide == "gt" and maps is not None:
             if targets is None:
                 raise ValueError(
-                    'guide "gt" takes the targets in inference, too: model(images, targets)'
+                    'guide "gt" needs the targets in inference, too: model(images, targets)'
                 )
             found = TrainingBoxes(boxes, labels, labels, labels)
             found = rematch(found, targets, self.refine_matcher)

@@ -36,7 +36,7 @@ class TrainingBoxes(NamedTuple):
 
 
 def rematch(found: TrainingBoxes, targets: Targets, matcher: Matcher) -> TrainingBoxes:
-    """The same boxes, with labels and matches of the boxes instead of their proposals'."""
+    """The same boxes, with labels and matches of their own instead of their proposals'."""
     matched, labels = [], []
     for boxes, target in zip(found.boxes, targets, strict=True):
         if len(target["boxes"]) and len(boxes):
@@ -84,8 +84,8 @@ def regression_targets(
 def mask_targets(
     found: TrainingBoxes, targets: Targets, size: int, image_shapes: ImageShapes | None
 ) -> Tensor:
-    """Masks [K, size, size] float32 of the objects that the boxes were matched to, on the boxes;
-    zeros in an image without objects.
+    """Masks [K, size, size] float32 of the matched objects, cropped to the boxes; zeros in an image
+    without objects.
 
     Args:
         image_shapes: (height, width) of each image in the boxes' coordinates; its masks may have
@@ -134,7 +134,7 @@ def mask_loss(
 ) -> Tensor:
     """Binary cross entropy of logits [K, 2M, 2M] of the objects' classes, as in torchvision's
     ``maskrcnn_loss``. ``image_shapes``: as in :func:`mask_targets`."""
-    if not len(mask_logits):  # the mean over no boxes is not a number
+    if not len(mask_logits):  # the mean over zero boxes is NaN
         return mask_logits.sum() * 0
     masks = mask_targets(found, targets, mask_logits.shape[-1], image_shapes)
     return F.binary_cross_entropy_with_logits(mask_logits, masks.to(mask_logits.dtype))

@@ -21,9 +21,7 @@ ARCHIVE = b"PK\x03\x04"  # first bytes of what torch.save writes; torch before 1
 
 
 def save(content: Any, path: Path, former: Path | None = None) -> None:
-    """``torch.save`` so that ``path`` is the old file or the new one, at every moment.
-
-    ``former`` receives the old file.
+    """``torch.save`` that replaces ``path`` atomically. The old file is moved to ``former``.
 
     Raises:
         OSError: the file cannot be written; the message names ``path``, which is unchanged.
@@ -39,7 +37,7 @@ def save(content: Any, path: Path, former: Path | None = None) -> None:
 
 
 def load(path: str | Path) -> Any:
-    """What :func:`save` or torchvision saved, on the CPU.
+    """Load a file of :func:`save` or of torchvision to the CPU.
 
     Raises:
         OSError: the file cannot be opened.
@@ -53,7 +51,7 @@ def load(path: str | Path) -> Any:
             return torch.load(file, "cpu", weights_only=True)
         except Exception as error:  # readers of archives and pickles raise many types of errors
             raise ValueError(
-                f"{path} must be a file of weights, as torch.save writes it, and whole: "
+                f"{path} must be a complete file of weights, as torch.save writes it: "
                 f"{str(error).partition(chr(10))[0]}"
             ) from error
 
@@ -81,7 +79,7 @@ class ModelCard:
     """The information to rebuild a model's architecture, and the meaning of its labels.
 
     Attributes:
-        num_classes: with the background.
+        num_classes: including the background.
         architecture: key of ``BUILDERS``; None for any other architecture, which a file cannot
             rebuild.
         image_size: shorter side in pixels to which the model resizes images.
@@ -147,7 +145,7 @@ def _is_published(path: str | Path) -> bool:
 
 
 def _absorb_epsilon(state: dict[str, Tensor]) -> None:
-    """Scale the normalisation layers so that with epsilon they compute what they did without.
+    """Scale the normalisation layers so that adding epsilon does not change their results.
 
     The published weights were trained with an epsilon of zero, which torchvision's builder sets in
     the layers. Scales, unlike epsilon, are part of every file that is saved later.
@@ -159,6 +157,6 @@ def _absorb_epsilon(state: dict[str, Tensor]) -> None:
 
 
 def average_weights(average: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The model's state dict in that of a ``torch.optim.swa_utils.AveragedModel``."""
+    """The model's state dict, from the one of a ``torch.optim.swa_utils.AveragedModel``."""
     prefix = "module."
     return {k.removeprefix(prefix): v for k, v in average.items() if k.startswith(prefix)}

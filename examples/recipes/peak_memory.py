@@ -12,7 +12,7 @@ def peak_megabytes(call: Callable[[], object]) -> float:
     where the system is not Linux."""
     call()  # loads libraries and starts threads
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # memory that is reused counts, too
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # so that memory that is reused counts, too
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
     except OSError:
         return float("nan")

@@ -1,7 +1,7 @@
 """Average precision of resampled images: how far a difference would vary with other images.
 
-A paired bootstrap: every model is scored on the same resampled images, so that what the images have
-in common drops out of a difference.
+A paired bootstrap: every model is scored on the same resampled images, so that variation that
+affects all models cancels in a difference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def resample(groups: Sequence[int], draws: int = DRAWS, seed: int = 0) -> np.nda
     """How often each image occurs in each draw, [draws, images].
 
     Args:
-        groups: of each image. Images of one group are not independent: a group is drawn as one.
+        groups: of each image. Images of one group are not independent: groups are drawn whole.
     """
     _, index = np.unique(np.asarray(groups), return_inverse=True)
     count = int(index.max()) + 1
@@ -32,8 +32,8 @@ def resample(groups: Sequence[int], draws: int = DRAWS, seed: int = 0) -> np.nda
 
 
 def resampled_precision(evaluation: SplitCOCOeval, split: int, weights: np.ndarray) -> np.ndarray:
-    """AP in percent [draws] of a subset of the instances, as ``evaluation.percentages`` has it for
-    the images as they are; not a number where a draw has no instance.
+    """AP in percent [draws] of a subset of the instances, as ``evaluation.percentages`` computes it
+    for the original images; NaN where a draw has no instance.
 
     Args:
         evaluation: after ``evaluate()``.
@@ -56,7 +56,7 @@ def resampled_precision(evaluation: SplitCOCOeval, split: int, weights: np.ndarr
 
 
 class _Detections:
-    """Of one category and subset, the surest first.
+    """The detections of one category and subset, by descending score.
 
     Attributes:
         image: [D] index of the image.
@@ -85,16 +85,16 @@ class _Detections:
         self.wrong = (~matched & ~ignored)[:, order]
 
     def precision(self, weights: np.ndarray, recall_thresholds: np.ndarray) -> np.ndarray:
-        """Mean of the interpolated precision [draws] over recall and IoU thresholds; not a number
-        where a draw has no instance."""
+        """Mean of the interpolated precision [draws] over recall and IoU thresholds; NaN where a
+        draw has no instance."""
         wanted = weights @ self.instances
         weight = weights[:, self.image]
         right = np.cumsum(weight[:, None] * self.right, axis=-1)
         total = right + np.cumsum(weight[:, None] * self.wrong, axis=-1)
-        # Not below the precision at a larger recall.
+        # Interpolation: raise each precision to the largest precision at a larger recall.
         precision = right / np.maximum(total, 1)
         precision = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
-        beyond = np.zeros((*precision.shape[:-1], 1))  # recall that is not reached
+        beyond = np.zeros((*precision.shape[:-1], 1))  # precision at recalls that are not reached
         precision = np.concatenate([precision, beyond], axis=-1)
         at = _first_reaching(right, wanted, recall_thresholds)
         means = np.take_along_axis(precision, at, axis=-1).mean(axis=(1, 2))
@@ -106,17 +106,17 @@ def _first_reaching(hits: np.ndarray, wanted: np.ndarray, recalls: np.ndarray) -
     where none does.
 
     Args:
-        hits: [N, T, D] integers that do not fall along D.
+        hits: [N, T, D] integers, non-decreasing along D.
         wanted: [N] integers.
         recalls: [R].
     """
     draws, thresholds, detections = hits.shape
     total = np.maximum(wanted, 1)[:, None]
     needed = np.ceil(recalls * total).astype(int)
-    # As pycocotools compares the quotients, whatever the rounding of the product above.
+    # pycocotools compares quotients. Correct the rounding of the product above accordingly.
     needed -= (needed > 0) & ((needed - 1) / total >= recalls)
     needed += needed / total < recalls
-    # One sorted array of all rows: each starts above what the one before ends with.
+    # One sorted array of all rows: an offset lifts each row above the end of the row before.
     rows = np.arange(draws * thresholds).reshape(draws, thresholds, 1)
     span = max(int(needed.max()), int(hits.max(initial=0))) + 1
     at = np.searchsorted((hits + rows * span).ravel(), needed[:, None] + rows * span)

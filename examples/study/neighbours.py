@@ -13,8 +13,8 @@ KINDS = ("none", "other class", "same class")
 
 
 def neighbour_kinds(ground_truth: COCO) -> dict[int, str]:
-    """Of each annotation that is no crowd region: whether an object of its class has a box of IoU
-    above ``NEIGHBOUR_IOU`` with its box, or else one of another class, or else none."""
+    """The kind of neighbour of each annotation that is no crowd region. The box of a neighbour has
+    an IoU above ``NEIGHBOUR_IOU`` with the annotation's. The same class takes precedence."""
     kinds = {}
     for image_id in ground_truth.getImgIds():
         objects = ground_truth.loadAnns(ground_truth.getAnnIds([image_id], iscrowd=False))

@@ -1,4 +1,4 @@
-"""Maps that lack what Shape-aware RoIAlign uses, to see whether it is the shape that helps.
+"""Placebo maps without the object's shape, to test whether the shape is what helps.
 
 * ``"other"``: each box has the map of another box of its image.
 * ``"mean"``: each map has its mean in all cells.
@@ -18,13 +18,13 @@ PLACEBOS = ("other", "mean", "turned")
 
 
 def give_placebo(model: MRRCNN, kind: str) -> None:
-    """Make the refining box head of ``model`` see placebo maps, in training and inference."""
+    """Give placebo maps to the refining box head of ``model``, in training and inference."""
     refine = model.roi_heads.refine
     refine.box_roi_pool = PlaceboPool(refine.box_roi_pool, kind)  # type: ignore[assignment]
 
 
 class PlaceboPool(nn.Module):
-    """``pool`` on placebo maps; has its parameters, which are none."""
+    """Applies ``pool`` to placebo maps. Has no parameters."""
 
     def __init__(self, pool: nn.Module, kind: str):
         super().__init__()
@@ -36,7 +36,7 @@ class PlaceboPool(nn.Module):
     def forward(
         self, x: Features, boxes: list[Tensor], prob_maps: Tensor, image_shapes: ImageShapes
     ) -> Tensor:
-        """As of ``MultiScaleSaRoIAlign``; prob_maps [K, M, M] of all images' boxes."""
+        """Same as ``MultiScaleSaRoIAlign``; prob_maps [K, M, M] of all images' boxes."""
         counts = [len(b) for b in boxes]
         return self.pool(x, boxes, placebo(prob_maps, counts, self.kind), image_shapes)
 
@@ -47,7 +47,7 @@ def placebo(maps: Tensor, counts: list[int], kind: str) -> Tensor:
     Args:
         maps: [K, M, M] of the boxes of all images.
         counts: boxes of each image. Of an image's n boxes, number i gets the map of number
-            i + n // 2, counted round; a single box gets its map's mean.
+            (i + n // 2) % n; a single box gets its map's mean.
     """
     means = maps.mean(dim=(1, 2), keepdim=True).expand_as(maps)
     if kind == "mean":

@@ -1,8 +1,8 @@
-"""The same object alone and beside a neighbour: what the neighbour does to its class scores.
+"""The same object alone and beside a neighbour: how the neighbour changes its class scores.
 
-The paper's figure 2 on generated images. The object is in front and whole in both, the box given is
-its own, and every pixel that is not the neighbour's is the same; so whatever differs in the scores
-is the neighbour's doing.
+The paper's figure 2 on generated images. In both images the object is in front and fully visible,
+and the given box is its own. All pixels outside the neighbour are equal, so every difference in the
+scores is caused by the neighbour.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Pair(NamedTuple):
     beside: np.ndarray  # [H, W, 3] uint8
     box: np.ndarray  # [4] of the object
     label: int  # of the object
-    neighbour: int  # the neighbour's label, another
+    neighbour: int  # label of the neighbour, not equal to ``label``
 
 
 def make_pairs(config: HuddleConfig, count: int) -> list[Pair]:
@@ -47,7 +47,7 @@ def make_pairs(config: HuddleConfig, count: int) -> list[Pair]:
 
 
 def _make_pair(config: HuddleConfig, rng: np.random.Generator) -> Pair | None:
-    """None when no object fits before the neighbour."""
+    """None when no object fits in front of the neighbour."""
     both = Scene(config.image_size)
     if not place(both, rng, config, [], lambda iou, _: True):
         return None
@@ -100,8 +100,8 @@ def class_probabilities(model: MaskRCNN, images: list[np.ndarray], boxes: np.nda
 def picture_pairs(
     models: Mapping[str, MaskRCNN], pairs: Sequence[Pair], class_names: Sequence[str], path: Path
 ) -> None:
-    """Write one row per pair: the object alone and beside its neighbour, and what each model makes
-    of its box.
+    """Write one row per pair: the object alone and beside its neighbour, with each model's scores
+    for the object's box.
 
     Args:
         class_names: of the classes from 1 on.

@@ -28,7 +28,7 @@ from .summary import (
 )
 
 ABSENT = "-"
-NO_INSTANCE = -1.0  # AP of a bin that is empty
+NO_INSTANCE = -1.0  # AP of an empty bin
 KIND_NAMES = {"bbox": "box", "segm": "mask"}
 ATTRIBUTION = (
     "The photographs of `mushrooms` are by the Pennsylvania State University workspace on Roboflow "
@@ -104,14 +104,14 @@ def write_report(folder: Path) -> Path:
 
 
 def _section(title: str, *tables: str, intro: str = "") -> str:
-    """Empty where no row has been made that a table would have."""
+    """Empty if all tables are empty."""
     shown = [table for table in tables if table]
     lines = [f"## {title}\n", *([f"{intro}\n"] if intro else []), *shown]
     return "\n".join(lines) if shown else ""
 
 
 def _each(all_runs: list[DataRuns], table: Callable[[DataRuns], str]) -> list[str]:
-    """A table of each data set that has one."""
+    """The tables of all data sets, except empty ones."""
     made = [(runs, table(runs)) for runs in all_runs]
     return [f"**{_name(runs)}**\n\n{text}" for runs, text in made if text]
 
@@ -125,7 +125,7 @@ def _data_table(all_runs: list[DataRuns]) -> str:
     for runs in all_runs:
         head = runs.heads[min(runs.heads)]
         train, held_out, val = head["images"]
-        instances = sum(v for k, v in head["instances"].items() if "q" in k)  # those bins
+        instances = sum(v for k, v in head["instances"].items() if "q" in k)  # bins of q
         crowded = head["instances"]["huddled"] / max(instances, 1)
         lines.append(
             [
@@ -149,7 +149,7 @@ def _data_table(all_runs: list[DataRuns]) -> str:
         "iterations of the base",
         "of refining",
         "box AP held out: base",
-        "with as many more iterations",
+        "base plus as many iterations as refining",
         "gain",
         "seeds or folds",
     ]
@@ -363,7 +363,7 @@ def verdict(found: Difference) -> str:
 def _pictures(folder: Path) -> str:
     titles = {
         2: "Figure 2: class scores of the control and of MR R-CNN for an object's box",
-        5: "Figure 5: what the two detect where objects are crowded",
+        5: "Figure 5: detections of both models where objects are crowded",
     }
     return "\n".join(
         f"![{title}]({path.name})\n"

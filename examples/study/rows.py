@@ -18,7 +18,7 @@ class Row:
     Attributes:
         options: of ``RefineConfig``; None is Mask R-CNN without a refining module.
         weights_of: the trained row whose weights are evaluated with ``options``; None trains.
-        as_long_as: the row whose training time, not whose number of iterations, is spent.
+        as_long_as: train for as much time as this row; None trains for its number of iterations.
         placebo: what the refining box head sees instead of its maps.
     """
 
@@ -30,7 +30,7 @@ class Row:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Rows that it is made from."""
+        """Rows that this row depends on."""
         return (BASE, self.weights_of) if self.weights_of else (BASE,)
 
 
@@ -43,7 +43,7 @@ def _again(weights_of: str, title: str, **options: Any) -> Row:
     return Row(title, options, weights_of)
 
 
-# On every data set. The most telling first: a study that was interrupted says something already.
+# On every data set. The most informative rows come first, for studies that are interrupted.
 MAIN = {
     BASE: Row("Mask R-CNN", None),
     "control": Row("Mask R-CNN, equal iterations", None),
@@ -58,7 +58,7 @@ MAIN = {
     ),
     "control_time": Row("Mask R-CNN, equal time", None, as_long_as="rm_saroialign"),
 }
-# The base frozen: the maps are the same in all rows, but for what the placebo does to them.
+# The base is frozen, so that only placebos change the maps.
 PLACEBO = {
     "rm_saroialign_frozen": Row("RM + SaRoIAlign, base frozen", FROZEN),
     "rm_roialign_frozen": Row("RM + RoIAlign, base frozen", FROZEN | NO_MAP),

@@ -47,17 +47,17 @@ PICTURED_IMAGES = 5
 PICTURED_ROWS = ("control", "rm_saroialign_recommended")
 COST_ROUNDS = 12
 SAME_WEIGHTS = 0.1  # points of AP by which processors may differ; trainings differ by more
-# One thread's own time does not count what other processes take. Ends with the work on a CPU only.
+# CPU time of this process excludes the time of other processes. It does not cover work on a GPU.
 CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time}
 
 Record = dict[str, Any]
 
 
 class Run:
-    """Makes rows and keeps them in ``folder/NAME.json``, their draws in ``folder/NAME.npz``.
+    """Makes rows. Keeps them in ``folder/NAME.json`` and their draws in ``folder/NAME.npz``.
 
     Args:
-        number: the seed, and of photographs the fold.
+        number: the seed; for photographs, also the fold.
         folder: of the results.
         work_dir: of weights and metrics.
     """
@@ -90,8 +90,8 @@ class Run:
             kept = json.loads(self.file.read_text())
             if kept["settings"] != self.settings:
                 raise SystemExit(
-                    f"{self.file} holds rows of other settings than the preset has now; move it "
-                    "away or give another --results"
+                    f"{self.file} holds rows of other settings than the preset's; move it away or "
+                    "give another --results"
                 )
             self.rows = kept["rows"]
         self.bins = instance_bins(splits.val.coco)
@@ -148,7 +148,7 @@ class Run:
         print(f"{self.name} {name}: box AP {box:.1f}, mask AP {mask:.1f}", flush=True)
 
     def _write(self, name: str, record: Record, drawn: np.ndarray) -> None:
-        """Rows one by one on lines; draws before rows, so that a row that is there has its own."""
+        """One row per line. Writes draws before rows, so that every row in the file has draws."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         draws = self.file.with_suffix(".npz")
         kept = dict(np.load(draws)) if draws.exists() else {}
@@ -172,7 +172,7 @@ class Run:
         part.replace(self.file)
 
     def _model(self, name: str) -> MaskRCNN:
-        """With the weights of its training, which is done first if they are not there."""
+        """The model with its trained weights. Trains it first if they are missing."""
         trained = ROWS[name].weights_of or name
         path = self._path(trained, ".pth")
         if not path.exists():
@@ -182,8 +182,8 @@ class Run:
         return model
 
     def _path(self, name: str, suffix: str) -> Path:
-        """A file of a trained row. The name has a digest of what the training depends on, so that
-        weights of other settings are not taken for these."""
+        """A file of a trained row. The name has a digest of everything that the training depends
+        on, so that weights of other settings are never used."""
         row = asdict(ROWS[name])
         del row["title"]
         text = json.dumps([self.settings, row], sort_keys=True)
@@ -229,7 +229,7 @@ class Run:
             resume=True,
         )
         taken["iterations"] = schedule.iterations
-        # Before the weights: what has weights has this, too.
+        # Written before the weights, so that a row with weights has this file, too.
         self._path(name, ".json").write_text(json.dumps(taken))
         save_model(model, self._path(name, ".pth"))
         checkpoint.remove(progress)
@@ -244,7 +244,7 @@ class Run:
         )
 
     def _kept_cost(self, *names: str) -> dict[str, float]:
-        """Measured once, so that a training that is resumed is as long as it was."""
+        """Measured once, so that resuming a training does not change its length."""
         file = self._path(names[0], ".cost.json")
         if not file.exists():
             file.write_text(json.dumps(self._cost(list(names))))
@@ -252,8 +252,8 @@ class Run:
         return cost
 
     def _cost(self, names: list[str]) -> dict[str, float]:
-        """Seconds of a training step, the median of steps taken in turn: what else the machine does
-        meanwhile falls on all of them."""
+        """Median seconds of a training step. The rows take turns, so that other work on the machine
+        slows all of them."""
         trainings = {
             name: Training(
                 self._refined(self._model(BASE), ROWS[name]).train(),

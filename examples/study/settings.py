@@ -9,7 +9,7 @@ from training.engine import Schedule
 
 from .datasets.huddle import HuddleConfig
 
-# Not among those that a command line offers: it is for small images of few objects.
+# The other command lines do not offer this builder: it is for small images of few objects.
 BUILDERS.setdefault("resnet50_scratch", resnet50_from_scratch)
 
 GENERATED = ("shape", "color")
@@ -25,7 +25,7 @@ class Setting:
     Attributes:
         generated: what to generate; None stands for photographs.
         image_size: shorter side in pixels.
-        refine: of the control, too.
+        refine: schedule of the refining module and of the control.
         probe_pairs: images of figure 2, of generated data.
     """
 
@@ -49,7 +49,7 @@ SMALL = Setting(
     image_size=128,
     base=Schedule(8000, lr=2e-3),
     refine=Schedule(800, lr=1e-3, warmup=20),
-    amp="bfloat16",  # a step takes 0.6 of its time in float32 where the processor has AVX512-BF16
+    amp="bfloat16",  # a step takes 0.6 of the float32 time on processors with AVX512-BF16
 )
 RESNET50 = Setting(
     image_size=256,

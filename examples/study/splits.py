@@ -47,7 +47,7 @@ def open_splits(setting: Setting, data: str, run: int, work_dir: Path, data_dir:
                 f"to write {root.parent}"
             )
     work_dir.mkdir(parents=True, exist_ok=True)
-    with (work_dir / "data.lock").open("w") as lock:  # of several processes one writes
+    with (work_dir / "data.lock").open("w") as lock:  # only one of several processes writes
         fcntl.flock(lock, fcntl.LOCK_EX)
         if setting.generated is not None:
             write_huddle(root, setting.generated)
@@ -67,7 +67,7 @@ def open_splits(setting: Setting, data: str, run: int, work_dir: Path, data_dir:
 
 
 def group_of(image: dict[str, Any]) -> int:
-    """Of a COCO file's image; images that name no group are groups of their own."""
+    """The group of an image of a COCO file. An image without a group is a group of its own."""
     return image.get("group", image["id"])
 
 

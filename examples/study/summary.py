@@ -1,4 +1,4 @@
-"""Differences between rows, with intervals, from what the runs keep."""
+"""Differences between rows, with intervals, from the files of the runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DataRuns:
     """All runs of one preset on one data set.
 
     Attributes:
-        heads: of each run, what its file says besides its rows.
+        heads: of each run, the content of its file except the rows.
         rows: records by row and run.
         draws: AP in percent [SERIES, draws] by row and run.
     """
@@ -59,7 +59,7 @@ class DataRuns:
 
 
 def load_runs(folder: Path) -> list[DataRuns]:
-    """Of all files of ``study.run``, in the order of ``DATA``.
+    """The runs in all files of ``study.run``, in the order of ``DATA``.
 
     Raises:
         FileNotFoundError: there are none.
@@ -106,10 +106,10 @@ class Difference:
 def difference(
     runs: DataRuns, a: str, b: str, subset: str = "all", iou_type: str = "bbox"
 ) -> Difference | None:
-    """Of the runs that have both rows; None if none has.
+    """The difference over the runs that have both rows; None if no run has both.
 
-    The draws are averaged over the runs before the interval is taken: it is about other images, and
-    of photographs, where each run validates others, about other photographs.
+    The draws are averaged over the runs before the interval is taken. The interval therefore shows
+    the effect of other images. Each run validates different photographs, where there are some.
     """
     return _mean_over_runs(_gains(runs, a, b, subset, iou_type))
 
@@ -153,7 +153,7 @@ def _mean_over_runs(gains: list[tuple[float, np.ndarray]]) -> Difference | None:
 
 
 def summarise(all_runs: list[DataRuns]) -> list[Record]:
-    """Every difference that there is, in points of AP."""
+    """Every available difference, in points of AP."""
     entries = []
     for runs in all_runs:
         for a, b in ALL_DIFFERENCES:

@@ -14,12 +14,12 @@ from .distributed import rank, share
 
 
 class ShuffledBatches(Sampler[list[Any]]):
-    """Batches of indices in random order, that can go on where they stopped.
+    """Batches of indices in random order. The order can be resumed from a checkpoint.
 
-    An epoch draws every item. A batch is of one kind of item, but for the last ones of an epoch:
-    they hold what is left of each kind. Other items of the epoch, in a new order, fill the last
-    batch, so that an epoch draws fewer than ``batch_size`` items twice; if there are fewer items
-    than that, as often as it takes.
+    An epoch draws every item. All items of a batch are of one kind, except in the last batches of
+    an epoch, which hold the rest of each kind. Items drawn again, in a new order, fill the last
+    batch: fewer than ``batch_size`` items, each once more. If there are fewer items than
+    ``batch_size``, they are repeated as often as needed.
     The order does not depend on the number of processes: each takes its part of every batch.
 
     Args:
@@ -41,9 +41,9 @@ class ShuffledBatches(Sampler[list[Any]]):
         self.batch_size = batch_size
         self.generator = generator
         self.seeds = seeds
-        self.epoch = -1  # the one that runs
+        self.epoch = -1  # the running epoch
         self._started = generator.get_state()  # the generator's state when it began
-        self._skip: int | None = None  # batches, after load_state_dict
+        self._skip: int | None = None  # batches to skip after load_state_dict
 
     def __len__(self) -> int:
         return -(-len(self.kinds) // self.batch_size)
@@ -78,7 +78,7 @@ class ShuffledBatches(Sampler[list[Any]]):
             yield left[start : start + self.batch_size]
 
     def _fillers(self, left: list[int]) -> list[int]:
-        """Items for the last batch that are not in it, as far as there are such items."""
+        """Items to fill the last batch, as far as possible ones that are not in it."""
         missing = -len(left) % self.batch_size
         last = set(left[len(left) - len(left) % self.batch_size :])
         if len(last) == len(self.kinds):
@@ -89,7 +89,8 @@ class ShuffledBatches(Sampler[list[Any]]):
         return RandomSampler(self.kinds, generator=self.generator)
 
     def state_dict(self, batches: int) -> dict[str, Any]:
-        """To go on behind the first ``batches`` of the running epoch; a loader reads ahead."""
+        """State to resume after ``batches`` batches of the running epoch. The caller counts them,
+        because a loader reads ahead."""
         return {"epoch": self.epoch, "generator": self._started, "batches": batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

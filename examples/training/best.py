@@ -57,7 +57,7 @@ class BestWeights:
             try:
                 save_model(model, self.path)
                 write_text(self.record_file, record)
-            except OSError as error:  # as of a checkpoint: training goes on
+            except OSError as error:  # training goes on, as without a checkpoint
                 logger.warning(
                     "the best weights of iteration %d are not kept: %s", iteration, error
                 )

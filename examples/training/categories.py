@@ -51,7 +51,7 @@ class Categories:
 
     @classmethod
     def read(cls, path: Path, *, raw: bool = False) -> Categories:
-        """Of an annotation file, of which nothing else is checked.
+        """The categories of an annotation file. Checks nothing else in it.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -63,14 +63,14 @@ class Categories:
 
     @property
     def num_classes(self) -> int:
-        """With the background."""
+        """Including the background."""
         return len(self.class_names)
 
     def check_part(self, part: Categories, used: Collection[int]) -> None:
-        """Check that another part of the data, such as the validation images, means the same.
+        """Check that another part of the data, such as validation, uses the same categories.
 
         Args:
-            part: its categories; some of these may be lacking.
+            part: its categories; it may lack some.
             used: the category ids of its annotations.
 
         Raises:

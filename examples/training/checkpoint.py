@@ -1,7 +1,7 @@
 """The files of a training's checkpoint, and the random state in them.
 
-The newest checkpoint and the one before are kept, so that one that is damaged costs a few
-iterations and not the training.
+The newest checkpoint and the one before are kept, so that a damaged checkpoint costs only a few
+iterations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mrrcnn import weights
 
 log = logging.getLogger(__name__)
 
-# Of what every checkpoint holds.
+# Entries of every checkpoint, and their types.
 TYPES: dict[str, type | tuple[type, ...]] = {
     "iteration": int,
     "seconds": (int, float),
@@ -102,13 +102,13 @@ def exists(path: Path) -> bool:
 
 
 def put_aside(path: Path) -> None:
-    """Rename a damaged checkpoint, which would take the place of the one before."""
+    """Rename a damaged checkpoint, so that the next save does not move it over the one before."""
     if path.exists():
         path.replace(damaged(path))
 
 
 def differences(found: Any, expected: Any, name: str) -> Iterator[str]:
-    """Where ``found`` has other keys, lengths, types or shapes than ``expected``; not values."""
+    """Differences between ``found`` and ``expected`` in keys, lengths, types or shapes."""
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping):
             yield f"{name} must be a mapping, got {type(found).__name__}"
@@ -183,7 +183,7 @@ def check_random_state(state: dict[str, Any]) -> None:
     """
     try:
         _set_generators(state, torch.Generator(), random.Random(), np.random.RandomState())
-    except Exception as error:  # each library raises another
+    except Exception as error:  # each library raises another type
         raise ValueError(f"a random state must be that of random_state(): {error}") from error
 
 

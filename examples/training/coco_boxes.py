@@ -12,9 +12,9 @@ import numpy as np
 from .coco_columns import Records
 from .coco_file import LISTED
 
-SMALLEST_SIDE = 0.01  # pixels; float32 loses less where a large picture is resized
-ROUNDING = 1.0  # pixels between a box and the mask that it was made of
-FAR = 0.25  # of the picture, beyond its border
+SMALLEST_SIDE = 0.01  # pixels; larger than float32's rounding when a large picture is resized
+ROUNDING = 1.0  # pixels between a box and the mask that it was made from
+FAR = 0.25  # fraction of the picture's side, beyond its border
 ALIKE = 0.3  # IoU of a box and its mask's extents
 BBOX = "bbox must be x, y, width, height in pixels"
 
@@ -24,8 +24,8 @@ def check_boxes(
 ) -> None:
     """Check boxes against masks.
 
-    A box may be larger or smaller than its mask, such as an object's with the hidden parts. A file
-    whose boxes mean something else shows in most of those for which it makes a difference.
+    A box may differ in size from its mask: it may include an object's hidden parts, for instance.
+    A file is refused if another format of boxes fits most boxes better, of those that it changes.
 
     Args:
         annotations: N records.
@@ -57,7 +57,7 @@ def check_boxes(
     common = (high - low).clip(min=0).prod(axis=1)
     union = _areas(corners) + _areas(extents) - common
     unlike = ~fits & (common < ALIKE * union)
-    refuse_most(unlike, every, "around the segmentation: most of these have little of it")
+    refuse_most(unlike, every, "around the segmentation: most of these overlap it little")
     apart = np.flatnonzero((low - high > ROUNDING).any(axis=1))
     annotations.refuse(f"{BBOX}, around the segmentation", apart, "bbox")
 
@@ -68,7 +68,7 @@ def _corners(boxes: np.ndarray) -> np.ndarray:
 
 
 def _other_readings(boxes: np.ndarray) -> dict[str, np.ndarray]:
-    """Corners [N, 4] x1, y1, x2, y2 if the four numbers are something else."""
+    """Corners [N, 4] x1, y1, x2, y2 if the four numbers are in another format."""
     half = np.concatenate([boxes[:, 2:], np.zeros_like(boxes[:, 2:])], axis=1) / 2
     return {
         "two corners x1, y1, x2, y2": boxes,
@@ -109,7 +109,7 @@ def clip_boxes(path: Path, dataset: dict[str, Any]) -> None:
         ids = [annotations[i]["id"] for i in np.flatnonzero(gone)]
         more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
         warnings.warn(
-            f"{path}: objects without a box of any area in the picture are left out, in training "
+            f"{path}: objects whose box has no area in the picture are left out, in training "
             f"and in scoring: annotations {', '.join(map(str, ids[:LISTED]))}{more}",
             stacklevel=2,
         )

@@ -1,8 +1,8 @@
-"""Refuses a COCO annotation file that would be read as something else than its author meant.
+"""Refuses COCO annotation files that would be read differently from what their author meant.
 
-pycocotools takes the last of several annotations with one id, boxes for what they are not, and any
-number for a picture's size; none of it is an error there. Here all of it is, when the file is
-opened, with the names of the offending records.
+pycocotools accepts repeated annotation ids (the last one counts), boxes in another format, and any
+number as a picture's size. Here these are errors. They are raised when the file is opened, and name
+the offending records.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LONGEST_SIDE = 65_535  # pixels, of what JPEG can hold
 
 
 def check_dataset(path: Path, dataset: dict[str, Any], *, annotated: bool = True) -> None:
-    """Check whatever can be told without the pictures.
+    """Check everything that does not need the pictures.
 
     Args:
         path: the file, for messages.
@@ -123,14 +123,14 @@ def _check_annotations(
     if all(crowds):
         every = range(len(crowds))
         annotations.refuse(
-            "an object at least must be no crowd region (CVAT writes every mask of its brush as "
-            "one: set iscrowd to 0)",
+            "at least one object must not be a crowd region (CVAT writes every mask of its brush "
+            "as one: set iscrowd to 0)",
             every,
             "iscrowd",
         )
     annotations.refuse(
-        "ignore of every annotation must be 0: COCO's scoring knows iscrowd alone, and training "
-        "would take the object for a full one",
+        "ignore of every annotation must be 0: COCO's scoring uses only iscrowd, and training "
+        "would not ignore the object",
         [i for i, item in enumerate(items) if item.get("ignore") not in (None, 0)],
         "ignore",
     )
@@ -152,7 +152,7 @@ def _find(annotations: Records, key: str, declared: np.ndarray, where: str) -> n
 
 
 def _check_names_in_use(path: Path, items: list[Any], used: np.ndarray) -> None:
-    """Roboflow names a project's root, which no annotation has, like any of its classes."""
+    """Check only categories in use: Roboflow may give its unused root category a class's name."""
     chosen = [items[i] for i in used]
     categories = Records(path, "category", chosen, lambda i: _named(chosen[i], i, "categories"))
     categories.refuse_repeated("name", [item["name"] for item in chosen])

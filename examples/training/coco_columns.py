@@ -86,15 +86,15 @@ class Records:
         return ids
 
     def refuse_repeated(self, key: str, values: list[Any]) -> None:
-        """``values`` [N] are the key's, or what they come to."""
+        """``values`` [N]: those of the key, perhaps normalised."""
         if len(set(values)) < len(values):
             counts = Counter(values)
             places = [i for i, value in enumerate(values) if counts[value] > 1]
-            places.sort(key=lambda i: values[i])  # the same ones side by side
-            self.refuse(f"the {key} of every {self.noun} must be its own", places, key)
+            places.sort(key=lambda i: values[i])  # equal values side by side
+            self.refuse(f"the {key} of every {self.noun} must be unique", places, key)
 
     def numbers(self, key: str, low: float) -> np.ndarray:
-        """[N] float64, finite, of ``low`` at least."""
+        """[N] float64, finite, at least ``low``."""
         required = f"a number of at least {low}"
         values = floats(self.column(key, NUMBERS, required))
         wrong = np.flatnonzero(~(np.isfinite(values) & (values >= low)))

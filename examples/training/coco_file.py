@@ -54,7 +54,7 @@ def load_json(path: Path) -> dict[str, Any]:
             object, or one of its objects has a key twice, of which JSON readers keep one.
     """
     try:
-        # A byte order mark is what some Windows programs begin with.
+        # Some Windows programs begin with a byte order mark.
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path} does not exist") from error
@@ -83,7 +83,8 @@ def load_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
-    """A parser makes no cycles; to look for them takes twice the time of parsing a large file."""
+    """Without garbage collection: a parser makes no cycles, and the search for them takes twice the
+    time of parsing a large file."""
     enabled = gc.isenabled()
     gc.disable()
     try:

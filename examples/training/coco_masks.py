@@ -1,7 +1,7 @@
 """Checks of a COCO file's polygons and run lengths, for all annotations at once.
 
-pycocotools reads a polygon of two points as a box, takes the size of run lengths for the
-picture's, and fills a mask as far as the lengths go.
+pycocotools reads a polygon of two points as a box, does not compare the size of run lengths with
+the picture's, and fills a mask only as far as the lengths go.
 """
 
 from __future__ import annotations
@@ -120,13 +120,13 @@ def _check_run_lengths(
     ]
     boxes = np.asarray(coco_mask.toBbox(encoded), dtype=np.float64).reshape(-1, 4)
     empty = (boxes[:, 2:] == 0).any(axis=1)
-    annotations.refuse("run lengths must cover a pixel at least", places[empty], "segmentation")
+    annotations.refuse("run lengths must cover at least one pixel", places[empty], "segmentation")
     boxes[:, 2:] += boxes[:, :2]
     return boxes
 
 
 def _are_corrupt(segmentations: list[dict[str, Any]], pixels: np.ndarray) -> np.ndarray:
-    """[N] bool: whether run lengths are no such numbers or do not sum to the pixels [N]."""
+    """[N] bool: whether run lengths are not whole numbers >= 0 or do not sum to the pixels [N]."""
     counts = [s["counts"] for s in segmentations]
     is_text = np.fromiter((type(c) is str for c in counts), bool, len(counts))
     corrupt = np.empty(len(counts), bool)
@@ -141,9 +141,10 @@ def _are_corrupt(segmentations: list[dict[str, Any]], pixels: np.ndarray) -> np.
 def are_corrupt_strings(texts: list[str], pixels: np.ndarray) -> np.ndarray:
     """[N] bool: whether COCO's compressed run lengths are broken or do not sum to the pixels [N].
 
-    As rleFrString in pycocotools' maskApi.c: a character from "0" on carries six bits. Five are the
-    number's, the lowest first, the sixth says that another character follows; the last one's
-    highest bit is the sign. From the fourth on, a number is the difference to the last but one.
+    As rleFrString in pycocotools' maskApi.c: a character, less "0", holds six bits. Five are bits
+    of the number, the lowest first; the sixth says that another character follows. The highest of
+    the five bits in the last character is the sign. From the fourth number on, the stored value is
+    the difference from the number two before.
     """
     corrupt = np.array([not text or not text.isascii() for text in texts], bool)
     whole = np.flatnonzero(~corrupt)

@@ -51,7 +51,7 @@ class CocoInstances(Dataset):
         root: the folder, in one of the layouts of :mod:`training.layouts`, or parts by split.
         split: ``"train"``, ``"val"`` or ``"test-dev"``, which needs no annotations.
         header_workers: threads that check size and readability of every picture before it is
-            decoded; 0 leaves this to the moment at which a picture is loaded. None: a few threads
+            decoded; 0 checks each picture when it is loaded. None: a few threads
             for up to 5000 images, else 0.
         raw_category_ids: labels are the file's ids, as torchvision's published weights have them.
         categories: those of the training part, whose labels are taken for this part.
@@ -59,7 +59,7 @@ class CocoInstances(Dataset):
     Raises:
         FileNotFoundError: naming what was looked for and what is there.
         ValueError: the annotation file or a picture cannot be read as it is meant. Loading an item
-            raises both, too, for what only decoding shows.
+            also raises both errors, for faults that only decoding reveals.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class CocoInstances(Dataset):
 
     @property
     def num_classes(self) -> int:
-        """Of a model, with the background."""
+        """Number of a model's classes, including the background."""
         return self.categories.num_classes
 
     @property
@@ -135,11 +135,11 @@ class CocoInstances(Dataset):
 
     @property
     def class_names(self) -> list[str]:
-        """By label, the background first."""
+        """Names by label, the background first."""
         return self.categories.class_names
 
     def holding(self, instances: Set[int] | None) -> list[int]:
-        """Indices of the images with one of these annotation ids at least, or with any for None."""
+        """Indices of the images with at least one of these annotation ids; None: with any id."""
         found = [set(self.coco.getAnnIds([image_id])) for image_id in self.ids]
         return [i for i, ids in enumerate(found) if (ids if instances is None else ids & instances)]
 
@@ -219,10 +219,10 @@ class _Seeded(Dataset):
 def make_loader(
     dataset: CocoInstances, batch_size: int, *, train: bool, workers: int = 0, seed: int = 0
 ) -> DataLoader:
-    """Batches of ``batch_size`` images over all processes, of which each loads its part.
+    """Batches of ``batch_size`` images of all processes together. Each process loads its part.
 
-    In training shuffled after ``seed``, portraits and landscapes apart to save padding, every image
-    in every epoch. In evaluation in order, every image once.
+    In training, every epoch has every image, shuffled by ``seed``; portraits and landscapes are in
+    separate batches to save padding. In evaluation, every image comes once, in order.
     """
     generator = torch.Generator().manual_seed(seed)
     common: dict[str, Any] = {
@@ -244,8 +244,8 @@ def take_batches(loader: DataLoader) -> Iterator[Any]:
     """The batches of one epoch.
 
     Raises:
-        RuntimeError: a process of the loader has died. PyTorch says so where it waits for a batch;
-            here also where the process died while it handed one over, which breaks the connection.
+        RuntimeError: a process of the loader has died. PyTorch raises this where it waits for a
+            batch. This method also raises it if the process died while it handed over a batch.
     """
     iterator = iter(loader)
     while True:

@@ -79,10 +79,10 @@ def _watching() -> Iterator[None]:
 
 
 class _Watch:
-    """Waits for other processes' deaths: the main process for all, the others for the main one's.
+    """Detects dead processes. The main process watches all others; they watch the main process.
 
-    A connection breaks when the operating system closes it, so that a process may be busy for any
-    time and never seem dead. One that leaves in order says a word before.
+    The operating system closes the connections of a dead process. A busy process therefore never
+    seems dead. A process that ends in order sends ``FAREWELL`` first.
     """
 
     def __init__(self) -> None:
@@ -107,13 +107,13 @@ class _Watch:
         self.message = f"process {other} of {world_size()} has ended before its time"
         self.lost.set()
         if not self.leaving.wait(GRACE):
-            # The main thread may wait for a GPU or compute for hours: no exception reaches it. Its
-            # files are whole at every moment.
+            # The main thread may wait for a GPU or compute for hours, so an exception would not
+            # reach it. Exiting is safe: its files are complete at every moment.
             print(f"process {rank()} ends: {self.message}", file=sys.stderr, flush=True)
             os._exit(1)
 
     def take_leave(self) -> None:
-        """Tell the others, and wait until they have told, too, or are gone."""
+        """Send ``FAREWELL``, and wait until every other process has sent it or is gone."""
         self.leaving.set()
         for link in self.links.values():
             with contextlib.suppress(OSError):
@@ -206,7 +206,7 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, by rank; in the main process, elsewhere nothing."""
+    """The values of all processes, by rank, in the main process; nothing elsewhere."""
     if world_size() == 1:
         return [value]
     values: list[Any] | None = [None] * world_size() if is_main() else None
@@ -224,7 +224,7 @@ def gather_everywhere(value: T) -> list[T]:
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
-    """Element-wise mean over the processes; not a number where it is not for one of them."""
+    """Element-wise mean over the processes; NaN where a process has NaN."""
     if world_size() > 1:
         dist.all_reduce(values)
         values = values / world_size()

@@ -141,8 +141,8 @@ class Training:
         """The iterations that are left.
 
         Raises:
-            OSError: metrics or the last checkpoint cannot be written. Where another checkpoint
-                cannot, that is logged, training goes on, and the former one stays.
+            OSError: metrics or the last checkpoint cannot be written. A failure to write an earlier
+                checkpoint is logged; training goes on, and the former checkpoint stays.
         """
         last = self.schedule.iterations
         start = time.perf_counter() - self.seconds
@@ -183,8 +183,8 @@ class Training:
 
         Raises:
             FloatingPointError: a loss or a gradient is not finite; the message names it and the
-                images. No weight has changed. Steps of a scaled loss whose gradients overflow
-                are left out instead.
+                images. No weight has changed. If the loss is scaled, a step whose gradients
+                overflow is skipped instead.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr * self.schedule.factor(self.iteration)
@@ -227,7 +227,7 @@ class Training:
             self.epoch_batches = 0
 
     def _keep(self, path: Path, metrics: MetricsWriter) -> None:
-        """Write a checkpoint, behind the metrics that a resumed training does not write again."""
+        """Write the metrics, which a resumed training does not write again, then a checkpoint."""
         state = self._state()
         if not distributed.is_main():
             return
@@ -268,13 +268,13 @@ class Training:
         return state
 
     def resume(self, path: Path) -> None:
-        """Go on from a checkpoint as if nothing had been between.
+        """Go on from a checkpoint as if training had not been interrupted.
 
-        From the one before if it is damaged, which is logged; the damaged file is put aside.
+        If it is damaged, logs that, puts the file aside and goes on from the checkpoint before.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is another training's, or no file is whole. The message names the
+            ValueError: it is another training's, or all files are damaged. The message names the
                 difference; nothing has changed.
         """
         found = distributed.on_main(lambda: checkpoint.newest_whole(path))
@@ -292,7 +292,7 @@ class Training:
             order: Any = self.loader.batch_sampler
             order.load_state_dict(state["order"])
             self.epoch_batches = state["order"]["batches"]
-        # A process that was not there before keeps its seed.
+        # A process without a saved state keeps its seed.
         if distributed.rank() < len(state["random"]):
             checkpoint.set_random_state(state["random"][distributed.rank()])
         if found != path:
@@ -356,10 +356,10 @@ def train(
         metrics_file: a line of losses is appended every few iterations.
         tensorboard: folder for the same records.
         checkpoint_file: written as ``options`` say.
-        resume: go on from ``checkpoint_file`` if it or the one before exists. The result is the
-            uninterrupted training's, bit for bit, on as many processes; on fewer or more only the
-            order of the images is.
-        settings: must be the same then, besides ``schedule`` and ``options``: plain values.
+        resume: go on from ``checkpoint_file`` if it or the one before exists. On the same number of
+            processes, the result equals an uninterrupted training's bit for bit; on another number,
+            only the order of the images is the same.
+        settings: plain values that must be the same on resuming, like ``schedule`` and ``options``.
         after_step: called after each iteration and before its checkpoint, in every process; it may
             put the model into evaluation mode, and must not draw random numbers.
 
@@ -392,7 +392,7 @@ def _not_finite(
     """The error of all processes, with the images that may be the cause.
 
     Args:
-        suspects: targets of this process that may.
+        suspects: targets of this process that may be the cause.
     """
     wrong = {name: value for name, value in values.items() if not math.isfinite(value)}
     own = [target["image_id"] for target in suspects if "image_id" in target]

@@ -36,9 +36,9 @@ Scores = dict[str, dict[str, dict[str, float]]]  # split -> IoU type -> metric -
 class SplitCOCOeval(COCOeval):
     """COCO evaluation of subsets of the instances.
 
-    The others are ignored as COCO ignores instances outside an area range, whose place the subsets
-    take: a detection matched to one counts neither as right nor as wrong. A detection matched to
-    nothing is a false positive of every subset.
+    Subsets take the place of COCO's area ranges: instances outside a subset are ignored. A
+    detection matched to an ignored instance counts neither as right nor as wrong. A detection
+    matched to nothing is a false positive of every subset.
 
     Annotations may have the id 0, which pycocotools takes for a detection without a match.
 
@@ -75,7 +75,7 @@ class SplitCOCOeval(COCOeval):
         return super().evaluateImg(imgId, catId, [0, float("inf")], maxDet)
 
     def records(self, split: int) -> list[dict[str, Any] | None]:
-        """Of ``evalImgs``, those of a subset: by category, then by image."""
+        """The entries of ``evalImgs`` for a subset: by category, then by image."""
         images = len(self.params.imgIds)
         starts = range(split * images, len(self.evalImgs), len(self.splits) * images)
         return [record for start in starts for record in self.evalImgs[start : start + images]]
@@ -106,9 +106,9 @@ class Crowding(NamedTuple):
 
 
 def crowding(ground_truth: COCO) -> dict[int, Crowding]:
-    """Of every annotation of any COCO file that is no crowd region.
+    """The crowding of every annotation of a COCO file that is no crowd region.
 
-    The keys that Huddle writes are taken; where they are absent the masks are measured.
+    Uses the keys that Huddle writes. Where they are absent, measures the masks.
     """
     measured: dict[int, Crowding] = {}
     image_ids = ground_truth.getImgIds()
@@ -127,7 +127,7 @@ def crowding(ground_truth: COCO) -> dict[int, Crowding]:
 
 
 def instance_splits(ground_truth: COCO) -> dict[str, set[int] | None]:
-    """Annotation ids by intruder ratio, of any COCO file; None stands for all of them."""
+    """Annotation ids of any COCO file, by intruder ratio; None stands for all of them."""
     measured = crowding(ground_truth)
     isolated = {k for k, v in measured.items() if v.intruder <= ISOLATED_Q}
     return {"all": None, "isolated": isolated, "huddled": measured.keys() - isolated}

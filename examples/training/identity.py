@@ -29,7 +29,7 @@ def describe_run(device: torch.device) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name where Linux tells it, else its architecture."""
+    """The processor's name on Linux, else its architecture."""
     told = Path("/proc/cpuinfo")
     text = told.read_text() if told.exists() else ""
     names = re.findall(r"^model name\s*: (.*)$", text, re.MULTILINE)
@@ -37,7 +37,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """With "+" after it if files differ from it; "" outside a repository."""
+    """The commit, with "+" appended if files differ from it; "" outside a repository."""
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
         run = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)

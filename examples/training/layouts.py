@@ -37,9 +37,9 @@ def find_part(root: str | Path, split: str) -> Part:
             and ``annotations/image_info_test-dev2017.json``.
 
     Raises:
-        FileNotFoundError: none of the layouts; the message has what was looked for and what is
-            there.
-        ValueError: more than one of them.
+        FileNotFoundError: the folder has none of the layouts; the message lists what was looked for
+            and what is there.
+        ValueError: the folder has more than one of them.
     """
     root = Path(root)
     parts = _candidates(root, split)

@@ -84,7 +84,7 @@ class MetricsWriter:
                 self._on_board("add_scalar", tag, value, record["iteration"])
 
     def sync(self) -> None:
-        """Make every record durable, as must be before a checkpoint that does not repeat it.
+        """Make every record durable. Required before a checkpoint, which does not repeat records.
 
         Raises:
             OSError: there is a record that the disk does not take; the message names the file.
@@ -93,7 +93,7 @@ class MetricsWriter:
             self._append(self.file, durable=True)
 
     def _on_board(self, method: str, *arguments: Any) -> None:
-        """TensorBoard's writer takes nothing more after a failure: do without it."""
+        """Call TensorBoard's writer, which takes nothing more after a failure; then do without."""
         if self.board is None:
             return
         try:

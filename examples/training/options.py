@@ -35,7 +35,7 @@ examples:
       --weights-backbone resnet101-63fe2227.pth
       Mask R-CNN from ImageNet weights first
   python examples/train_mrrcnn.py --preset finetune --data-path mine --base FILE
-      Mask R-CNN of FILE and upon it MR R-CNN, trained on other classes: FILE is torchvision's
+      Mask R-CNN of FILE, and MR R-CNN on top of it, trained on other classes: FILE is torchvision's
       published one, a checkpoint of its references/detection, or an earlier run's
   python examples/train_mrrcnn.py --data-path coco --base FILE --test-only --test-split {TEST_DEV}
       result files for COCO's server, of the weights in --output-dir
@@ -80,7 +80,7 @@ def parse_arguments(
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     if args.base and (args.backbone or args.norm or args.weights_backbone):
-        parser.error("--base says --backbone, --norm and --weights-backbone")
+        parser.error("--base decides --backbone, --norm and --weights-backbone: leave them out")
     if args.preset == "finetune" and not (args.base and (args.data_path or args.parts)):
         parser.error("--preset finetune needs --base and data, such as --data-path")
     if preset.backbone not in RESNETS and (args.weights_backbone or args.norm):
@@ -88,7 +88,7 @@ def parse_arguments(
     given = {"anchor_sizes": args.anchor_sizes, "proposals": args.proposals}
     args.small_options = {k: v for k, v in given.items() if v is not None}
     if args.small_options and not args.base and preset.backbone != "small":
-        parser.error("--anchor-sizes and --proposals are the small backbone's: see --backbone")
+        parser.error("--anchor-sizes and --proposals are for the small backbone: see --backbone")
     for name in ("evaluate_every", "iterations", "refine_iterations"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -108,7 +108,7 @@ def parse_arguments(
         parser.error("refine.guide=none is the row rm_roialign, not rm_saroialign: see --rows")
     if args.changes.get("guide") == "gt":
         parser.error(
-            "refine.guide=gt is no detector, it takes the ground truth: see study_mrrcnn.py"
+            "refine.guide=gt needs the ground truth, so it is no detector: see study_mrrcnn.py"
         )
     return args
 
@@ -126,7 +126,9 @@ def _given_parts(args: argparse.Namespace) -> Parts | None:
     if not parts:
         return None
     if args.data_path or args.test_split == TEST_DEV:
-        raise ValueError("--data-path and --test-split need a folder in one of the layouts alone")
+        raise ValueError(
+            f"--data-path and --test-split {TEST_DEV} exclude --*-images-dir and --*-annotations"
+        )
     needed = ("val",) if args.test_only else SPLITS
     missing = [f"--{split}-annotations" for split in needed if split not in parts]
     if missing:
@@ -160,7 +162,7 @@ def _add_data(group: argparse._ArgumentGroup, generated_images: Mapping[str, int
         "--class-by",
         choices=("color", "shape"),
         default="color",
-        help="what tells the generated classes apart; shape is harder; default %(default)s",
+        help="what distinguishes the generated classes; shape is harder; default %(default)s",
     )
     group.add_argument(
         "--workers", type=int, default=0, help="loader processes each; default %(default)s"
@@ -185,7 +187,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--image-size",
         type=int,
         metavar="PIXELS",
-        help="shorter side in pixels, as the model sees it; the longer is 1.67 times that at most; "
+        help="shorter side in pixels, as the model sees it; the longer is at most 1.67 times that; "
         "default: that of --base, demo: 128, paper: 800",
     )
     group.add_argument(
@@ -200,7 +202,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--proposals",
         type=int,
         metavar="BOXES",
-        help="most boxes per image that reach the small backbone's box head; default 100",
+        help="largest number of boxes per image at the small backbone's box head; default 100",
     )
     group.add_argument(
         "--mask-alignment",
@@ -213,7 +215,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FILE",
         help="weights of a trained Mask R-CNN, such as torchvision's published ones or an earlier "
-        "run's; none is trained then, but for finetune",
+        "run's; it is trained further only with finetune",
     )
     group.add_argument(
         "--weights-backbone",
@@ -294,27 +296,27 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
         "--batch-size",
         type=int,
         metavar="IMAGES",
-        help=f"of all processes together; {_defaults(lambda x: x.batch_size)}, "
+        help=f"images of all processes together; {_defaults(lambda x: x.batch_size)}, "
         f"finetune: {FINETUNE.batch_size}",
     )
     for direction, default in (("horizontal", "yes"), ("vertical", "demo only")):
         group.add_argument(
             f"--{direction}-flip",
             action=argparse.BooleanOptionalAction,
-            help=f"at random; default: {default}",
+            help=f"flip images at random; default: {default}",
         )
     group.add_argument(
         "--scale-jitter",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="factors of the image size between which training draws; default 1 1",
+        help="training multiplies the image size by a random factor in this range; default 1 1",
     )
     group.add_argument(
         "--evaluate-every",
         type=int,
         metavar="ITERATIONS",
-        help="score the validation part that often and keep the best weights as ROW.best.pth; "
+        help="score the validation part at this interval; keep the best weights as ROW.best.pth; "
         f"finetune: {FINETUNE.evaluations} times in each training, else never",
     )
     group.add_argument(

@@ -77,7 +77,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: str | Path) -> Header:
-    """Raises what :func:`read_picture` raises, but for what only decoding shows."""
+    """Raises what :func:`read_picture` raises, except errors that only decoding reveals."""
 
     def read() -> Header:
         with Image.open(path) as picture:
@@ -113,8 +113,8 @@ def _other_size(header: Header, size: Size, path: str | Path) -> str:
         f"{size[0]} x {size[1]}"
     )
     if header.stored == size:
-        # Both are written: boxes of a program that ignores EXIF, and boxes as seen by one that
-        # takes the size alone without it.
+        # Both kinds of files exist: programs that ignore EXIF altogether, and programs that ignore
+        # it only in the size.
         return (
             f"{text}, its size before EXIF turns it: give the size as seen if the annotations are "
             "made on the picture as seen, else remove the orientation from the file"
@@ -179,7 +179,7 @@ def check_headers(path: Path, folder: Path, images: Sequence[dict[str, Any]], wo
         try:
             header = read_header(file)
             if header.seen != size and header.format == "PNG":
-                read_picture(file, size)  # the orientation may be behind the pixels
+                read_picture(file, size)  # the orientation may be stored after the pixels
             elif header.seen != size:
                 return _other_size(header, size, file)
         except (ValueError, OSError) as error:

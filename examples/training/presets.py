@@ -47,8 +47,9 @@ DEMO = Preset(
     batch_size=8,
     horizontal_flip=True,
     vertical_flip=True,
-    # Of all predicted boxes more than half are positive, of the subsample a quarter, so that 32 per
-    # image train four times as fast as the 64 there are. Refining every proposal costs little here.
+    # More than half of all predicted boxes are positive, but only a quarter of the sample. Training
+    # on 32 boxes per image is therefore four times as fast as on all 64. Refining every proposal
+    # costs little here.
     config=RefineConfig(freeze_base=True, batch_size_per_image=32, inference="pre_nms"),
     base=Schedule(iterations=800, lr=2e-3),
     refine=Schedule(iterations=600, lr=1e-3, warmup=20),

@@ -53,7 +53,7 @@ class Progress:
             self._write_line()
 
     def update(self, note: str | None = None) -> None:
-        """One step more. ``note`` is shown from now on."""
+        """Count one step. ``note`` is shown from now on."""
         self.done += 1
         if note is not None:
             self.note = note
@@ -64,7 +64,7 @@ class Progress:
             self._write_line()
 
     def seconds(self) -> float:
-        """Since this was made."""
+        """Seconds since this object was created."""
         return time.perf_counter() - self.start
 
     def _write_line(self) -> None:

@@ -47,7 +47,7 @@ def describe_plan(args: argparse.Namespace, data: str, *, is_demo_data: bool) ->
 
 
 def next_steps(weights: Path, base: Path, images: Path, class_by: str | None) -> str:
-    """Commands that go on from a training. They run in the current folder.
+    """Commands to run after a training, in the current folder.
 
     Args:
         weights: of the last model.

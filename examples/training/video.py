@@ -44,7 +44,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def read_frames(path: Path) -> Iterator[Image.Image]:
-    """Frames in order, of a file that ends too early those that it has.
+    """Frames in order. A file that ends too early yields the frames that it has.
 
     Raises:
         ValueError: the file is no video, or cannot be decoded.

@@ -67,7 +67,7 @@ def draw_instances(
     captions: Sequence[str] | None = None,
     longer_side: int | None = PANEL,
 ) -> Image.Image:
-    """The image [3, H, W] in [0, 1] under masks [N, H, W] and boxes [N, 4], the surest first.
+    """The image [3, H, W] in [0, 1] under masks [N, H, W] and boxes [N, 4], by descending score.
 
     Args:
         captions: written at the boxes; the default is the labels.

@@ -85,14 +85,14 @@ RECORDS = [
     Kind(
         "repeated annotation ids",
         annotation(id=2),
-        "the id of every annotation must be its own; annotation 2 of image 10 ('a.png') has 2; "
+        "the id of every annotation must be unique; annotation 2 of image 10 ('a.png') has 2; "
         "annotation 2 of image 11 ('b.png') has 2",
     ),
-    Kind("repeated image ids", image(id=11), "the id of every image must be its own; image 11"),
+    Kind("repeated image ids", image(id=11), "the id of every image must be unique; image 11"),
     Kind(
         "repeated category ids",
         category(id=7),
-        "the id of every category must be its own; category 7 ('cat') has 7; category 7 ('dog')",
+        "the id of every category must be unique; category 7 ('cat') has 7; category 7 ('dog')",
     ),
     Kind("ids as text", annotation(id="1"), "id of every annotation must be a whole"),
     Kind("ids as fractions", image(id=10.0), "id of every image must be a whole number"),
@@ -123,7 +123,7 @@ RECORDS = [
     Kind(
         "two used categories with one name",
         category(name="dog"),
-        "the name of every category must be its own; category 0 ('dog') has 'dog'; category 7",
+        "the name of every category must be unique; category 0 ('dog') has 'dog'; category 7",
     ),
     Kind("no width", image(width=...), f"width {SIDE} nothing"),
     Kind("a width as text", image(width="20"), f"width {SIDE} '20'"),
@@ -139,7 +139,7 @@ RECORDS = [
     Kind(
         "repeated file names",
         image(file_name="./b.png"),
-        "the file_name of every image must be its own; image 10 ('./b.png')",
+        "the file_name of every image must be unique; image 10 ('./b.png')",
     ),
     Kind("no file name", image(file_name=...), "file_name of every image must be text; image 10"),
     Kind("a file name that leaves the folder", image(file_name="../a.png"), INSIDE),
@@ -162,7 +162,7 @@ RECORDS = [
     Kind(
         "only crowd regions",
         lambda coco, folder: [item.update(iscrowd=1) for item in coco["annotations"]] and None,
-        f"an object at least must be no crowd region … set iscrowd to 0); {A0} has 1; {A1} has 1",
+        f"at least one object must not be a crowd region …to 0); {A0} has 1; {A1} has 1",
     ),
     Kind("no area", annotation(area=...), f"area of every annotation must be a number …; {A0}"),
     Kind("a negative area", annotation(area=-1), "area of every annotation must be a number of at"),
@@ -203,12 +203,12 @@ BOXES = [
     Kind(
         "bboxes without area",
         all_boxes(lambda b: [*b[:2], 0, 0]),
-        f"{BOX_KIND}, around the segmentation: most of these have little of it; {A0}",
+        f"{BOX_KIND}, around the segmentation: most of these overlap it little; {A0}",
     ),
     Kind(
         "run lengths by row instead of by column",
         lambda coco, folder: coco.update(annotations=[by_rows(coco["annotations"][1])]),
-        f"{BOX_KIND}, around the segmentation: most of these have little of it; {A1}",
+        f"{BOX_KIND}, around the segmentation: most of these overlap it little; {A1}",
     ),
     Kind(
         "a bbox away from its mask",

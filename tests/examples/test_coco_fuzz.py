@@ -13,7 +13,7 @@ from small_coco import VALID, write_data
 
 from training.data import CocoInstances
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*objects without a box:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*objects whose box has no area:UserWarning")
 
 GIGABYTE = 2**20  # in kilobytes
 CHECKED = settings(max_examples=250, deadline=5000)

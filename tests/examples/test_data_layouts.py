@@ -123,8 +123,8 @@ def test_scoring_needs_no_training_part(given):
         (lambda given: given[:2] + given[4:], "--train-images-dir and --train-annotations must"),
         (lambda given: given[4:], "--train-annotations must be given, too"),
         (lambda given: given[:4], "--val-annotations must be given, too"),
-        (lambda given: [*given, "--data-path", "x"], "--data-path and --test-split need a folder"),
-        (lambda given: [*given, "--test-split", "test-dev"], "--data-path and --test-split need"),
+        (lambda given: [*given, "--data-path", "x"], "--data-path and --test-split test"),
+        (lambda given: [*given, "--test-split", "test-dev"], "and --test-split test-dev exclude"),
         (lambda given: [*given[:1], "absent", *given[2:]], "absent must be a folder of images"),
     ],
 )

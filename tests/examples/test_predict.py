@@ -169,8 +169,8 @@ def test_what_is_wrong_with_a_file_is_said(photograph, weights, huddle_root, tmp
         ((absent, "--weights", weights), f"{absent} does not exist"),
         ((photograph, "--weights", absent), f"{absent} does not exist"),
         ((photograph, "--weights", other), "must hold the parameters of a Mask R-CNN"),
-        ((photograph, "--weights", text), f"{text} must be a file of weights"),
-        ((photograph, "--weights", weights, "--refine", "paper"), "options of its own"),
+        ((photograph, "--weights", text), f"{text} must be a complete file of weights"),
+        ((photograph, "--weights", weights, "--refine", "paper"), "change them with --set"),
         ((photograph, "--weights", bare), "pass --refine paper and --set"),
         ((tmp_path / "empty", "--weights", weights), "holds no image"),
         (

@@ -201,7 +201,7 @@ def test_true_masks_guide_the_boxes_that_found_an_object(batch):
 def test_true_masks_as_guides_change_the_detections_and_take_targets(base, batch):
     images, targets = batch
     model = MRRCNN.from_mask_rcnn(base, RefineConfig(guide="gt")).eval()
-    with pytest.raises(ValueError, match="takes the targets in inference"):
+    with pytest.raises(ValueError, match="needs the targets in inference"):
         model(images)
     with torch.no_grad():  # boxes that are the proposals, some of which found an object
         for head in (model.roi_heads.box_predictor, model.roi_heads.refine.box_predictor):

@@ -225,13 +225,13 @@ def test_weights_are_found_in_any_of_our_files(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half an archive"])
 def test_a_file_of_another_form_is_refused_by_name(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(ValueError, match="file must be a file of weights"):
+    with pytest.raises(ValueError, match="file must be a complete file of weights"):
         weights.load_weights(tmp_path / "file")
 
 
 def test_pickled_code_is_not_run(tmp_path):
     torch.save(nn.Linear(1, 1), tmp_path / "file")
-    with pytest.raises(ValueError, match="must be a file of weights"):
+    with pytest.raises(ValueError, match="must be a complete file of weights"):
         weights.load_weights(tmp_path / "file")
 
 

@@ -75,7 +75,7 @@ def test_set_reaches_the_refining_modules_options():
         ("refine.batch_size_per_image=0", "batch_size_per_image must be >= 1, got 0"),
         ("refine.guide=q", "guide must be one of"),
         ("refine.guide=none", "is the row rm_roialign"),
-        ("refine.guide=gt", "takes the ground truth"),
+        ("refine.guide=gt", "needs the ground truth"),
     ],
 )
 def test_a_wrong_set_is_refused(override, message, capsys):
@@ -136,8 +136,8 @@ def test_finetuning_scales_to_data_and_batch(backbone, images, arguments, base, 
     "arguments, message",
     [
         (["--preset", "finetune"], "needs --base and data"),
-        (["--base", "FILE", "--backbone", "small"], "--base says --backbone"),
-        (["--data-path", "mine", "--proposals", "9"], "are the small backbone's"),
+        (["--base", "FILE", "--backbone", "small"], "--base decides --backbone"),
+        (["--data-path", "mine", "--proposals", "9"], "are for the small backbone"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(arguments, message, capsys):

@@ -274,7 +274,7 @@ def test_published_weights_take_the_files_category_ids_for_labels(huddle_root, t
 def test_other_classes_need_training(quick_run, two_classes, tmp_path):
     arguments = ["--preset", "demo", "--quick", "--device", "cpu", "--data-path", str(two_classes)]
     arguments += ["--base", str(quick_run[0] / "mask_r_cnn.pth"), "--output-dir", str(tmp_path)]
-    with pytest.raises(SystemExit, match="knows .*red, .* the data 3: .*--preset finetune"):
+    with pytest.raises(SystemExit, match="has .*red, .* the data have 3: .*--preset finetune"):
         main(arguments)
 
 

@@ -4,12 +4,12 @@
     cd examples && python -m study.datasets.bin ../NCSU-ARLab-ICRA2025-RMGC/dataset OUT
 
 SOURCE is the repository's ``dataset/`` (commit 7b6dca7): 110 photographs in 500 versions, which are
-rotated by multiples of 90 degrees and by up to 15 more. It states no licence: its pictures are for
-your own eyes.
+rotated by multiples of 90 degrees and by up to 15 more. It states no licence, so do not publish its
+pictures.
 
-The source labels each visible part of a covered object. As its own evaluation does, parts of one
-class that are near each other become one object. Pictures become 256 x 192 pixels; a pixel is an
-object's where the object covers half of it at least, boxes keep the full size's accuracy.
+The source labels each visible part of a covered object. Nearby parts of one class become one
+object, as in the source's own evaluation. Pictures are resized to 256 x 192 pixels. A pixel belongs
+to an object that covers at least half of it; boxes keep the accuracy of the full size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .photographs import (
 
 DESCRIPTION = "Runnlion/NCSU-ARLab-ICRA2025-RMGC, reduced"
 LONGER_SIDE = 256
-PART_GAP = 500.0  # of 2048 pixels, between the parts of one object at most
+PART_GAP = 500.0  # largest gap between parts of one object, in pixels of pictures 2048 wide
 # Photographs of one heap, before and after something was taken out.
 HEAPS = (range(6), (31, 32), (37, 38), (107, 108))
 
@@ -78,8 +78,8 @@ def _heap(number: int) -> int:
 def join_parts(annotations: list[dict[str, Any]]) -> list[tuple[int, list[list[float]]]]:
     """Category and polygons of each object.
 
-    Parts of one category belong together if a chain of them links corners ``PART_GAP`` apart or
-    less.
+    Parts of one category are joined if their corners are less than ``PART_GAP`` apart, directly or
+    through a chain of other parts.
     """
     objects: list[tuple[int, list[list[float]], np.ndarray]] = []
     for annotation in annotations:

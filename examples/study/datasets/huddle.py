@@ -131,7 +131,7 @@ def place(
     """Add one object to the front of the scene.
 
     It lands near one of the ``anchors`` (indices into the scene) or, without any, anywhere.
-    ``fits(iou, label)`` judges its box IoU [N] with the objects there are. Returns False when no
+    ``fits(iou, label)`` judges its box IoU [N] with the existing objects. Returns False when no
     draw fits.
     """
     for _ in range(ATTEMPTS):
@@ -216,7 +216,7 @@ def paint(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def crowd_region(scene: Scene, rng: np.random.Generator, config: HuddleConfig) -> np.ndarray | None:
-    """Speckles [H, W] bool in a free corner, a crowd; None when no corner is free."""
+    """A crowd region: speckles [H, W] bool in a free corner; None when no corner is free."""
     side = config.image_size // 4
     taken = np.any(scene.masks, axis=0) if scene.masks else np.zeros((scene.size,) * 2, bool)
     for corner in rng.permutation(4):
@@ -229,7 +229,7 @@ def crowd_region(scene: Scene, rng: np.random.Generator, config: HuddleConfig) -
 
 
 def uncompressed_rle(mask: np.ndarray) -> dict[str, Any]:
-    """COCO's run lengths as a list, the form its crowd annotations have."""
+    """COCO's run lengths as a list, the form of COCO's crowd annotations."""
     flat = np.concatenate([[0], mask.ravel(order="F").astype(np.int8), [0]])
     edges = np.flatnonzero(np.diff(flat))
     runs = np.diff(np.concatenate([[0], edges, [mask.size]])).tolist()
@@ -303,7 +303,7 @@ def write_huddle(root: str | Path, config: HuddleConfig | None = None) -> Path:
     identity = json.dumps(vars(config), indent=2)
     if stamp.exists() and stamp.read_text() == identity:
         return root
-    stamp.unlink(missing_ok=True)  # not that of what is half written
+    stamp.unlink(missing_ok=True)  # a half-written folder must have no stamp
     (root / "annotations").mkdir(parents=True, exist_ok=True)
     for split, count in zip(SPLITS, (config.train_images, config.val_images), strict=True):
         coco = _write_split(root / f"{split}2017", config, split, count)

@@ -35,7 +35,7 @@ DESCRIPTION = (
     "tomsains/SegMush: Pennsylvania State University on Roboflow Universe, CC BY 4.0; tiles"
 )
 GRID = 3  # tiles along each side
-VISIBLE = 0.25  # of a mushroom's pixels in the tile, or it is a crowd region
+VISIBLE = 0.25  # fraction in the tile; a mushroom with less is a crowd region
 UNLABELLED = (4367, 4369)  # photographs most of whose pinheads have no label
 SAME_BED = 3  # photographs with numbers this close may show the same bed
 
@@ -74,7 +74,7 @@ def _read(source: Path) -> dict[int, list[Version]]:
 
 
 def restore(pictures: list[np.ndarray]) -> np.ndarray:
-    """The photograph [H, W, 3] uint8 behind flipped, noisy versions, flipped as the first.
+    """The photograph [H, W, 3] uint8 from its flipped, noisy versions, oriented like the first.
 
     Raises:
         ValueError: no flip of a version is clearly nearer to the first than the others.

@@ -1,7 +1,7 @@
 """Folds of annotated photographs, as COCO folders that ``--data-path`` takes.
 
-Pictures that show the same things share a group, and a group is in one part of each fold: else a
-model would be scored on what it was trained on.
+Pictures that show the same things form a group. In each fold, a whole group is either trained on or
+validated on, so that no model is scored on what it was trained on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Instance:
 
     Attributes:
         mask: [H, W] bool.
-        box: x1, y1, x2, y2 in pixels, not rounded to them.
+        box: x1, y1, x2, y2 in pixels, not rounded.
         iscrowd: neither trained on nor scored.
     """
 
@@ -63,8 +63,8 @@ class Photograph:
 
 
 def deal(crowding: Mapping[int, float], folds: int, seed: int = 0) -> dict[int, int]:
-    """The fold of each group: of every ``folds`` groups that are alike in crowding, each fold gets
-    one at random."""
+    """The fold of each group. Of every ``folds`` groups with similar crowding, each fold gets one
+    at random."""
     rng = np.random.default_rng(seed)
     order = sorted(crowding, key=lambda group: (crowding[group], group))
     dealt: dict[int, int] = {}
@@ -159,14 +159,14 @@ def rasterise(polygons: Sequence[Sequence[float]], height: int, width: int) -> n
 
 
 def extent(mask: np.ndarray, scale: float = 1.0) -> tuple[float, float, float, float]:
-    """Tight box of a mask that has a pixel, times ``scale``."""
+    """Tight box of a non-empty mask, times ``scale``."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     x1, y1, x2, y2 = (float(v) * scale for v in (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1))
     return x1, y1, x2, y2
 
 
 def make_parser(document: str) -> argparse.ArgumentParser:
-    """Of a converter's command line."""
+    """The command line of a converter."""
     parser = argparse.ArgumentParser(
         description=document, formatter_class=argparse.RawDescriptionHelpFormatter
     )
