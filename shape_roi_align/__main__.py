@@ -119,7 +119,7 @@ def check(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, float
     inputs = _case(device, dtype)
     actual = _outputs(sa_roi_align, inputs)
     expected = _outputs(sa_roi_align_reference, [t.double() for t in inputs])
-    names = ("output", "gradient by features", "gradient by boxes", "gradient by maps")
+    names = ("output", "gradient of features", "gradient of boxes", "gradient of maps")
     for name, got, want in zip(names, actual, expected, strict=True):
         yield name, ((got - want).abs().max() / want.abs().max()).item()
 

@@ -1,4 +1,4 @@
-"""The modules of benchmarks/, some of which are namesakes of modules here."""
+"""The modules of benchmarks/. Some have the same names as modules here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 @contextmanager
 def import_benchmarks(*names: str) -> Iterator[SimpleNamespace]:
-    """A namespace of the modules `names`; for package.module, of module."""
+    """A namespace of the modules `names`; package.module is named module."""
     before = dict(sys.modules)
     for path in BENCHMARKS.glob("*"):
         sys.modules.pop(path.stem, None)

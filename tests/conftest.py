@@ -20,8 +20,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A compile cache of this run. Torch's own outlives a change of a schema and would replay
-    graphs that call the operators with the former operands."""
+    """A compile cache of this run. Torch's own cache persists when a schema changes, and would
+    replay graphs that call the operators with the former operands."""
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         folder = tempfile.TemporaryDirectory(prefix="shape_roi_align_inductor_")
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder.name

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def load_script(path: str) -> ModuleType:
-    """``path`` is relative to the root of the project. Its folder is where it finds its modules."""
+    """``path`` is relative to the root of the project. The script imports from its own folder."""
     name = path.removesuffix(".py").replace("/", "_")
     spec = importlib.util.spec_from_file_location(name, ROOT / path)
     assert spec is not None and spec.loader is not None

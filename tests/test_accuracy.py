@@ -40,7 +40,7 @@ def test_16_bit_results_are_rounded_once(accuracy: ModuleType, index: int) -> No
 
 @pytest.mark.slow
 def test_float32_results_are_as_good_as_torchvisions(accuracy: ModuleType) -> None:
-    """Both round the same coordinates; what is left is the order of sums."""
+    """Both round the same coordinates, so only the order of sums differs."""
     for reading in accuracy.READINGS:
         rows = {row.operator: row for row in accuracy.measure(reading, torch.float32, "cpu", 1)}
         assert rows["roi_align"].rms_ulp <= 1.05 * rows["torchvision.ops.roi_align"].rms_ulp

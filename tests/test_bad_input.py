@@ -1,5 +1,5 @@
-"""A user's mistake raises an error that names the argument, what was required and what came;
-nothing crashes."""
+"""A user's mistake raises an error with the argument, the requirement and the value received.
+Nothing crashes."""
 
 import re
 import time
@@ -28,8 +28,7 @@ ROIS = torch.tensor([[0, 1.0, 1, 5, 5], [1, 2, 2, 8, 7]])
 MAPS = torch.ones(2, 4, 5)
 PER_IMAGE = [ROIS[:1, 1:], ROIS[1:, 1:]]
 
-# (changed argument, value, error, what the message must hold: the argument, the requirement, what
-# came)
+# (changed argument, value, error, pattern of the message: argument, requirement, value received)
 MISTAKES: list[tuple[str, Any, type[Exception], str]] = [
     ("input", np.zeros((2, 3, 8, 9)), TypeError, r"input .*Tensor\[N, C, H, W\].*ndarray"),
     ("input", None, TypeError, r"input .*Tensor\[N, C, H, W\].*NoneType"),
@@ -180,7 +179,7 @@ def test_a_box_that_is_not_finite_yields_zeros_and_leaves_its_neighbours_alone(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_work_is_bounded_for_boxes_of_any_size(dtype: torch.dtype, device: torch.device) -> None:
-    """A box a million times the map costs what the map costs."""
+    """A box a million times as large as the map costs no more than one as large as the map."""
     x = torch.ones(1, 2, 50, 60, dtype=dtype, device=device, requires_grad=True)
     maps = torch.ones(4, 3, 3, dtype=dtype, device=device, requires_grad=True)
     rois = torch.tensor(
@@ -236,7 +235,7 @@ def set_options(call: Call, **changes: Any) -> None:
     ],
 )
 def test_the_bare_operators_check_too(change) -> None:
-    """torch.ops, C++ and AOTInductor go past the Python checks. C++ can raise RuntimeError only."""
+    """torch.ops, C++ and AOTInductor bypass the Python checks. C++ can raise only RuntimeError."""
     call = to_call(BY_NAME["pyramid"])
     grad = torch.tensor(BY_NAME["pyramid"].grad)
     change(call)
@@ -332,8 +331,8 @@ def test_every_positive_finite_scale_is_taken(scale: float) -> None:
 
 
 def test_maps_of_a_list_belong_to_their_image() -> None:
-    """Two maps for the first image's one box and none for the second's is a mistake, though the
-    total agrees."""
+    """Each image has one box. Two maps for the first image and none for the second is a mistake,
+    though the total agrees."""
     with pytest.raises(ValueError, match="prob_maps"):
         MultiScaleSaRoIAlign(["0", "1"], 2, 2)(PYRAMID, PER_IMAGE, [MAPS, MAPS[:0]], SHAPES)
 

@@ -1,4 +1,4 @@
-"""Rows of benchmarks compared and drawn: ratios to peers against those recorded, pictures."""
+"""Benchmark rows: compares ratios to peers with recorded ratios, and draws pictures."""
 
 from pathlib import Path
 from types import SimpleNamespace

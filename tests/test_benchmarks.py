@@ -1,5 +1,5 @@
-"""The benchmarks run, admit only who computes the right thing, and their rows say who, what, where
-and when."""
+"""The benchmarks run and time only providers that are correct. Their rows identify provider, case,
+machine and time."""
 
 import json
 import subprocess
@@ -291,7 +291,7 @@ def test_a_loop_of_resizes_agrees_with_pooling_each_crop_as_an_image(bench):
 
 @pytest.mark.slow
 def test_memory_that_is_kept_is_faster_to_get():
-    """In a process of its own: the setting is the allocator's, for good."""
+    """In a process of its own, because the allocator's setting is permanent."""
     code = """if True:
         import resource, timing, torch
         def faults():

@@ -1,5 +1,5 @@
-"""The ends of what sizes may be: a million boxes, thousands of channels, one pixel, no box at all.
-Beyond 2^31 elements: test_large.py."""
+"""Extreme sizes: a million boxes, thousands of channels, one pixel, no boxes. Tensors of more than
+2^31 elements: test_large.py."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_map_of_one_cell_scales_the_plain_pooling(
 def test_features_of_one_pixel_count_their_samples_inside(
     sampling_ratio: int, device: torch.device
 ) -> None:
-    """Samples in [-1, 1] read the pixel, others nothing."""
+    """Samples in [-1, 1] read the pixel; other samples read nothing."""
     x = torch.full((1, 2, 1, 1), 3.0, device=device)
     rois = torch.tensor([[0, -1.0, -1, 1, 1], [0, -1, -1, 3, 1], [0, 2, 2, 3, 3]], device=device)
     out = sa_roi_align(x, rois, torch.ones(3, 1, 1, device=device), 1, 1.0, sampling_ratio)

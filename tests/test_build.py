@@ -1,4 +1,4 @@
-"""The build: what it decides, what the libraries import, and their use from C++."""
+"""The build: its decisions, the libraries' imports, and their use from C++."""
 
 import os
 import platform

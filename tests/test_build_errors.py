@@ -1,4 +1,4 @@
-"""Builds that cannot succeed: the last line is the command that mends them."""
+"""Builds that cannot succeed: the last line of the error is the command that fixes it."""
 
 import os
 import subprocess

@@ -180,7 +180,7 @@ def test_compile_keeps_a_mistake_an_error(device: torch.device) -> None:
 @pytest.mark.slow
 @compiles
 def test_compile_with_a_scale_that_is_symbolic(device: torch.device) -> None:
-    """From the size of the features, or a float that changes between calls."""
+    """The scale comes from the features' size, or is a float that changes between calls."""
 
     def pool(x: Tensor, rois: Tensor, maps: Tensor, stride: float) -> Tensor:
         fine = sa_roi_align(x, rois, maps, 2, x.shape[-1] / 22, 2)
@@ -350,7 +350,7 @@ def test_autocast_inside_a_compiled_graph(device: torch.device) -> None:
     "module", [RoIAlign(3, 0.5, 2), SaRoIAlign(3, 0.5, 2)], ids=["plain", "shaped"]
 )
 def test_symbolic_trace_of_torch_fx(module: torch.nn.Module) -> None:
-    """As torchvision's: the function is one node of the graph."""
+    """The function is one node of the graph, like torchvision's."""
     graph = torch.fx.symbolic_trace(module)
     x, rois, maps = (t.detach() for t in leaves("cpu"))
     inputs = (x, rois) if isinstance(module, RoIAlign) else (x, rois, maps)

@@ -92,7 +92,7 @@ def test_the_crowds_shares_are_those_of_the_pixel_weights(crowd: ModuleType) -> 
 
 
 def test_aligned_points_fall_onto_the_pixels_of_the_box() -> None:
-    """As the section "aligned" says, and its figure shows."""
+    """The section "aligned" and its figure are right."""
     box, bins = (2.0, 2.0, 6.0, 5.0), (3, 4)
     exact = pixel_weights(BoxView(box, 7, 8, bins, 1.0, 1, True))
     expected = np.zeros((7, 8))

@@ -1,5 +1,5 @@
-"""Every instruction set the CPU kernels are built for, not only the best of this processor. It is
-chosen once per process."""
+"""Tests every instruction set that the CPU kernels are built for, not only the best of this
+processor. A process chooses its instruction set once."""
 
 import os
 import subprocess

@@ -72,7 +72,7 @@ def test_a_box_in_a_crowd_is_pooled_as_if_alone(
 def test_a_pixel_that_is_not_finite_reaches_the_bins_that_read_it_only(
     value: float, kind: str
 ) -> None:
-    """However pixels are read: alone a box of planes looks them up, in a crowd they are packed."""
+    """Both ways of reading planes: a single box looks pixels up, a crowd reads packed rows."""
     boxes = make_boxes(kind).float()
     features = make_features(33, torch.float32, False)
     features[:, ::3, 5::7, 3::11] = value
@@ -142,7 +142,7 @@ def test_pixels_under_no_box_get_zero_though_memory_is_not_cleared_first(
 def test_results_of_many_megabytes(
     channels: int, size: int, output_size: tuple[int, int], count: int, channels_last: bool
 ) -> None:
-    """Whose memory is asked for in large pages and written past the caches."""
+    """Such results are allocated in large pages and written past the caches."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     generator = torch.Generator().manual_seed(8)
     features = torch.randn(1, channels, size, size, generator=generator)
@@ -175,7 +175,7 @@ def test_results_of_many_megabytes(
 def test_a_large_result_is_that_of_its_boxes_alone(
     dtype: torch.dtype, channels: int, channels_last: bool
 ) -> None:
-    """Written past the caches in every type; 64 channels are whole vectors, 70 are not."""
+    """Results are written past the caches in every type. 64 channels fill vectors, 70 do not."""
     features = make_features(channels, dtype, channels_last)
     boxes = make_boxes("crowded", 700).to(
         torch.float64 if dtype == torch.float64 else torch.float32

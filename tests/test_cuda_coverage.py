@@ -1,7 +1,6 @@
 """Every CUDA kernel that csrc/cuda/launch.h can launch runs on the host for every kind of call.
 
-Which kernels there are is read from the compiled program, not from a list: one that is added and
-not reached here fails.
+The list of kernels is read from the compiled program, so a new kernel that no call reaches fails.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def is_redundant(types: tuple[torch.dtype, torch.dtype], layout: str, case: Case
 
 
 def variants_of(number: int, case: Case) -> list[Variant]:
-    """All types in all layouts; what else a call is configured by goes round."""
+    """All types in all layouts. The other settings of a call alternate."""
     both = [each for each in itertools.product(TYPES, LAYOUTS) if not is_redundant(*each, case)]
     return [
         Variant(

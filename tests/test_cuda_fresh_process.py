@@ -1,5 +1,5 @@
-"""First calls on a CUDA device, each in a process of its own: inside the capture of a graph, from
-PTX alone, beside a driver that is too old, on two devices in turn."""
+"""First calls on a CUDA device, each in a process of its own: during the capture of a graph, from
+PTX only, with a driver that is too old, on two devices in turn."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Every instance of every CUDA kernel, in one selection: the sanitizers of scripts/gpu_check.sh run
-test_every_instance_equals_the_oracle and nothing else.
+"""Every instance of every CUDA kernel. The sanitizers of scripts/gpu_check.sh run only
+test_every_instance_equals_the_oracle.
 
-Which kernels its calls launch is shown on the host, by the code that configures the launches, and
-on a GPU by the profiler. Which kernels there are is read from the compiled library.
+The code that configures the launches shows on the host which kernels the calls launch; on a GPU,
+the profiler shows it. The list of all kernels is read from the compiled library.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def is_redundant(case: Case, types: tuple[torch.dtype, torch.dtype], layout: str
 
 
 def jobs_of(case: Case, number: int) -> list[Job]:
-    """As StreamLauncher runs them: with the options of launch.h."""
+    """Runs the jobs like StreamLauncher, with the options of launch.h."""
     both = [each for each in itertools.product(TYPES, LAYOUTS) if not is_redundant(case, *each)]
     return [
         Job(

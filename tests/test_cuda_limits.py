@@ -1,4 +1,4 @@
-"""What the CUDA kernels count in 32 bits is refused where it does not fit."""
+"""The CUDA kernels refuse calls whose counts do not fit into 32 bits."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""Memory on a CUDA device: beyond the results, scratch for the boxes and their samples, not for
-channels. One exception, asserted as such: of features in planes, the backward pass copies the
-output's gradient to have its channels side by side."""
+"""Memory on a CUDA device: besides the results, a call has scratch for boxes and samples, not for
+channels. One exception, which is tested: for contiguous features, the backward pass copies the
+output's gradient to channels_last."""
 
 from collections.abc import Callable
 
@@ -38,7 +38,7 @@ def make_leaves(dtype: torch.dtype, channels_last: bool, device: torch.device) -
 
 
 def beyond_results(call: Callable[[], tuple[Tensor, ...]], device: torch.device) -> int:
-    """Bytes in use at the peak of `call`, less those before it and those of its results."""
+    """Peak bytes in use during `call`, minus the bytes before it and the bytes of its results."""
     call()
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)

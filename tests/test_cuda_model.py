@@ -1,5 +1,5 @@
-"""The counting model of the CUDA kernels agrees with counts made by hand and with the C++ source,
-and benchmarks/cuda_prediction.md is what it says today."""
+"""The counting model of the CUDA kernels agrees with counts made by hand and with the C++ source.
+benchmarks/cuda_prediction.md is up to date."""
 
 from __future__ import annotations
 

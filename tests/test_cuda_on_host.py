@@ -1,6 +1,6 @@
 """The CUDA kernels' own source, compiled for the host and run under sanitizers, equals the oracle.
 
-host_cuda/cuda_on_host.h supplies what CUDA would: threads, shared memory, barriers, shuffles.
+host_cuda/cuda_on_host.h replaces CUDA: threads, shared memory, barriers, shuffles.
 host_cuda/runner.cpp launches the kernels as csrc/cuda/launch.h configures them. Needs a C++20
 compiler with sanitizers, neither CUDA nor a GPU.
 """
@@ -125,7 +125,7 @@ def assert_same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> Non
 
 @pytest.mark.parametrize("number", range(len(CASES + CHUNKED)), ids=lambda i: NAMES[i])
 def test_kernels_equal_the_oracle(number: int, runner: Path, tmp_path: Path) -> None:
-    """In two of the variants, which go round: test_cuda_coverage.py runs all kernels."""
+    """Each case in two variants, in turn: test_cuda_coverage.py runs all kernels."""
     case = (CASES + CHUNKED)[number]
     jobs = [Job(case, VARIANTS[(number + i) % len(VARIANTS)]) for i in (0, 4)]
     for job, results in zip(jobs, run(runner, jobs, tmp_path), strict=True):
@@ -219,7 +219,7 @@ def test_only_the_gradients_asked_for_are_computed(
 def test_results_are_reproducible(
     dtype: torch.dtype, layout: str, runner: Path, tmp_path: Path
 ) -> None:
-    """Whatever the order in which threads run, and however many blocks there are."""
+    """The results do not depend on the order of threads or the number of blocks."""
     case = BY_NAME["boxes_overlap_wholly"]
     jobs = [
         Job(case, Variant(dtype, F32, F32, layout, 64, blocks, order))
@@ -250,7 +250,7 @@ def test_outputs_do_not_depend_on_how_boxes_are_shared_among_blocks(
 def test_boxes_out_of_range_are_zero_and_get_no_gradient(
     what: str, variant: Variant, runner: Path, tmp_path: Path
 ) -> None:
-    """As if they were not there: no synchronisation reports them on CUDA."""
+    """These boxes are ignored: on CUDA, reporting them would need a synchronisation."""
     case = make("out_of_range", INSIDE * 2, **PYRAMID, levels=[0, 1, 2] * 2)
     bad = [1, 4, 5]
     good = [0, 2, 3]

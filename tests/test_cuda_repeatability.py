@@ -22,7 +22,7 @@ RUNS = 100
 
 
 def poison(like: list[Tensor]) -> None:
-    """The next run reuses the memory freed here, so an element that it does not write is NaN."""
+    """The next run reuses the memory freed here, so elements that it does not write are NaN."""
     blocks = [torch.full_like(tensor, float("nan")) for tensor in like]
     del blocks
 

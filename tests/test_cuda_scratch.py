@@ -1,8 +1,8 @@
 """Scratch of the CUDA gradients: bounded for every shape, decided from shapes alone. The launchers
-and these tests ask the same classes, csrc/cuda/launch.h and launch_map_and_box_gradient.h.
+and these tests use the same classes, in csrc/cuda/launch.h and launch_map_and_box_gradient.h.
 
-The two jobs of a backward pass have scratch one after the other. Beside it there are copies: of the
-output's gradient with channels innermost, and of boxes, levels and maps that are not contiguous.
+The two jobs of a backward pass use scratch one after the other. A backward pass also copies the
+output's gradient to channels innermost, and boxes, levels and maps that are not contiguous.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Scratch(NamedTuple):
 
 
 def plan(of: str, lines: list[str]) -> list[list[int]]:
-    """What scratch.cpp answers to each line."""
+    """The answers of scratch.cpp, one per line."""
     process = subprocess.run(
         [compile_program("scratch.cpp", ADDRESS), of],
         input="\n".join(lines),
@@ -128,7 +128,7 @@ def test_gradients_that_blocks_write_themselves_need_no_scratch(
 def test_the_number_of_shares_depends_on_shapes_and_not_on_which_gradients_are_asked_for(
     grid: dict[Shape, Scratch],
 ) -> None:
-    """Else a gradient's bits would depend on whether another one is asked for."""
+    """Otherwise a gradient's bits would depend on which other gradients are requested."""
     shares: dict[Shape, set[int]] = {}
     for shape, scratch in grid.items():
         shares.setdefault(shape._replace(asked=(True, True)), set()).add(scratch.shares)
@@ -183,7 +183,7 @@ class FeatureShape(NamedTuple):
 
     @property
     def gradients(self) -> int:
-        """Bytes of those asked for."""
+        """Bytes of the requested gradients."""
         pixels = sum(h * w * a for (h, w), a in zip(self.sizes, self.asked, strict=True))
         return self.num_images * self.channels * pixels * self.types[0].itemsize
 

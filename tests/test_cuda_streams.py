@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.parametrize("device", ["cuda"], indirect=True),
 ]
 
-SLEEP = 10**8  # clock cycles, some 50 ms: whoever does not wait for the stream is caught
+SLEEP = 10**8  # clock cycles, some 50 ms: reveals calls that do not wait for the stream
 
 
 def make_leaves(device: torch.device, seed: int = 0) -> list[Tensor]:
@@ -48,7 +48,7 @@ def make_pyramid_leaves(device: torch.device, seed: int = 0) -> list[Tensor]:
 
 
 def make_pyramid_boxes(device: torch.device) -> list[Tensor]:
-    """Sides from 8 to 500 pixels, for every level some."""
+    """Sides from 8 to 500 pixels, so that every level has boxes."""
     sides = torch.logspace(3, 8.96, 24, base=2, device=device)
     return [torch.stack([sides * 0, sides * 0, sides, sides], 1) + shift for shift in (0, 7)]
 

@@ -1,7 +1,7 @@
-"""A driver or a GPU that cannot run the CUDA operators is named, with what was built and the fix.
+"""If the driver or the GPU cannot run the CUDA operators, errors name it, the build and the fix.
 
-A driver too old is found when the operators are loaded; the CPU operators work. A GPU that is not
-covered is found at the first call.
+A driver that is too old is found when the operators are loaded; the CPU operators still work. A GPU
+that the build does not cover is found at the first call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ needs_cuda_library = pytest.mark.skipif(
 
 
 class FakeDriver:
-    """As libcuda.so.1: a version and the status of the query for it."""
+    """Stands for libcuda.so.1: returns a version and the status of the query."""
 
     def __init__(self, version: int, status: int = 0) -> None:
         self.version, self.status = version, status

@@ -1,4 +1,5 @@
-"""Detection models give the same results with this library's poolers, and get theirs back."""
+"""Detection models give the same results with this library's poolers. Restoring returns the
+original poolers."""
 
 from __future__ import annotations
 

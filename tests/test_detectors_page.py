@@ -1,4 +1,4 @@
-"""The code of docs/detectors.md runs as it stands. The builders of detectron2 and mmdetection are
+"""The code of docs/detectors.md runs unchanged. The builders of detectron2 and mmdetection are
 replaced by stand-ins that return a model with layers of those libraries' names."""
 
 from __future__ import annotations

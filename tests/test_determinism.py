@@ -1,5 +1,5 @@
-"""Results are the same bit for bit: for any number of threads on the CPU, from run to run, and on
-CUDA."""
+"""Results are the same bit for bit: for any number of threads on the CPU, and from run to run on
+the CPU and on CUDA."""
 
 from collections.abc import Iterator
 
@@ -66,7 +66,7 @@ def test_a_box_does_not_depend_on_its_company(device: torch.device) -> None:
 
 @pytest.mark.usefixtures("threads")
 def test_sums_over_channels_do_not_depend_on_which_boxes_share_a_thread() -> None:
-    """A tall box makes the rows that a thread keeps larger than its cache, and channels fewer."""
+    """The rows that a thread keeps of a tall box exceed its cache, so it takes fewer channels."""
     generator = torch.Generator().manual_seed(11)
     x = torch.randn(1, 128, 200, 200, generator=generator)
     corners = torch.rand(64, 2, generator=generator) * 160
@@ -103,7 +103,7 @@ def test_a_box_that_is_most_of_the_work_may_be_divided(channels_last: bool) -> N
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("length", [1.29040326e8, 3.3e7, -7.7e8])
 def test_every_thread_finds_the_samples_of_a_box_far_longer_than_the_map(length: float) -> None:
-    """Whose coordinates are known to several pixels only."""
+    """At such lengths, coordinates are accurate only to several pixels."""
     x = torch.ones(1, 1, 64, 4)
     roi = torch.tensor([[0, 0, min(-length, 0.0), 3, max(6.3261056, -length)]])
     for num_threads in (1, 8):

@@ -61,7 +61,7 @@ def train_one_step(rank: int, num_boxes: list[int], kind: str, folder: str) -> N
     loss_of(detector, make_batch(rank, num_boxes[rank], device)).backward()
     torch.save(gradients(detector), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-    # The group's threads outlive it, and have been seen to abort an interpreter that is ending.
+    # The group's threads outlive the group and have aborted interpreters that were ending.
     os._exit(0)
 
 

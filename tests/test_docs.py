@@ -1,4 +1,4 @@
-"""The Markdown files: links lead somewhere, every page is in the site's navigation, every public
+"""The Markdown files: every link has a target, every page is in the site's navigation, every public
 name is on an API page. Needs no Sphinx."""
 
 from __future__ import annotations

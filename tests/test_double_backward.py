@@ -1,5 +1,5 @@
-"""The operator is bilinear in features and maps, so both have second derivatives; boxes have none
-here."""
+"""The operator is bilinear in features and maps, so both have second derivatives. Boxes have none
+in reverse mode."""
 
 import pytest
 import torch
@@ -49,8 +49,8 @@ def test_gradgradcheck_over_levels(device: torch.device) -> None:
 
 
 def test_mixed_second_derivatives_with_boxes_equal_the_references(device: torch.device) -> None:
-    """d/d(boxes) of the gradients by features and maps exists: it is the operator's box gradient
-    again."""
+    """The gradients with respect to features and maps can be differentiated with respect to boxes:
+    the result is again the operator's box gradient."""
     case = make("mixed", INSIDE, sampling_ratio=2, aligned=True, map_aligned=True)
     results = []
     for pool in ("op", "reference"):
@@ -77,7 +77,7 @@ def test_double_backward_through_the_box_gradient_says_what_is_not_supported(
 
 
 def test_gradient_penalty_trains_the_maps(device: torch.device) -> None:
-    """The use of double backward: a penalty on the feature gradient has a gradient by the maps."""
+    """The use of double backward: a penalty on the feature gradient, differentiated by the maps."""
     case = make("penalty", INSIDE)
     call = to_call(case, device).requires_grad()
     (grad_input,) = torch.autograd.grad(call.op().sum(), call.inputs, create_graph=True)

@@ -29,7 +29,7 @@ def least_precise(*dtypes: torch.dtype) -> torch.dtype:
 
 
 def arithmetic(*dtypes: torch.dtype) -> torch.dtype:
-    """What sums are formed in: float64 only where features and boxes both are."""
+    """The dtype of sums: float64 only if both features and boxes are float64."""
     return torch.float64 if all(d == torch.float64 for d in dtypes) else torch.float32
 
 
@@ -69,8 +69,8 @@ def test_reference_in_half_precision(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", HALVES, ids=name_of)
 def test_halves_accumulate_in_float32(dtype: torch.dtype, device: torch.device) -> None:
-    """Accumulated in half precision, 4096 samples of 1 would stop at 256 (bfloat16) or 2048
-    (float16), and 512 boxes adding 1 to a pixel at the same."""
+    """In half precision, a sum of 4096 ones would stop at 256 (bfloat16) or 2048 (float16), and so
+    would the gradient of a pixel to which 512 boxes add 1."""
     x = torch.ones(1, 1, 66, 66, dtype=dtype, device=device, requires_grad=True)
     rois = torch.tensor([[0, 1.0, 1, 65, 65]], device=device)
     maps = torch.ones(1, 2, 2, dtype=dtype, device=device, requires_grad=True)

@@ -1,5 +1,5 @@
-"""A device without kernels gets the reference, forward and backward. CPU tensors that say they are
-on such a device stand for it."""
+"""On a device without kernels, the reference computes forward and backward. CPU tensors that report
+such a device stand in for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def unwrap(value: Any) -> Any:
 
 
 class OnDevice(Tensor):
-    """A CPU tensor whose ``device`` is ``DEVICE``. Every result of it is one too."""
+    """A CPU tensor whose ``device`` is ``DEVICE``. So are all results computed from it."""
 
     on_cpu: Tensor
 

@@ -1,4 +1,4 @@
-"""scripts/check_fat_binary.py on listings of a tool that only says what it was told to."""
+"""scripts/check_fat_binary.py on the listings of a fake cuobjdump."""
 
 from __future__ import annotations
 

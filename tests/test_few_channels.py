@@ -143,7 +143,7 @@ def test_a_pixel_that_is_not_finite_reaches_only_the_bins_that_read_it(
     innermost: bool, has_map: bool
 ) -> None:
     features = make_features(3, innermost, torch.float32)
-    # Two samples per bin, three pixels apart: between them lie columns and rows that none reads.
+    # Two samples per bin, three pixels apart: no sample reads the columns and rows between them.
     rois = torch.tensor([[0.0, 2.0, 2.0, 43.0, 35.0], [0.0, 5.5, 3.5, 20.5, 9.5]])
     maps = make_maps(2, torch.float32)
 

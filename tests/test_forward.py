@@ -1,4 +1,4 @@
-"""The three witnesses agree: scalar oracle, vectorised reference, compiled operator."""
+"""The three implementations agree: scalar oracle, vectorised reference, compiled operator."""
 
 import numpy as np
 import pytest
@@ -129,7 +129,7 @@ def test_operator_is_linear_in_the_maps(device: torch.device) -> None:
 def test_pixels_that_no_sample_reads_do_not_matter(
     name: str, pool: str, device: torch.device
 ) -> None:
-    """NaN in a pixel spoils the bins whose samples touch it and no other."""
+    """A NaN pixel makes exactly those bins NaN whose samples touch it."""
     case = next(c for c in CASES if c.name == name)
     spoilt = [x.copy() for x in case.features]
     for x in spoilt:

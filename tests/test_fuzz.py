@@ -1,5 +1,5 @@
-"""The fuzzer of the CUDA kernels builds and finds nothing in a short run; the record holds runs of
-all of them. A defect that is planted is found."""
+"""The fuzzer of the CUDA kernels builds and finds nothing in a short run. The record holds runs of
+all fuzzers. A planted defect is found."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The geometry that the kernels share, seen through shape_roi_align._C: the oracle's samples, and
-taps that add up."""
+"""The geometry that the kernels share, read through shape_roi_align._C: its samples equal the
+oracle's, and its taps add up."""
 
 import numpy as np
 import pytest
@@ -103,7 +103,7 @@ def test_weights_of_a_bin_are_the_share_of_its_samples_that_read_the_map(
     ratio: int,
     aligned: bool,
 ) -> None:
-    """So they add up to 1 inside the map, to less across its border, and are never negative."""
+    """The weights add up to 1 inside the map and to less across its border; none is negative."""
     options = Options(output_size, sampling_ratio=ratio, aligned=aligned)
     roi = np.array([0, *corners])
     matrix = taps_of(corners, size, options)

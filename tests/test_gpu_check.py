@@ -1,4 +1,4 @@
-"""scripts/gpu_check.sh with tools that only say what they were asked for."""
+"""scripts/gpu_check.sh with fake tools that only record their command lines."""
 
 import os
 import re
@@ -268,7 +268,7 @@ def test_two_runs_share_a_report(check: Check) -> None:
 
 
 def test_environment_of_the_tests(check: Check) -> None:
-    """Skipping for want of a GPU, or of memory's sake, would be no check."""
+    """A check must not skip tests for lack of a GPU or of memory."""
     (check.tools / "python").write_text(FAKE + "env >>$CALLS\n")
     assert check.run(STEPS="tests") == 0
     calls = check.calls.read_text()

@@ -1,5 +1,5 @@
-"""Gradients by features, probability maps and boxes: the oracle's, the numerical ones, and only
-those asked for."""
+"""Gradients with respect to features, probability maps and boxes equal the oracle's and numerical
+ones. Only the requested gradients are computed."""
 
 import itertools
 
@@ -182,6 +182,5 @@ def test_feature_gradient_keeps_the_features_memory_format(device: torch.device)
 
 @pytest.mark.parametrize("case", [c for c in CASES if not c.on_kinks], ids=repr)
 def test_cases_stay_clear_of_kinks_that_float32_could_cross(case: Case) -> None:
-    """Rounding a coordinate to float32 must not move a sample over a jump, or the oracle would not
-    apply."""
+    """Rounding to float32 must not move a sample across a jump, or the oracle would differ."""
     assert distance_to_kink(case.features, case.rois, case.levels, case.options) > 1e-4

@@ -21,8 +21,8 @@ SCRIPTS = sorted(
     if "__name__ == " in path.read_text() or path.name == "quickstart.py"
 ) + ["docs/crowd.py", "docs/figures.py"]
 
-# Runs every script of its arguments up to its command line, and prints that as JSON. A script's
-# folder is where it finds its modules, whose names other folders have, too.
+# Runs each given script until it parses its command line, and prints the parser as JSON. A script
+# imports modules from its folder; other folders have modules of the same names.
 COLLECT = """
 import argparse, json, runpy, sys
 from pathlib import Path

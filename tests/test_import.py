@@ -1,4 +1,4 @@
-"""An import that cannot succeed says what was built for what, what runs, and what mends it."""
+"""A failing import reports what the package was built for, what is running, and the fix."""
 
 import os
 import shutil

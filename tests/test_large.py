@@ -1,7 +1,8 @@
 """Tensors of more than 2^31 elements: every offset is 64 bits wide.
 
-Zeroed memory is not resident until touched, so reading a few boxes of a large tensor is cheap and
-always tested. Writing one is not: those tests need SHAPE_ROI_ALIGN_TEST_LARGE=1 and the memory.
+Zeroed memory is not resident until touched, so tests that read a few boxes of a large tensor are
+cheap and always run. Tests that write a large tensor need SHAPE_ROI_ALIGN_TEST_LARGE=1 and the
+memory.
 """
 
 import os
@@ -23,7 +24,7 @@ writes = pytest.mark.skipif(
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes."""
+    """Free memory of the device, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     line = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())

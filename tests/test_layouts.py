@@ -19,8 +19,8 @@ NAMES = (
 
 
 def embedded(x: Tensor, order: tuple[int, ...], step: int = 1) -> Tensor:
-    """x inside a larger tensor of NaN, its dimensions in memory in ``order``, every ``step``-th
-    element taken."""
+    """x as a view into a larger tensor of NaN. Its dimensions are in ``order`` in memory, and it
+    takes every ``step``-th element."""
     size = [x.shape[d] * step + 2 for d in order]
     holder = x.new_full(size, torch.nan)
     inner = holder[tuple(slice(1, 1 + x.shape[d] * step, step) for d in order)]

@@ -1,4 +1,4 @@
-"""``python -m shape_roi_align`` says what a bug report needs; ``--check`` finds wrong results."""
+"""``python -m shape_roi_align`` prints what a bug report needs; ``--check`` finds wrong results."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_wrong_result_is_named_and_fails_the_command(
     right = command.sa_roi_align
     monkeypatch.setattr(command, "sa_roi_align", lambda *args: right(*args) * 1.01)
     assert command.main(["--check"]) == 1
-    assert "check cpu float32: wrong: output, gradient by features" in capsys.readouterr().out
+    assert "check cpu float32: wrong: output, gradient of features" in capsys.readouterr().out
 
 
 def test_a_failing_call_is_reported_and_fails_the_command(

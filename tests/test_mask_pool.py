@@ -1,4 +1,4 @@
-"""Every way of pooling under masks is sum(f * m) / sum(m) of area-averaged masks."""
+"""Every method of mask pooling computes sum(f * m) / sum(m) with area-averaged masks."""
 
 from __future__ import annotations
 

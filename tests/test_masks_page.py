@@ -1,4 +1,4 @@
-"""The code of docs/masks.md runs as it stands and gives what its comments say."""
+"""The code of docs/masks.md runs unchanged, with the results in its comments."""
 
 from __future__ import annotations
 

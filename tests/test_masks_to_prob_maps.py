@@ -1,4 +1,4 @@
-"""Masks of images become maps of boxes by exact areas, wherever the masks come from."""
+"""Masks of images from any source become maps of boxes by exact areas."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_a_label_map_is_never_one_mask_per_object(bench: SimpleNamespace) -> Non
 
 
 def test_compressed_counts_by_hand() -> None:
-    """5 -> "5"; 40 = 8 + 32 -> "X1"; from the fourth number on, differences to two before."""
+    """5 -> "5"; 40 = 8 + 32 -> "X1"; from the fourth number on, differences from two before."""
     assert decode_counts("5").tolist() == [5]
     assert decode_counts(b"X1").tolist() == [40]
     # 5, 40, 3, 40 + 2, 3 - 1, 42 - 40

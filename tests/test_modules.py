@@ -143,7 +143,7 @@ def test_output_size_as_an_int_or_any_pair(size) -> None:
 
 
 def test_a_detector_of_torchvision_runs_on_the_module() -> None:
-    """Its constructor insists on its own class, so the module replaces the attribute afterwards."""
+    """Its constructor requires its own class, so the module replaces the attribute afterwards."""
     torch.manual_seed(0)
     backbone = torch.nn.Conv2d(3, 8, 3, stride=8, padding=1)
     backbone.out_channels = 8

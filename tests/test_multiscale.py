@@ -1,5 +1,5 @@
-"""Pooling from a feature pyramid: torchvision's MultiScaleRoIAlign, and the same boxes pooled level
-by level."""
+"""Pooling from a feature pyramid equals torchvision's MultiScaleRoIAlign, and pooling level by
+level."""
 
 import pytest
 import torch
@@ -93,8 +93,8 @@ def test_any_run_of_levels(names: list[str], device: torch.device) -> None:
 
 @pytest.mark.parametrize("names", [["0", "2"], ["0", "3"], ["1", "3"]], ids=str)
 def test_levels_left_out(names: list[str], device: torch.device) -> None:
-    """torchvision counts levels by octave even where maps are missing, and leaves boxes beyond its
-    last map at zero."""
+    """torchvision counts a level for every power of two, even without a map, and returns zeros for
+    boxes of levels beyond its last map."""
     shapes = IMAGE_SIZES[0]
     x, boxes = pyramid(shapes, device), boxes_of(shapes, device)
     theirs = torchvision.ops.MultiScaleRoIAlign(names, 3, 2)
@@ -106,7 +106,7 @@ def test_levels_left_out(names: list[str], device: torch.device) -> None:
 
 
 def test_one_module_serves_batches_of_different_sizes(device: torch.device) -> None:
-    """torchvision keeps the scales of its first batch; these must be those of each batch."""
+    """torchvision keeps the scales of its first batch; this library infers them for each batch."""
     pool = MultiScaleRoIAlign(["0", "1"], 2, 2)
     for stride in (4, 8, 4):
         x = {
@@ -118,8 +118,8 @@ def test_one_module_serves_batches_of_different_sizes(device: torch.device) -> N
 
 
 def test_scales_follow_the_height_where_the_axes_round_differently(device: torch.device) -> None:
-    """As torchvision: a coarse map of a small image may cover it with another power of two each
-    way."""
+    """Like torchvision's: in a coarse map of a small image, the powers of two of the two axes may
+    differ."""
     x = {"0": torch.randn(1, 2, 5, 9, device=device), "1": torch.randn(1, 2, 2, 5, device=device)}
     shapes, boxes = [(66, 140)], [torch.tensor([[3.0, 4, 120, 60], [5, 5, 30, 30]], device=device)]
     expected = torchvision.ops.MultiScaleRoIAlign(["0", "1"], 3, 2)(x, boxes, shapes)
@@ -196,7 +196,7 @@ def test_without_maps_both_modules_agree(device: torch.device) -> None:
 def test_levels_follow_torchvisions_mapper_near_their_boundaries(
     dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Squares of 112, 224, 448 pixels are where the level changes; areas are taken in the boxes'
+    """The level changes at squares of 112, 224 and 448 pixels. Areas are computed in the boxes'
     precision."""
     sides = torch.tensor(
         [s * (1 + e) for s in (112, 224, 448) for e in (-1e-3, -1e-6, 0, 1e-6, 1e-3)]

@@ -1,4 +1,4 @@
-"""The ONNX translation computes in ONNX Runtime what the operator does, for any number of boxes."""
+"""The ONNX translation in ONNX Runtime gives the operator's results, for any number of boxes."""
 
 import itertools
 import math
@@ -93,7 +93,7 @@ MIXTURES = list(itertools.product(DTYPES, (*DTYPES, None), (torch.float32, torch
 
 
 class Mixture(torch.nn.Module):
-    """Casts inside, because NumPy has no bfloat16 to feed."""
+    """Casts inside the model, because NumPy has no bfloat16 inputs."""
 
     def __init__(self, of_features, of_maps, of_boxes):
         super().__init__()

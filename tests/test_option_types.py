@@ -1,4 +1,4 @@
-"""Options as torchvision takes them: NumPy's numbers, tensors of one number, arrays as sizes."""
+"""Options of all types that torchvision takes: NumPy numbers, one-element tensors, size arrays."""
 
 from __future__ import annotations
 

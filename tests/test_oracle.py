@@ -1,5 +1,5 @@
-"""The oracle itself: hand-computed grids, torchvision, the exact composition from torchvision's
-parts, finite differences."""
+"""Tests of the oracle: hand-computed grids, torchvision, an exact composition of torchvision's
+operators, finite differences."""
 
 import itertools
 from typing import Any

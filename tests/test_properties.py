@@ -1,5 +1,5 @@
-"""Claims about any input at all, by hypothesis: shapes down to zero, boxes anywhere, every dtype
-and layout."""
+"""Properties that hold for any input, tested with hypothesis: shapes down to zero, boxes anywhere,
+every dtype and layout."""
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ def test_without_maps_it_is_torchvisions_roi_align_to_the_side_of_every_jump(cas
 @relaxed
 @given(case=cases(zero_sizes=False, coordinates=MODERATE), data=st.data())
 def test_boxes_are_independent_of_each_other(case: Case, data: st.DataObject) -> None:
-    """Bit for bit, so that a batch can be cut anywhere."""
+    """Equal bit for bit, so that a batch can be split anywhere."""
     assume(len(case.rois) > 0)
     call = to_call(case, "cpu", torch.float32)
     whole = call.op()

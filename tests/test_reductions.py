@@ -169,7 +169,7 @@ def test_halves_are_rounded_once_however_small_or_large_the_weights(dtype, devic
 @pytest.mark.parametrize("map_dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_gradients_of_16_bit_maps_are_rounded_once(dtype, map_dtype, device) -> None:
-    """They are differences of two gradients, here about 30 times as large."""
+    """These gradients are differences of two terms, here about 30 times as large."""
     generator = torch.Generator().manual_seed(0)
     x = (4 + torch.rand(1, 8, 20, 20, generator=generator)).to(device, dtype)
     boxes = torch.tensor([[0, 2.0, 3.0, 18.0, 17.0]], device=device)

@@ -1,5 +1,5 @@
-"""What a release consists of: all sources, archives that depend on nothing but their files,
-binaries for an older Linux, and workflows of make targets."""
+"""The parts of a release: all sources, archives that depend only on their files, binaries for an
+older Linux, and workflows of make targets."""
 
 from __future__ import annotations
 

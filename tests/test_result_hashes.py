@@ -1,4 +1,4 @@
-"""scripts/result_hashes.py: hashes repeat, and another bit is another hash."""
+"""scripts/result_hashes.py: hashes are repeatable, and one changed bit changes the hash."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which pixels a sample reads does not depend on what compilers fuse.
+"""Whether compilers fuse operations does not change which pixels a sample reads.
 
-nvcc, and compilers for processors with a fused multiply-add, make one operation of ``a * b + c`` at
-some call sites of an inlined function and two at others. The results differ by one rounding, which
-decides whether a sample on the border of the feature map is inside.
+nvcc, and compilers for processors with a fused multiply-add, compile ``a * b + c`` to one operation
+at some call sites of an inlined function and to two at others. The results differ by one rounding,
+which decides whether a sample on the border of the feature map is inside.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def adjoint() -> Path:
 
 
 def unequal_images(adjoint: Path, products: str, calls: int) -> tuple[int, int]:
-    """Of the 8 images with the known box, and of the 8 images of each call."""
+    """The number of unequal images: of 8 with the known box, and of all images of the calls."""
     command = [adjoint, products, str(calls)]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     known, of_random = process.stdout.split()
@@ -43,7 +43,7 @@ def test_features_maps_and_output_agree_on_the_samples_whatever_is_fused(adjoint
 
 
 def test_the_adjoint_identity_breaks_where_products_are_fused_at_random(adjoint: Path) -> None:
-    """So the test above would find them."""
+    """Shows that the test above detects fused products."""
     known, of_random = unequal_images(adjoint, "open", calls=16)
     assert known == 8
     assert of_random > 16

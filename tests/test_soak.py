@@ -1,5 +1,5 @@
-"""A short run of scripts/soak.py finds nothing, its checks find what they are for, and the record
-is of a run of half an hour."""
+"""A short run of scripts/soak.py finds nothing. Its checks detect errors. The record is of a
+run of half an hour."""
 
 from __future__ import annotations
 

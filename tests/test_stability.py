@@ -40,7 +40,7 @@ def inputs(pinned: ModuleType, saved: dict[str, Any]) -> Any:
 
 
 def skip_older_torch() -> None:
-    """Exported programs are read by the torch that wrote them and by later ones."""
+    """The torch that wrote an exported program and later ones can read it."""
     ours, theirs = (
         tuple(map(int, version.split(".")[:2])) for version in (torch.__version__, MADE_BY["torch"])
     )
@@ -49,7 +49,7 @@ def skip_older_torch() -> None:
 
 
 def test_the_operators_have_the_schemas_that_saved_programs_call(pinned: ModuleType) -> None:
-    """Packages of AOTInductor and exported programs hold calls of them."""
+    """Packages of AOTInductor and exported programs contain calls with these schemas."""
     assert pinned.schemas() == (FOLDER / "schemas.txt").read_text(), (
         f"programs saved with version {MADE_BY['version']} call other operators. {RENEW}"
     )

@@ -1,5 +1,5 @@
 """Forward mode, reverse mode and vmap, in every nesting: the operator has the reference's
-derivatives, and where it has none it says so."""
+derivatives, or raises an error if it has none."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fresh_compiler() -> Iterator[None]:
 
 def arguments(device: torch.device, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     """Features [2, 2, 6, 7], boxes [3, 5] and maps [3, 2, 3]. No sample lies on a pixel row or
-    column, where derivatives by boxes jump."""
+    column, where derivatives with respect to boxes jump."""
     generator = torch.Generator().manual_seed(0)
     boxes = [
         [0, 0.71, 0.83, 5.13, 4.92],
@@ -97,7 +97,7 @@ def test_jvp_and_jacfwd_equal_the_references(
 
 @pytest.mark.parametrize("index", [0, 1, 2], ids=NAMES)
 def test_jvp_is_the_directional_derivative(index: int, device: torch.device) -> None:
-    """Central differences of the operator itself, so the reference is no witness."""
+    """Central differences of the operator itself, so the test does not depend on the reference."""
     args = arguments(device)
     step = directions(args)[index] * 1e-6
 

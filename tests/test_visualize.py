@@ -1,4 +1,4 @@
-"""The pictures show what the operator reads: weights, samples and map values are its own."""
+"""The pictures show what the operator reads: its weights, samples and map values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MR R-CNN builds upon any of torchvision's Mask R-CNNs."""
+"""MR R-CNN can be built on any of torchvision's Mask R-CNNs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_poolers_are_replaced_unless_they_are_to_be_kept():
         heads = MRRCNN.from_mask_rcnn(model, replace_poolers=replace_poolers).roi_heads
         for pool in (heads.box_roi_pool, heads.mask_roi_pool):
             assert isinstance(pool, MultiScaleRoIAlign) is replace_poolers
-            assert isinstance(pool, TorchvisionRoIAlign)  # torchvision's models ask for it
+            assert isinstance(pool, TorchvisionRoIAlign)  # torchvision's models require it
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_offsets_move_the_samples(stride, groups, dilation, bias):
 
 
 def test_proposals_and_ground_truth_are_not_rounded_under_autocast(base, batch, monkeypatch):
-    """Anchors are the same, and the ground truth among the sampled boxes is what was given."""
+    """Anchors are the same, and the sampled boxes contain the ground truth unchanged."""
     images, targets = batch
     targets[0]["boxes"] = targets[0]["boxes"] + 0.3  # whole numbers below 256 are exact in bfloat16
     seen = []

@@ -1,4 +1,4 @@
-"""Building MR R-CNN upon a Mask R-CNN changes nothing of the Mask R-CNN."""
+"""Building MR R-CNN from a Mask R-CNN does not change the Mask R-CNN."""
 
 from __future__ import annotations
 
@@ -154,9 +154,9 @@ def test_load_mask_rcnn_names_an_unexpected_key(base):
 
 @pytest.fixture(scope="module")
 def published():
-    """torchvision's model as it is with its published weights, for small images.
+    """torchvision's model, configured as with its published weights, for small images.
 
-    In double, because rounding grows through the layers of random weights.
+    In float64, because rounding errors grow through layers of random weights.
     """
     torch.manual_seed(4)
     model = maskrcnn_resnet50_fpn(

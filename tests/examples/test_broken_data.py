@@ -1,4 +1,4 @@
-"""What cannot be read or learned ends the training by name; it goes on when the cause is mended."""
+"""Unreadable or non-finite data end the training, by name; it resumes when the cause is mended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.data import CocoInstances, make_loader, make_transforms, take_batc
 
 
 class Poison:
-    """Makes one image not a number."""
+    """Fills one image with NaN."""
 
     def __init__(self, image_id):
         self.image_id = image_id

@@ -156,7 +156,7 @@ def scores_of_an_oracle(folder):
 
 
 def test_results_have_the_ids_of_the_file_and_annotation_0_is_scored(tmp_path):
-    """pycocotools takes the annotation id 0 for a detection that is matched with nothing."""
+    """pycocotools reads the annotation id 0 as "this detection has no match"."""
     write_data(tmp_path, split="val")
     assert VALID["annotations"][0]["id"] == 0
     results, scores = scores_of_an_oracle(tmp_path)

@@ -1,4 +1,4 @@
-"""Every kind of file that would be read as something else is refused, by name and at once."""
+"""Every kind of file that would be misread is refused, by name, when it is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever an annotation file holds, it is read or refused with an error of two kinds."""
+"""Any annotation file is either read or refused with one of two kinds of error."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def nested(depth):
 
 
 def places(value, path=()):
-    """Paths to every value within a JSON value, but for the whole."""
+    """Paths to every value inside a JSON value, without the value itself."""
     items = enumerate(value) if isinstance(value, list) else ()
     for key, inner in value.items() if isinstance(value, dict) else items:
         yield (*path, key)
@@ -60,7 +60,7 @@ def path(tmp_path_factory):
 
 
 def read(path, content):
-    """Open a file of this content and load what it holds; a bounded size of memory."""
+    """Open a file of this content and load its items, in bounded memory."""
     path.write_bytes(content)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
@@ -85,7 +85,7 @@ def test_any_value_in_any_place_is_read_or_refused(path, data):
             for key in parents:
                 holder = holder[key]
             holder[last] = data.draw(values)
-        except (IndexError, KeyError, TypeError):  # an earlier change took the place away
+        except (IndexError, KeyError, TypeError):  # an earlier change removed the place
             continue
     read(path, json.dumps(coco).encode())
 

@@ -1,4 +1,4 @@
-"""torch.compile and torch.export take MR R-CNN as far as they take torchvision's Mask R-CNN."""
+"""torch.compile and torch.export support MR R-CNN as far as torchvision's Mask R-CNN."""
 
 from __future__ import annotations
 

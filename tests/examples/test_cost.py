@@ -1,4 +1,4 @@
-"""The measured models do the same work, whoever pools."""
+"""The measured models do the same work with either library's pooling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A damaged checkpoint is named, the one before takes its place, and nothing is half applied."""
+"""A damaged checkpoint is named and replaced by the one before. Nothing is partly applied."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_bytes_that_are_no_checkpoint_are_refused(tmp_path, data, start):
 @fuzz
 @given(edits=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_pickle_with_other_bytes_in_a_whole_archive_is_refused_or_loads(content, tmp_path, edits):
-    """Checksums are right: it is the unpickler that has to cope."""
+    """Checksums are right, so the unpickler meets the damaged content."""
     path = tmp_path / "x.checkpoint.pth"
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():

@@ -1,4 +1,4 @@
-"""COCO, Roboflow and CVAT folders are found, and one file and one folder anywhere."""
+"""Finds COCO, Roboflow and CVAT folders, or a file and a folder given by path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What examples/README.md quotes is in the code."""
+"""The code contains what examples/README.md quotes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A full disk costs no checkpoint, no line of the metrics, and leaves nothing half written."""
+"""A full disk loses no checkpoint and no line of metrics, and leaves no partial files."""
 
 from __future__ import annotations
 

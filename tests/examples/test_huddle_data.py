@@ -1,4 +1,4 @@
-"""The generated data set is COCO format, reproducible, and huddled where it says so."""
+"""The generated data set is in COCO format, reproducible, and huddled where its records say so."""
 
 from __future__ import annotations
 

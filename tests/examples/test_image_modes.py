@@ -1,4 +1,4 @@
-"""Pictures of any mode and orientation are what a person sees, in training and prediction alike."""
+"""Pictures of any mode and orientation are read as seen, in training and in prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A process may be killed at any moment: its files are whole, and the training ends as if not."""
+"""A process may be killed at any moment: its files are complete, and a resumed training ends the
+same."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ def state(iteration):
 def save_until_killed(path, lines):
     """Save in a process that is killed before the given line of ``replacing`` is run.
 
-    Returns whether it was: not if there are fewer lines.
+    Returns whether the process was killed: False if there are fewer lines.
     """
     process = os.fork()
     if process == 0:

@@ -1,4 +1,4 @@
-"""When one of two processes dies the other ends with an error that names it, within a minute."""
+"""When one of two processes dies, the other ends within a minute with an error that names it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def while_main_computes(end):
     end()
 
 
-# Who dies: what both processes do, the rank of the one that dies, what the other says.
+# Who dies: what both processes do, the rank of the one that dies, the other's message.
 CASES = {
     "the other, training": (lambda: train(1, die), 1, LOST.format(1)),
     "the main one, training": (lambda: train(0, die), 0, LOST.format(0)),

@@ -1,4 +1,4 @@
-"""Exact masks in every loss and in inference; torchvision's where they are asked for."""
+"""Exact masks in every loss and in inference; torchvision's masks on request."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_without_refining_torchvisions_alignment_is_torchvisions_model(batch, re
 
 
 def test_the_base_learns_exact_masks_when_images_are_resized(base, batch):
-    """Of images of another size than the model's: the targets are those of the images."""
+    """The targets have the resolution of the original images, not of the model's input."""
     images, targets = batch
     base.transform.min_size, base.transform.max_size = (96,), 160
     seen = []

@@ -17,7 +17,7 @@ CLASSES = torch.tensor([1, 4, 0, 2, 2, 3])
 
 
 class OtherPredictor(MaskRCNNPredictor):
-    """Of unknown structure, hence computed whole."""
+    """A predictor of unknown structure, whose logits are computed in full."""
 
 
 @pytest.fixture(params=[MaskRCNNPredictor, OtherPredictor])

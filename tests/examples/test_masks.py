@@ -23,7 +23,7 @@ def square(rows: slice, columns: slice, size: int = 8) -> torch.Tensor:
 
 
 def iou(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """[N] of masks [N, H, W]."""
+    """IoU [N] of pairs of masks [N, H, W]."""
     return (found & true).sum((1, 2)) / (found | true).sum((1, 2))
 
 
@@ -34,7 +34,7 @@ def test_a_map_of_the_images_size_is_the_mask():
 
 
 def test_torchvisions_map_of_the_same_mask_is_half_a_pixel_off():
-    """What this module is for."""
+    """The reason for :mod:`mrrcnn.masks`."""
     mask = square(slice(0, 8), slice(2, 4))
     shifted = project_masks_on_boxes(mask, WHOLE, torch.tensor([0]), 8)
     assert shifted[0, 3].tolist() == [0, 0.5, 1, 0.5, 0, 0, 0, 0]
@@ -94,7 +94,7 @@ def test_pasted_maps_lie_between_zero_and_one_and_match_interpolation(seed, heig
 
 @pytest.mark.slow
 def test_a_perfect_learner_of_the_generated_masks_reaches_them(tmp_path):
-    """Maps of true masks on true boxes, pasted and thresholded: what caps mask AP."""
+    """Maps of true masks on true boxes, pasted and thresholded: the upper bound of mask AP."""
     root = write_huddle(tmp_path, HuddleConfig(train_images=1, val_images=60))
     exact, torchvisions = [], []
     for image, target in (CocoInstances(root, "val", make_transforms(False))[i] for i in range(60)):

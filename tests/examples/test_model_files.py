@@ -1,4 +1,4 @@
-"""A file of weights is all that is needed to build the model again."""
+"""A file of weights is enough to rebuild the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects are told apart by the neighbour they have, and their recall is counted."""
+"""Objects are classified by their neighbour, and the recall of each kind is counted."""
 
 from __future__ import annotations
 

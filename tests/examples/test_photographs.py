@@ -1,4 +1,5 @@
-"""Converted photographs: objects whole, pictures of the same things in one part of a fold."""
+"""Converted photographs: objects are complete, and pictures of the same things share a part of each
+fold."""
 
 from __future__ import annotations
 

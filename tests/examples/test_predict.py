@@ -37,7 +37,7 @@ def photograph(tmp_path):
 
 @pytest.fixture
 def weights(base, tmp_path):
-    """Of an untrained model, whose scores are about 1 / 5."""
+    """Weights of an untrained model, whose scores are about 1 / 5."""
     path = tmp_path / "model.pth"
     MRRCNN.from_mask_rcnn(base).save(path)
     return path

@@ -1,4 +1,4 @@
-"""The quick start pools a crowd apart that RoIAlign mixes, and draws it."""
+"""The quick start separates the objects of a crowd, which RoIAlign mixes, and draws them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the refining module learns from: boxes, labels, guides and losses."""
+"""Training of the refining module: boxes, labels, guides and losses."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_predicted_boxes_are_matched_anew(base):
 
 @pytest.mark.parametrize("guide_label, expected", [("gt", [4, 4, 3]), ("match", [3, 2, 2])])
 def test_the_guide_can_be_the_class_of_the_new_match(base, guide_label, expected):
-    """Of a box that left its object, one that changed to another, and one that found one."""
+    """One box has left its object, one has moved to another object, and one has found an object."""
     model = build(base, guide_label=guide_label)
     predicted = training_boxes(model, samples(BOXES.roll(1, dims=0), [4, 4, 0]), [OBJECT])
     assert predicted.labels[0].tolist() == [0, 2, 2]

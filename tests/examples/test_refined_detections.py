@@ -230,7 +230,7 @@ def test_recrop_takes_the_part_under_the_new_box():
 
 
 def test_boxes_are_pooled_from_the_stride_that_their_size_in_pixels_asks_for(base):
-    """Not from coarser ones because the image is small."""
+    """A small image does not select coarser maps."""
     features = {str(i): torch.full((1, 64, 32 >> i, 32 >> i), float(i)) for i in range(3)}
     boxes = [torch.tensor([[0.0, 0.0, 12.0, 12.0], [0.0, 0.0, 99.0, 99.0], [0.0, 0.0, 120, 120]])]
     for pool in (base.roi_heads.box_roi_pool, base.roi_heads.mask_roi_pool):

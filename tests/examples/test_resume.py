@@ -1,4 +1,4 @@
-"""A training that was interrupted ends as one that was not."""
+"""An interrupted training ends with the same result as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_six_iterations_are_six_however_often_interrupted(data, tmp_path, build,
 def test_an_interrupted_run_ends_with_the_weights_and_metrics_of_a_whole_one(
     data, tmp_path, monkeypatch
 ):
-    """Interrupted at 5, behind the checkpoint of 4: the metrics of 4 are written twice."""
+    """Interrupted at 5, after the checkpoint of 4: the metrics of 4 would be written twice."""
     monkeypatch.setattr(engine, "LOG_EVERY", 1)
     step = Training.step
 

@@ -1,4 +1,4 @@
-"""The study: rows that are made once, say what they are, and become tables and intervals."""
+"""The study: rows are made once, name their settings, and become tables and intervals."""
 
 from __future__ import annotations
 
@@ -277,7 +277,8 @@ def write_run(folder, number, figures, draws, data="shape"):
 
 
 def test_differences_are_averaged_over_runs_before_the_interval_is_taken(tmp_path):
-    """Draw by draw the two runs differ by +1 and +3, +3 and +1, and so on: their mean by +2."""
+    """The differences of the two runs are +1 and +3 in one draw, +3 and +1 in the next, and so on.
+    The mean difference is +2 in every draw."""
     sway = np.tile([1.0, -1.0], 500)
     flat = np.full(1000, 30.0)
     for number, sign in ((0, 1), (1, -1)):

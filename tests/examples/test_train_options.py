@@ -1,4 +1,4 @@
-"""The training script's options: presets, what overrides them, and what is refused."""
+"""The training script's options: presets, overrides, and refused combinations."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_test_dev_needs_no_ground_truth_and_no_weights_but_the_models(quick_run,
 
 
 def test_a_run_resumes_between_and_within_its_phases(quick_run, tmp_path, monkeypatch):
-    """Stopped once in the base's training and once in a refinement's."""
+    """Stopped once while the base trains and once while a refined model trains."""
     output, scores = quick_run
     arguments = ["--quick", "--device", "cpu", "--output-dir", str(tmp_path)]
     arguments += ["--checkpoint-every", "2"]

@@ -1,4 +1,4 @@
-"""train_mrrcnn.py says first what it will do, and at the end how to go on."""
+"""train_mrrcnn.py prints its plan first, and the next commands at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes train as one does on the same batches, and only the first writes."""
+"""Two processes train like one process on the same batches, and only the first writes."""
 
 from __future__ import annotations
 
