@@ -118,7 +118,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs=2,
         default=(800, 1088),
         metavar=("H", "W"),
-        help="of the image, in pixels; default: 800 1088",
+        help="size of the image in pixels; default: 800 1088",
     )
     add_timing_arguments(parser, rounds=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file")

@@ -22,7 +22,7 @@ if __name__ == "__main__":
         choices=ALL,
         default=PREDICTED,
         metavar="NAME",
-        help=f"among {', '.join(ALL)}; default: {', '.join(PREDICTED)}",
+        help=f"cases among {', '.join(ALL)}; default: {', '.join(PREDICTED)}",
     )
     parser.add_argument(
         "--write",

@@ -372,7 +372,7 @@ A peer that cannot run a case gets a row with the reason.""",
         nargs="+",
         choices=DTYPES,
         default=["float32"],
-        help="of the features; default: float32",
+        help="dtypes of the features; default: float32",
     )
     parser.add_argument(
         "--layout",

@@ -279,7 +279,7 @@ def few_channels(rows: Recorded) -> str:
 
 
 def few_channels_ratios(rows: Recorded) -> str:
-    """By instruction set: forward plain, forward with maps, both directions with maps."""
+    """Rows by instruction set: forward plain, forward with maps, both directions with maps."""
     capabilities = ("avx512", "avx2", "portable")
 
     def cell(case: str, capability: str) -> str:

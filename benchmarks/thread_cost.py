@@ -61,7 +61,7 @@ def main() -> None:
         choices=known,
         metavar="NAME",
         default=list(DEFAULT_CASES),
-        help=f"among {', '.join(known)}; default: {' '.join(DEFAULT_CASES)}",
+        help=f"cases among {', '.join(known)}; default: {' '.join(DEFAULT_CASES)}",
     )
     parser.add_argument(
         "--threads",

@@ -139,7 +139,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="such as cpu or cuda:1; default here: %(default)s",
+        help="device such as cpu or cuda:1; default here: %(default)s",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="JSON lines file to write the rows to"

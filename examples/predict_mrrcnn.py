@@ -104,14 +104,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="such as cpu or cuda:1; default here: %(default)s",
+        help="device such as cpu or cuda:1; default here: %(default)s",
     )
     parser.add_argument(
         "--output-dir",
         type=Path,
         default=Path("runs/predictions"),
         metavar="FOLDER",
-        help="for drawings and detections.json; default %(default)s",
+        help="folder for drawings and detections.json; default %(default)s",
     )
     args = parser.parse_args(argv)
     try:

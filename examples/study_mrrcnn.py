@@ -72,7 +72,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="such as cpu or cuda:1; default here: %(default)s",
+        help="device such as cpu or cuda:1; default here: %(default)s",
     )
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="folder of the rows; default %(default)s"

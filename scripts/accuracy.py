@@ -91,7 +91,7 @@ def errors(result: Tensor, expected: Tensor) -> Tensor:
 
 
 def operators(dtype: torch.dtype) -> dict[str, Callable[..., Tensor]]:
-    """By name: (features, rois, maps) -> pooled. The last two do not read the maps."""
+    """Operators by name: (features, rois, maps) -> pooled. The last two do not read the maps."""
     box_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     return {
         "sa_roi_align": lambda x, rois, maps: sa_roi_align(x, rois.to(box_dtype), maps, BINS, 1, 2),

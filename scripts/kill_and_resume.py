@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--kills", type=int, default=100, help="attempts to kill; default: %(default)s"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of kill times; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="for kill times; default: %(default)s")
     parser.add_argument(
         "--record",
         type=Path,

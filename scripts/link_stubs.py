@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="to write")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write")
     for family in NEWEST:
         parser.add_argument(
             f"--{family.lower()}",

@@ -27,7 +27,7 @@ def main() -> None:
     names = [case.name for case in SINGLE_LEVEL]
     parser.add_argument("case", choices=names, metavar="CASE", help=f"one of {', '.join(names)}")
     parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="of the features; default: %(default)s"
+        "--dtype", choices=DTYPES, default="float32", help="features' dtype; default: %(default)s"
     )
     parser.add_argument(
         "--layout",

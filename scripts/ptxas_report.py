@@ -95,7 +95,7 @@ def main() -> int:
         type=Path,
         default=BASELINE,
         metavar="FILE",
-        help="to compare with; default: scripts/ptxas_baseline.tsv",
+        help="file to compare with; default: scripts/ptxas_baseline.tsv",
     )
     parser.add_argument("--update", action="store_true", help="write the baseline first")
     options = parser.parse_args()

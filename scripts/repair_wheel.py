@@ -49,7 +49,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("wheel", type=Path, metavar="WHEEL", help="file to repair")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="of the repaired wheel")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="for the repaired wheel")
     options = parser.parse_args()
     print(repair(options.wheel, options.folder))
 

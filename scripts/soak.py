@@ -183,9 +183,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--seconds", type=float, default=1800, help="of calls; default: %(default)s"
+        "--seconds", type=float, default=1800, help="duration of calls; default: %(default)s"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the calls; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of calls; default: %(default)s")
     parser.add_argument("--record", type=Path, help="a JSON file to write")
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)  # the process that is watched
     arguments = parser.parse_args()

@@ -101,8 +101,8 @@ class Failures:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=10, help="of calls; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the calls; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=10, help="duration; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of calls; default: %(default)s")
     arguments = parser.parse_args()
     faulthandler.enable()
     failures = Failures(arguments.seconds, arguments.seed)

@@ -92,8 +92,8 @@ MIN_ROUNDS = 9  # to judge memory by
 
 
 def growths(rows: list[Memory]) -> dict[str, float]:
-    """By field: from the median of the second third of the rows to that of the last. Empty if there
-    are too few rows to judge by."""
+    """Growth by field, from the median of the second third of the rows to the median of the last
+    third. Empty if there are too few rows."""
     if len(rows) < MIN_ROUNDS:
         return {}
     third = len(rows) // 3

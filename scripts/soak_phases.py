@@ -101,7 +101,7 @@ class Soak:
         return due
 
     def write(self) -> None:
-        """For the watching process."""
+        """Writes the state for the watching process."""
         usage = [
             resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         ]

@@ -110,7 +110,7 @@ def test_a_provider_that_cannot_run_is_a_row_that_says_why(bench, tmp_path, caps
 
 
 def test_a_provider_that_fails_in_one_mode_only_keeps_the_others(bench, tmp_path):
-    """As when memory runs out in the backward pass."""
+    """Simulates a backward pass that runs out of memory."""
     build = bench.providers.composition
 
     def forgetful(case):

@@ -188,8 +188,8 @@ def large_tiles(model: SimpleNamespace) -> object:
 
 
 def test_one_tile_by_hand(model, grid):
-    """Of the tile's rows, 1, 2, 3 are read by 1, 2, 1 bins, and so are the columns: 16 taps, four
-    of them pixel (2, 2)'s. A warp has half a row: three warps have 2, 4 and 2 steps."""
+    """Rows 1, 2 and 3 of the tile are read by 1, 2 and 1 bins, and so are the columns: 16 taps,
+    four of pixel (2, 2). A warp has half a row: three warps have 2, 4 and 2 steps."""
     tile = lines(model, grid, [(1, 1, 3, 3)])
     counts = model.tiles.count_tile(*tile)
     assert (counts.batches, counts.rounds, counts.taps) == (1, 1, 16)

@@ -66,7 +66,7 @@ class MaskRefiningRoIHeads(AlignedRoIHeads):
         image_shapes: ImageShapes,
         targets: Targets | None = None,
     ) -> tuple[list[dict[str, Tensor]], Losses]:
-        """As torchvision's; in training also ``loss_refine_{classifier,box_reg,mask}``."""
+        """Same as torchvision's; training adds ``loss_refine_{classifier,box_reg,mask}``."""
         if not self.refine_enabled:
             return super().forward(features, proposals, image_shapes, targets)
         if self.training:

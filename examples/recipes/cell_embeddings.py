@@ -87,6 +87,6 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cells", type=int, default=60, help="default: %(default)s")
-    parser.add_argument("--frames", type=int, default=8, help="of the movie; default: %(default)s")
+    parser.add_argument("--frames", type=int, default=8, help="movie frames; default: %(default)s")
     arguments = parser.parse_args()
     main(arguments.cells, arguments.frames)

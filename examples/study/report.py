@@ -373,7 +373,7 @@ def _pictures(folder: Path) -> str:
 
 
 def mean_deviation(values: Iterable[float], *, digits: int = 1, sign: bool = False) -> str:
-    """As in ``12.3 ± 0.4``: the sample's standard deviation, from two values on."""
+    """Such as ``12.3 ± 0.4``, mean and sample standard deviation; the mean alone for one value."""
     values = list(values)
     if not values or min(values) == NO_INSTANCE:
         return ABSENT

@@ -156,7 +156,10 @@ def _add_data(group: argparse._ArgumentGroup, generated_images: Mapping[str, int
         )
     for name, count in generated_images.items():
         group.add_argument(
-            f"--{name}-images", type=int, default=count, help="to generate; default %(default)s"
+            f"--{name}-images",
+            type=int,
+            default=count,
+            help="number of images to generate; default %(default)s",
         )
     group.add_argument(
         "--class-by",
@@ -265,7 +268,7 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--iterations",
         type=int,
-        help=f"of Mask R-CNN; {_defaults(lambda x: x.base.iterations)}, "
+        help=f"iterations of Mask R-CNN; {_defaults(lambda x: x.base.iterations)}, "
         f"finetune: {base_epochs:g} epochs",
     )
     group.add_argument(
@@ -277,7 +280,7 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--refine-iterations",
         type=int,
-        help=f"of each refined model; {_defaults(lambda x: x.refine.iterations)}, "
+        help=f"iterations of each refined model; {_defaults(lambda x: x.refine.iterations)}, "
         f"finetune: {refine_epochs:g} epochs",
     )
     group.add_argument(
@@ -333,7 +336,7 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
         "default: keep the last weights",
     )
     group.add_argument(
-        "--seed", type=int, default=0, help="of data, weights and order; default %(default)s"
+        "--seed", type=int, default=0, help="seed of data, weights and order; default %(default)s"
     )
     group.add_argument(
         "--quick", action="store_true", help="a few iterations on a few images: a smoke test"
@@ -356,7 +359,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--output-dir",
         type=Path,
         default=Path("runs/mrrcnn"),
-        help="of weights, checkpoints, metrics.jsonl, TensorBoard's events if it is installed "
+        help="folder for weights, checkpoints, metrics.jsonl, events if TensorBoard is installed "
         "(extra tensorboard), results.json and pictures; default %(default)s",
     )
     group.add_argument(

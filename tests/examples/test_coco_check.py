@@ -55,7 +55,7 @@ def test_truth_values_are_a_choice_of_iscrowd(tmp_path):
 
 
 def test_a_root_category_that_no_annotation_has_may_be_named_like_a_class(tmp_path):
-    """As Roboflow writes it."""
+    """Roboflow writes such a root category."""
 
     def root_category(coco, folder):
         coco["categories"].append({"id": 3, "name": "dog", "supercategory": "none"})

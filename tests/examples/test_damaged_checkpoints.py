@@ -32,7 +32,7 @@ def training_of(data, model=None, schedule=SCHEDULE):
 
 @pytest.fixture(scope="module")
 def content(train_data, tmp_path_factory):
-    """Of a checkpoint after one step."""
+    """The bytes of a checkpoint after one step."""
     path = tmp_path_factory.mktemp("content") / "x.checkpoint.pth"
     training = training_of(train_data)
     training.step()

@@ -137,7 +137,7 @@ def test_half_of_a_pair_is_refused(given, capsys, change, message):
 
 @pytest.mark.slow
 def test_a_roboflow_export_of_one_class_with_id_0_trains_and_is_scored(tmp_path):
-    """Of two images, and of a validation part without the other category."""
+    """A training part of two images, and a validation part that lacks a category."""
 
     def one_class(coco, folder):
         coco["categories"][0]["name"] = "things"

@@ -172,7 +172,7 @@ def work(rank, root, output, port):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As in the processes: the number of threads changes roundings."""
+    """One thread, as in the processes: the number of threads changes rounding."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -123,7 +123,7 @@ def main() -> None:
         "--longer-side",
         type=int,
         default=LONGER_SIDE,
-        help="of the pictures in pixels; default %(default)s",
+        help="size of the pictures in pixels; default %(default)s",
     )
     args = parser.parse_args()
     photographs, class_names = convert(args.source, args.longer_side)
