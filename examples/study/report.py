@@ -302,7 +302,7 @@ def _probe_table(runs: DataRuns) -> str:
 
 def _claims(all_runs: list[DataRuns]) -> str:
     """Each claim of the paper and its verdict here."""
-    claims = [
+    claims: list[tuple[str, Callable[..., Difference | None], str, str]] = [
         ("Table 1: MR R-CNN over Mask R-CNN", difference, PAPER, "control"),
         ("the same, recommended settings", difference, RECOMMENDED, "control"),
         ("the same at equal time", difference, RECOMMENDED, "control_time"),
