@@ -202,7 +202,7 @@ class BuildLibraries(BuildExtension):
 
     def get_ext_filename(self, ext_name: str) -> str:
         *packages, name = ext_name.split(".")
-        if name.startswith("lib"):  # torch loads it, not Python: omit the Python ABI
+        if name.startswith("lib"):  # torch loads it: the name needs no Python ABI
             return os.path.join(*packages, f"{name}.so")
         return super().get_ext_filename(ext_name)
 
@@ -236,9 +236,9 @@ def operator_library(name: str, sources: list[str], **link: list[str]) -> Extens
     if TOOLKIT and int(TOOLKIT.version.split(".")[0]) >= 13:
         # Cuts the size to a third. All drivers of CUDA 13 read this format, but not all of CUDA 12.
         nvcc_flags.append("--compress-mode=size")
-        # In names with internal linkage, replaces the process id.
+        # Replaces the process id in names with internal linkage.
         nvcc_flags.append("--frandom-seed=shape_roi_align")
-        if TOOLKIT.passes_path:  # in these names, replaces the hash of the path
+        if TOOLKIT.passes_path:  # replaces the hash of the path in these names
             nvcc_flags.append(f"-Xcudafe={SOURCE_PATH}=shape_roi_align")
     return Extension(
         f"shape_roi_align.{name}",

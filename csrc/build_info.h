@@ -20,7 +20,7 @@ struct BuildFact {
 inline constexpr BuildFact kBuildFacts[] = {
     {"version", SHAPE_ROI_ALIGN_VERSION},
     {"torch", SHAPE_ROI_ALIGN_TORCH_VERSION},  // version of the headers
-    {"cuda", SHAPE_ROI_ALIGN_CUDA_COMPILER},   // empty without CUDA, as the next
+    {"cuda", SHAPE_ROI_ALIGN_CUDA_COMPILER},   // empty without CUDA, like the next
     {"cuda_architectures", SHAPE_ROI_ALIGN_CUDA_ARCHITECTURES},
     {"compiler", __VERSION__},
 };

@@ -157,7 +157,7 @@ def environment(target: Target) -> dict[str, str]:
     return os.environ | {
         "SHAPE_ROI_ALIGN_CPU_CAPABILITY": target.instruction_set or "",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        # On the host, each fiber of a CUDA block would get a second stack.
+        # AddressSanitizer would give a second stack to each fiber of a CUDA block on the host.
         "ASAN_OPTIONS": f"detect_stack_use_after_return={int(not is_on_host)}",
     }
 
@@ -219,7 +219,7 @@ def run(target: Target, compiler: str, *, seconds: int, inputs: int, seed: int) 
 
 
 def keep(program: Program) -> None:
-    """Replaces a corpus in fuzz/corpus/ with inputs that cover every edge any input covers."""
+    """Merges new inputs into a corpus in fuzz/corpus/; keeps a few that cover the same edges."""
     kept, merged = FUZZ / "corpus" / program.corpus, BUILD / "merged"
     shutil.rmtree(merged, ignore_errors=True)
     merged.mkdir()

@@ -64,7 +64,8 @@ class GridAxis:
         ends = np.minimum(np.arange(cells + 1), self.cells[objects, None])  # padding: empty cells
         edges = (self.offset[objects, None] + cell * ends) / cell
         places = np.minimum(np.arange(pixels + 1), self.pixels[objects, None]) / cell
-        # Both in units of a cell. In float64 a cell's weights sum to 1 even far from the first one.
+        # Edges and places are in units of a cell. In float64 a cell's weights sum to 1 even far
+        # from the first cell.
         precision = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         edge, place = (torch.from_numpy(each).to(precision).to(device) for each in (edges, places))
         low = torch.maximum(edge[:, :-1, None], place[:, None, :-1])

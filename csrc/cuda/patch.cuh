@@ -33,7 +33,7 @@ constexpr int32_t kMaxSamples = 1024;    // of a patch
 constexpr int32_t kMaxAxisSamples = 64;  // of a patch, along one axis
 constexpr int32_t kMaxBinSamples = 32;   // of a bin in a patch, along one axis
 constexpr int32_t kMaxTouched = 32;      // rows (or columns) that the samples of a bin touch
-constexpr int32_t kManyTaps = 128;       // of a bin; above, the whole block works on the bin
+constexpr int32_t kManyTaps = 128;       // of a bin; if it has more, the whole block works on it
 static_assert(kMaxBinSamples * kMaxBinSamples <= kMaxSamples);
 static_assert(kMaxTouched * kMaxTouched <= kMaxTaps);
 
@@ -75,7 +75,8 @@ __device__ BinExtent bin_extent(const Axis<T>& axis) {
   const T spacing = std::fabs(axis.extent) / (T(axis.bins) * T(axis.samples));
   // Twice the rounding error of sample_coordinate and of this bound, in pixels.
   const T slack = T(0.01) + T(16) * kEpsilon * (std::fabs(axis.start) + std::fabs(axis.extent));
-  // Samples whose first and last are d apart touch at most floor(d) + 3 rows; each touches two.
+  // If the first and the last sample are d apart, the samples touch at most floor(d) + 3 rows. Each
+  // sample touches two.
   const T fitting = (T(kMaxTouched - 3) - slack) / spacing + T(1);
   int32_t samples = kMaxBinSamples;
   if (fitting < T(kMaxBinSamples)) {
