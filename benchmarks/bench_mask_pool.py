@@ -67,7 +67,7 @@ CASES = [
     Case("vit_37", "DINOv2 ViT-L/14's patches of a 518-pixel image", 1024, (37, 37), (518, 518)),
     Case("vit_64", "SAM's image embedding of a 1024-pixel image", 256, (64, 64), (1024, 1024)),
     Case("vit_14_batch", "vit_14 in a batch of 32 images", 768, (14, 14), (224, 224), 32),
-    Case("fractional", "P3, masks of a fractional multiple", 256, (100, 168), (750, 1333)),
+    Case("fractional", "P3, mask size not a multiple of P3's", 256, (100, 168), (750, 1333)),
 ]
 SMOKE = Case("smoke", "runs in a second; for the test", 8, (16, 20), (64, 80))
 

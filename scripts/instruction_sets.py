@@ -10,8 +10,8 @@ INSTRUCTION_SETS = ("portable", "avx2", "avx512")
 
 
 def run_under(instruction_set: str, script: str, *arguments: str) -> str:
-    """Runs a script with the kernels of an instruction set, or with the best that the processor has
-    if it lacks this one. Returns its standard output; ends the process with the script's error."""
+    """Runs a script with the kernels of an instruction set, or of the processor's best one if the
+    processor lacks it. Returns the script's standard output; exits with the script's error."""
     done = subprocess.run(
         [sys.executable, script, *arguments],
         env=os.environ | {"SHAPE_ROI_ALIGN_CPU_CAPABILITY": instruction_set},

@@ -38,7 +38,7 @@ CPU_TESTS = (
     *("test_cpu_capabilities", "test_main"),
 )
 HOST_TESTS = ("test_cuda_on_host", "test_cuda_support")
-# Sanitizers are left out, and so are the tests of what they find.
+# Without sanitizers, and without the tests that expect a sanitizer's report.
 NOT_SANITIZERS = "not race and not faults and not threads"
 
 # A compiler for setup.py and for the tests: Clang with coverage, without sanitizers. Keeps a copy

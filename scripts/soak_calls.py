@@ -31,7 +31,7 @@ TOLERANCES = {
     torch.float16: 2**-9,
     torch.bfloat16: 2**-6,
 }
-MAX_SAMPLES = 300_000  # of a call, times channels, that the reference computes
+MAX_SAMPLES = 300_000  # largest samples x channels of a call that the reference computes
 STRIDE = 4  # image pixels per pixel of the finest feature map of a pyramid
 
 

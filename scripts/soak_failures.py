@@ -57,7 +57,7 @@ class Failures:
                 except Exception as caught:
                     error = caught
                 has_failed = disarm() >= nth
-                if has_failed != (error is not None):  # threads share the work as they come
+                if has_failed != (error is not None):  # threads take work as they get free
                     self.findings.append(f"call {number}, allocation {nth}: {error!r}")
                 if has_failed:
                     self.counts["failed allocations"] += 1

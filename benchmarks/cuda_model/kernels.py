@@ -54,7 +54,7 @@ class Design:
     channel_per_lane: bool = True  # where channels are few
     taps_in_flight: bool = False  # gradient of the maps: all taps of a step before their use
     planned_by_lanes: bool = True  # each axis of a box by a lane of its own
-    looks_at_few_boxes: bool = True  # tiles read the edges of few boxes, not bits of them
+    looks_at_few_boxes: bool = True  # few boxes: tiles read edges instead of bits
 
 
 NOW = Design()

@@ -197,7 +197,7 @@ def map_rows(chosen: Sequence[Case]) -> list[str]:
 
 
 def render(names: Sequence[str] = PREDICTED) -> str:
-    """The page; with fewer names, that part of it."""
+    """The page, with the cases ``names`` in its tables."""
     chosen = [ALL[name] for name in names]
     return TEXT.format(
         machine=machine_text(),

@@ -66,8 +66,8 @@ class TileCounts:
 
     batches: int
     rounds: int
-    weights: float  # clocks for the taps' weights: sum over rounds of turns times the longest tap
-    weight_taps: int  # turns: taps of a thread
+    weights: float  # clocks: sum over rounds of turns times the clocks of the longest tap
+    weight_taps: int  # sum over rounds of turns: taps whose weights one thread computes
     steps: int  # of the longest pixel of each round
     warp_steps: int  # likewise, of each warp's longest pixel, over all warps
     weight_instructions: float  # of all warps
@@ -96,7 +96,7 @@ def count_tile(
         return padded
 
     bins_y, bins_x = y.bins[k, i], x.bins[k, j]
-    # A tap looks at all samples of its bin if they are few; else it searches for its readers.
+    # If a bin has few samples, a tap looks at all; else it searches for those that read the pixel.
     reads_y, reads_x = y.reads[k, i], x.reads[k, j]
     looked_y, looked_x = y.looked_at(k, bins_y, reads_y), x.looked_at(k, bins_x, reads_x)
     searches = y.searches(k) + x.searches(k)
