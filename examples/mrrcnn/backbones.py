@@ -31,7 +31,7 @@ NORMS: dict[str, tuple[type[nn.Module], int]] = {
 
 
 def longer_side(image_size: int) -> int:
-    """Maximum longer side in pixels for images with this shorter side, in torchvision's ratio."""
+    """Largest longer side in pixels, in torchvision's ratio to the shorter side ``image_size``."""
     return image_size * 1333 // 800
 
 

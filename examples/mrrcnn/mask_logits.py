@@ -48,7 +48,8 @@ def reads_odd_cells(heads: RoIHeads) -> bool:
     maps.
 
     By eq. 5, with the map's cell j at coordinate j, sample i of the S = bins x sampling_ratio along
-    a side reads the coordinate (i + 0.5) / S of the map's side: of 2S cells exactly cell 2i + 1.
+    a side reads the coordinate (i + 0.5) / S of the map's side. In a map of 2S cells, this is cell
+    2i + 1.
     """
     pool = heads.box_roi_pool
     samples = [bins * pool.sampling_ratio for bins in pool.output_size]

@@ -1,7 +1,7 @@
 """Masks of an image -> maps on boxes, and the inverse.
 
-Pixel i covers [i, i + 1] and has its centre at i + 0.5. So does cell i of a map, in units of the
-box's side divided by the map's. torchvision's ``project_masks_on_boxes`` reads half a pixel off
+Pixel i covers [i, i + 1] and has its centre at i + 0.5. The same holds for cell i of a map, with
+the cell as the unit of length. torchvision's ``project_masks_on_boxes`` reads half a pixel off
 these centres, and its ``paste_masks_in_image`` truncates boxes to whole pixels.
 """
 

@@ -51,8 +51,8 @@ def rematch(found: TrainingBoxes, targets: Targets, matcher: Matcher) -> Trainin
 
 
 def subsample(found: TrainingBoxes, count: int | None, positive_fraction: float) -> TrainingBoxes:
-    """A random sample of each image's boxes: at most ``count`` (None: all). At most
-    ``positive_fraction`` of the sample is positive, but at least one box if there is one."""
+    """A random sample of each image's boxes: at most ``count`` (None: all). Of the sample, at most
+    ``positive_fraction`` are positive boxes, but at least one box if any are positive."""
     chosen = []
     for labels in found.labels:
         positives, negatives = torch.where(labels > 0)[0], torch.where(labels <= 0)[0]

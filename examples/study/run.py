@@ -311,7 +311,7 @@ class Run:
         return {iou_type: scores[iou_type]["AP"] for iou_type in IOU_TYPES}
 
     def picture(self) -> None:
-        """Figure 2, of generated images: class scores for pairs of them. Figure 5: what two models
+        """Figure 2, for generated data: class scores for pairs of images. Figure 5: what two models
         detect in validation images with crowded instances."""
         if not self.rows.keys() >= set(PICTURED_ROWS):
             return

@@ -109,7 +109,7 @@ def difference(
     """The difference over the runs that have both rows; None if no run has both.
 
     The draws are averaged over the runs before the interval is taken. The interval therefore shows
-    the effect of other images. Each run validates different photographs, where there are some.
+    the effect of other images. Runs on photographs validate on different ones.
     """
     return _mean_over_runs(_gains(runs, a, b, subset, iou_type))
 

@@ -17,9 +17,10 @@ class ShuffledBatches(Sampler[list[Any]]):
     """Batches of indices in random order. The order can be resumed from a checkpoint.
 
     An epoch draws every item. All items of a batch are of one kind, except in the last batches of
-    an epoch, which hold the rest of each kind. Items drawn again, in a new order, fill the last
-    batch: fewer than ``batch_size`` items, each once more. If there are fewer items than
-    ``batch_size``, they are repeated as often as needed.
+    an epoch, which hold the rest of each kind. Items that are drawn a second time, in a new order,
+    fill the last batch. If there are fewer items than ``batch_size``, they are repeated as often as
+    needed.
+
     The order does not depend on the number of processes: each takes its part of every batch.
 
     Args:

@@ -24,8 +24,8 @@ Score = dict[str, float]  # box_AP and mask_AP in percent
 class BestWeights:
     """Scores a training's model now and then; called after each step.
 
-    The sum of box and mask AP decides. ``path`` holds the best weights, and beside it a JSON file
-    says which iteration they are of and what they scored.
+    The sum of box and mask AP decides. ``path`` holds the best weights. A JSON file beside it
+    holds their iteration and scores.
 
     Args:
         every: iterations between scores; there is one at the end, too.

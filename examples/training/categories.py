@@ -1,4 +1,4 @@
-"""The classes of a COCO file: its category ids, and the labels that a model counts them by."""
+"""The classes of a COCO file: its category ids, and a model's labels for them."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def newest_whole(path: Path) -> Path | None:
-    """``path``, or ``previous(path)`` where that is damaged or missing; None if both are missing.
+    """``path``, or ``previous(path)`` if ``path`` is damaged or missing; None if both are missing.
 
     Raises:
         OSError: a file is there and cannot be opened.
@@ -184,7 +184,7 @@ def check_random_state(state: dict[str, Any]) -> None:
     try:
         _set_generators(state, torch.Generator(), random.Random(), np.random.RandomState())
     except Exception as error:  # each library raises another type
-        raise ValueError(f"a random state must be that of random_state(): {error}") from error
+        raise ValueError(f"a random state must be what random_state() returns: {error}") from error
 
 
 def set_random_state(state: dict[str, Any]) -> None:

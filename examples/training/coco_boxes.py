@@ -25,7 +25,8 @@ def check_boxes(
     """Check boxes against masks.
 
     A box may differ in size from its mask: it may include an object's hidden parts, for instance.
-    A file is refused if another format of boxes fits most boxes better, of those that it changes.
+    A file is refused if another format would change boxes and most of these boxes fit their masks
+    only in that format.
 
     Args:
         annotations: N records.

@@ -142,7 +142,7 @@ def _check_annotations(
 
 
 def _find(annotations: Records, key: str, declared: np.ndarray, where: str) -> np.ndarray:
-    """Places [N] in ``declared`` of every annotation's ``key``."""
+    """Indices [N] into ``declared``, one for the ``key`` of each annotation."""
     values = annotations.ids(key)
     order = np.argsort(declared)
     places = order[np.searchsorted(declared, values, sorter=order).clip(max=len(declared) - 1)]
@@ -159,7 +159,7 @@ def _check_names_in_use(path: Path, items: list[Any], used: np.ndarray) -> None:
 
 
 def _named(item: dict[str, Any], place: int, where: str) -> str:
-    """A record by its id, and an image or a category by its name, too."""
+    """Describes a record by its id; an image or a category also by its name."""
     if type(item.get("id")) is not int:
         return f"{where}[{place}] without a whole number as id, {shown(item.get('id'))},"
     noun = {"images": "image", "categories": "category", "annotations": "annotation"}[where]

@@ -26,8 +26,8 @@ class Records:
         describe: names the record at a place, for messages.
 
     Raises:
-        ValueError: an element is no object. Every method raises it for a value that is not as its
-            name says, naming the file, the record and the value.
+        ValueError: an element is no object. Every method raises it for a value that is not what
+            the method's name says; the message names the file, the record and the value.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Records:
             refuse(path, required, wrong, lambda i: f"element {i} is {shown(items[i])}")
 
     def refuse(self, required: str, places: Sequence[int] | np.ndarray, key: str = "") -> None:
-        """Raise ValueError if there are such places; ``key``'s values are shown if given."""
+        """Raise ValueError if ``places`` is not empty; shows the values of ``key`` if given."""
         if len(places):
 
             def describe(place: int) -> str:
@@ -86,7 +86,7 @@ class Records:
         return ids
 
     def refuse_repeated(self, key: str, values: list[Any]) -> None:
-        """``values`` [N]: those of the key, perhaps normalised."""
+        """``values`` [N]: the key's values, perhaps normalised."""
         if len(set(values)) < len(values):
             counts = Counter(values)
             places = [i for i, value in enumerate(values) if counts[value] > 1]

@@ -38,7 +38,7 @@ def refuse(
 
 
 def shown(value: Any) -> str:
-    """A value of any size or depth in a few words; a key without a value is ``nothing``."""
+    """A value of any size or depth in a few words; None, for a missing key, is ``nothing``."""
     if value is None:
         return "nothing"
     text = _shown.repr(value)

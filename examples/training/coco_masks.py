@@ -79,7 +79,7 @@ def _check_polygons(
     beyond = sizes[:, ::-1]  # the time and memory of filling a polygon grow with its length
     inside = (low >= -beyond) & (high <= 2 * beyond)  # False for NaN, too
     annotations.refuse(
-        "coordinates of polygons must be in pixels, finite and nearer to the picture than its size",
+        "coordinates of polygons must be finite, in pixels, at most one picture size outside",
         places[~inside.all(axis=1)],
         "segmentation",
     )

@@ -182,7 +182,7 @@ def decode_mask(
 def make_transforms(
     train: bool, horizontal_flip: bool = True, vertical_flip: bool = False
 ) -> v2.Transform:
-    """To float images in [0, 1], in training with random flips. Resizing is the model's."""
+    """To float images in [0, 1], in training with random flips. The model resizes images."""
     steps: list[v2.Transform] = [v2.ToImage()]
     if train:
         if horizontal_flip:
@@ -194,7 +194,7 @@ def make_transforms(
 
 
 def collate(batch: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
-    """Images and targets differ in size: lists, not stacked tensors."""
+    """Lists of images and targets; these differ in size and cannot be stacked."""
     images, targets = zip(*batch, strict=True)
     return list(images), list(targets)
 
@@ -256,7 +256,7 @@ def take_batches(loader: DataLoader) -> Iterator[Any]:
         except (ConnectionError, EOFError, FileNotFoundError) as error:
             workers = getattr(iterator, "_workers", [])
             for worker in workers:
-                worker.join(1)  # its end may be noticed after that of the connection
+                worker.join(1)  # the connection's end may be noticed first
             dead = [str(worker.pid) for worker in workers if not worker.is_alive()]
             if not dead:
                 raise

@@ -1,4 +1,4 @@
-"""What torchrun adds: a process group, and what only one process may do. One process needs none."""
+"""The process group under torchrun, and work of the main process only. One process has no group."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-# The other processes wait while the main one writes data or scores detections. One that has died
-# is noticed at once.
+# The other processes wait while the main one writes data or scores detections. A dead process is
+# noticed at once.
 LONGEST_WAIT = timedelta(hours=2)
 GRACE = 10.0  # seconds for a collective operation to fail by itself
 CONNECTING = 60.0  # seconds
@@ -71,7 +71,7 @@ def _watching() -> Iterator[None]:
         yield
         watch.take_leave()
     except RuntimeError as error:
-        if watch.lost.wait(1):  # its connection may break after the operation's
+        if watch.lost.wait(1):  # the watch may notice it after the operation does
             raise ProcessLost(watch.message) from error
         raise
     finally:

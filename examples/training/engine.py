@@ -123,7 +123,7 @@ class Training:
             self.replica = DistributedDataParallel(
                 model, device_ids=[self.device] if self.device.type == "cuda" else None
             )
-            # Each process draws its own proposals; the main one as if it were alone.
+            # Each process draws other proposals; the main process draws the same as without others.
             if not distributed.is_main():
                 torch.manual_seed(torch.initial_seed() + distributed.rank())
         self.iteration = 0
@@ -299,10 +299,10 @@ class Training:
             distributed.on_main(lambda: checkpoint.put_aside(path))
 
     def _check(self, state: dict[str, Any], path: Path) -> None:
-        """Whether all of a checkpoint can be applied to this training.
+        """Check that all of a checkpoint can be applied to this training.
 
         Raises:
-            ValueError: naming ``path`` and what cannot.
+            ValueError: naming ``path`` and what does not fit.
         """
         now, then = self._identity(), state["identity"]
         differing = [k for k in now | then if now.get(k) != then.get(k)]
@@ -366,8 +366,8 @@ def train(
     Raises:
         FloatingPointError: a loss or a gradient is not finite; the message names it and the images.
         OSError: metrics or the last checkpoint cannot be written; the former checkpoint stays.
-        ValueError: ``checkpoint_file`` is of a training with other settings, or is damaged as is
-            the one before.
+        ValueError: ``checkpoint_file`` is of a training with other settings, or it and the one
+            before are damaged.
     """
     training = Training(model, loader, schedule, options or Options(), settings)
     model.train()

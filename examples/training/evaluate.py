@@ -21,7 +21,7 @@ from .crowding import huddledness
 from .progress import track
 
 # Upper ends of the bins, the last of which is open. q is the intruder ratio: pixels of other
-# instances in the box per pixel of the instance. IoU is the box's largest with another instance's.
+# instances in the box per pixel of the instance. IoU is the largest with another instance's box.
 Q_BINS = (0.05, 0.8)
 IOU_BINS = (0.3, 0.5)
 ISOLATED_Q = Q_BINS[0]
@@ -40,7 +40,7 @@ class SplitCOCOeval(COCOeval):
     detection matched to an ignored instance counts neither as right nor as wrong. A detection
     matched to nothing is a false positive of every subset.
 
-    Annotations may have the id 0, which pycocotools takes for a detection without a match.
+    Annotations may have the id 0; in pycocotools, a match with the id 0 counts as no match.
 
     Args:
         splits: annotation ids of each subset; None stands for all.
@@ -81,7 +81,7 @@ class SplitCOCOeval(COCOeval):
         return [record for start in starts for record in self.evalImgs[start : start + images]]
 
     def instances(self, image_id: int, category_id: int) -> dict[int, int]:
-        """Annotation ids by the ids that the records of ``evalImgs`` have for them."""
+        """Maps the ids in the records of ``evalImgs`` to annotation ids."""
         return {i["id"]: i["annotation"] for i in self._gts[image_id, category_id]}
 
     def percentages(self, split: int) -> dict[str, float]:

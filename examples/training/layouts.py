@@ -11,7 +11,7 @@ LISTED_ENTRIES = 12  # of a wrong folder
 ROBOFLOW_FILE = "_annotations.coco.json"
 ROBOFLOW_FOLDERS = {"train": ("train",), "val": ("valid", "val")}
 CVAT_SUBSETS = {
-    "train": ("Train", "train", "default"),  # a task without subsets is all "default"
+    "train": ("Train", "train", "default"),  # "default": a task without subsets
     "val": ("Validation", "validation", "Val", "val"),
 }
 

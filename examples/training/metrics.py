@@ -93,7 +93,7 @@ class MetricsWriter:
             self._append(self.file, durable=True)
 
     def _on_board(self, method: str, *arguments: Any) -> None:
-        """Call TensorBoard's writer, which takes nothing more after a failure; then do without."""
+        """Call TensorBoard's writer. Stop using it after a failure: it accepts nothing more."""
         if self.board is None:
             return
         try:

@@ -320,7 +320,7 @@ def _add_schedule(group: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="ITERATIONS",
         help="score the validation part at this interval; keep the best weights as ROW.best.pth; "
-        f"finetune: {FINETUNE.evaluations} times in each training, else never",
+        f"default: never, finetune: {FINETUNE.evaluations} times in each training",
     )
     group.add_argument(
         "--clip-grad-norm",

@@ -113,8 +113,7 @@ def _other_size(header: Header, size: Size, path: str | Path) -> str:
         f"{size[0]} x {size[1]}"
     )
     if header.stored == size:
-        # Both kinds of files exist: programs that ignore EXIF altogether, and programs that ignore
-        # it only in the size.
+        # Some programs that write such files ignore EXIF altogether, others only in the size.
         return (
             f"{text}, its size before EXIF turns it: give the size as seen if the annotations are "
             "made on the picture as seen, else remove the orientation from the file"

@@ -55,7 +55,7 @@ def read_frames(path: Path) -> Iterator[Image.Image]:
 
 
 def frame_rate(path: Path) -> Fraction:
-    """Frames per second, to the nearest that an encoder takes; 25 if the file does not say.
+    """Frames per second, rounded to a rate that encoders accept; 25 if the file does not say.
 
     Raises:
         ValueError: the file is no video.

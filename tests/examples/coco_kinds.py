@@ -50,7 +50,7 @@ BOX = "bbox of every annotation must be four numbers x, y, width, height in pixe
 LENGTHS = (
     "run lengths must be whole numbers of at least 0 whose sum is height x width of the picture"
 )
-FINITE = "coordinates of polygons must be in pixels, finite and nearer to the picture than its size"
+FINITE = "coordinates of polygons must be finite, in pixels, at most one picture size outside"
 SIDE = "of every image must be a whole number from 1 to 65535; image 10 ('a.png') has"
 INSIDE = "file_name of every image must be a path that stays in the folder of images; image 10"
 JSON = "must be a COCO file in JSON"
