@@ -208,7 +208,7 @@ def test_peak_memory_counts_what_is_freed_before_the_end_of_the_call(bench):
     peak = bench.timing.peak_extra_bytes(call, torch.device("cpu"))
     if peak is None:
         pytest.skip("needs Linux's /proc/self/clear_refs")
-    # The system counts in batches of pages, and what the process's other threads take.
+    # Linux counts pages in batches, and counts the pages of other threads too.
     assert 0.95 * size <= peak < 1.5 * size
 
 

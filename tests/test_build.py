@@ -138,7 +138,7 @@ def read_decisions(
     torch_cuda: str | None = torch.version.cuda,
     folder: Path = ROOT,
 ) -> dict:
-    """The names of setup.py in `folder` as it is read where `compiler` is the nvcc in CUDA_HOME."""
+    """The globals of setup.py in `folder`, executed with `compiler` as the nvcc in CUDA_HOME."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(torch.version, "cuda", torch_cuda)
     monkeypatch.setenv("CUDA_HOME", str(compiler.parents[1]))
@@ -268,7 +268,7 @@ def test_gpus_that_torchs_wheel_serves_are_served(monkeypatch, fake_compiler):
         pytest.skip("needs a torch with CUDA")
     for major, minor in of_torch:
         capability = (int(major), int(minor))
-        if capability >= (7, 5):  # the least that CUDA 13 compiles for
+        if capability >= (7, 5):  # the oldest that CUDA 13 supports
             binaries = ";".join(names["CUDA_ARCHITECTURES"])
             assert _cuda_support.is_covered(capability, binaries), capability
 

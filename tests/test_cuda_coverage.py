@@ -92,8 +92,8 @@ FAR_FACTOR = 1 << 23
 
 def is_redundant(types: tuple[torch.dtype, torch.dtype], layout: str, case: Case) -> bool:
     if case.name == "many_boxes" and layout == "contiguous":
-        return True  # whose gradient of the features takes the same kernels
-    # without vectors in any case: boxes of float64, features not
+        return True  # its gradient of the features takes the same kernels
+    # float64 boxes with other features: never uses vectors
     return types[1] == F64 != types[0] and layout == "channels_last_unaligned"
 
 
@@ -151,7 +151,7 @@ def runner() -> Path:
 @pytest.mark.parametrize("number", range(len(KINDS)), ids=lambda i: KINDS[i].name)
 def test_every_kernel_equals_the_oracle(number: int, runner: Path, tmp_path: Path) -> None:
     case = KINDS[number]
-    # listing boxes is the business of the gradient of the features
+    # only the gradient of the features lists boxes
     asked = (True, False, False) if case.name == "many_boxes" else None
     jobs = [Job(case, variant, asked) for variant in variants_of(number, case)]
     of_features = [*[True] * len(case.features), False, False]
@@ -160,7 +160,7 @@ def test_every_kernel_equals_the_oracle(number: int, runner: Path, tmp_path: Pat
     for job, result in zip(jobs, results, strict=True):
         job.check(result)
     left_out = ()
-    if case.name == "no_boxes":  # the gradients of the features are to be zeroed, nothing else
+    if case.name == "no_boxes":  # the only work is zeroing the gradients of the features
         left_out = ("forward", "touched_tiles", "map_and_box_gradient", "sum_shares")
     elif case.name == "many_boxes":
         left_out = ("forward_bins_in_lanes", "map_and_box_gradient", "sum_shares")

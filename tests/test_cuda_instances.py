@@ -85,7 +85,7 @@ CASES = (
 def is_redundant(case: Case, types: tuple[torch.dtype, torch.dtype], layout: str) -> bool:
     if len(case.rois) == 0 or min(x.size for x in case.features) == 0:  # no kernel or few
         return types[0] != F32 or layout != "channels_last"
-    # without vectors in any case: boxes of float64, features not
+    # float64 boxes with other features: never uses vectors
     return types[1] == F64 != types[0] and layout == "channels_last_unaligned"
 
 

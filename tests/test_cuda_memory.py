@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 NUM_ROIS, CHANNELS, BINS, SAMPLES = 512, 512, 7, 2
-BYTES_PER_SAMPLE = 32  # two weights and an address of each of its four pixels, in part shared
+BYTES_PER_SAMPLE = 32  # for each of its four pixels two weights and an address; pixels share some
 # 3.2 MB, where a value per sample and channel would be 205 MB in float16
 SCRATCH = NUM_ROIS * (BINS * SAMPLES) ** 2 * BYTES_PER_SAMPLE
 ROUNDING = 2**21  # of the caching allocator, per large block

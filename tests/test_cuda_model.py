@@ -94,8 +94,8 @@ def test_few_boxes_are_shared_among_blocks(model, boxes, shares, bins):
 
 
 def test_a_slab_fits_into_half_the_cache(model):
-    """64 channels of two images of 100 x 168 take 8.6 of 26.2 MB: three times 64. On 200 x 336 they
-    do not fit once. 4 slabs of 128 boxes are just the blocks that are wanted."""
+    """64 channels of two images of 100 x 168 take 8.6 MB, so 3 x 64 fit into 26.2 MB. On 200 x 336,
+    64 channels do not fit. 4 slabs x 128 boxes are exactly the 512 blocks that are wanted."""
     assert model.kernels.channels_per_slab(512, 256, 2 * 100 * 168, 4) == 3 * 64
     assert model.kernels.channels_per_slab(512, 256, 2 * 200 * 336, 4) == 64
     assert model.kernels.channels_per_slab(128, 256, 10, 4) == 64
@@ -122,7 +122,7 @@ def test_tiles_and_kernels_are_chosen_by_shapes(
 
 
 def test_a_box_of_small_bins_is_one_patch(model):
-    """Two samples half a pixel apart touch 3.5 rows at most, 9 taps a bin: 49 bins at once."""
+    """Two samples half a pixel apart touch at most 3 rows. A bin has 9 taps: 49 bins fit."""
     touched = model.kernels.bin_extent(0.5, 2, 10.0)
     assert touched == 3
     plan = model.kernels.plan_patches((touched, touched), (2, 2), (7, 7), 49)
@@ -153,21 +153,21 @@ def test_touched_rows_by_hand(model, grid):
 
 
 def test_samples_outside_read_nothing(model, grid):
-    """Samples at 8, the last that is inside, 9 | 10, 11."""
+    """Samples at 8, 9 | 10, 11. Only the sample at 8 is inside."""
     axis = model.boxes.make_box(grid, 0, 0, (7.5, 7.5, 11.5, 11.5)).x
     assert axis.taps_of_bins().tolist() == [1, 0]
     assert axis.touched().tolist() == [7]
 
 
 def test_samples_far_apart_have_two_taps_each(model, grid):
-    """Samples at 1 and 3 touch all of 1 to 4; at 2.5 and 7.5, 2, 3 and 7 of 2 to 7."""
+    """Samples at 1 and 3 touch columns 1 to 4. Samples at 2.5 and 7.5 touch columns 2, 3 and 7."""
     for x2, taps in ((8, 4), (20, 4)):
         axis = model.boxes.make_box(grid, 0, 0, (0, 0, x2, 8)).x
         assert axis.taps_of_bins()[0] == taps
 
 
 def test_sectors_by_hand(model, grid):
-    """Three rows of columns 1 to 3: one sector of eight floats each; of columns 7 and 8, two."""
+    """In each of three rows, columns 1 to 3 lie in one sector of eight floats, 7 and 8 in two."""
     assert model.boxes.make_box(grid, 0, 0, (1, 1, 3, 3)).sectors(4) == 3
     wide = replace(grid, levels=((8, 16, 1),))
     assert model.boxes.make_box(wide, 0, 0, (6.8, 1, 8.2, 3)).sectors(4) == 2 * 3
@@ -202,21 +202,21 @@ def test_one_tile_by_hand(model, grid):
 
 
 def test_two_taps_of_a_pixel_halve_the_steps(model, grid):
-    """Taps of types of 2 bytes: 1, 2 and 1 steps of three warps."""
+    """With types of 2 bytes, the three warps have 1, 2 and 1 steps."""
     counts = model.tiles.count_tile(*lines(model, grid, [(1, 1, 3, 3)]), 2)
     assert (counts.steps, counts.warp_steps) == (2, 4)
 
 
 def test_a_batch_ends_after_sixteen_boxes(model, grid):
-    """Pixel (2, 2) has 4 taps of each of twenty boxes: 32, 32 and 16. The tile has 16 of each: 256,
-    then 64."""
+    """Pixel (2, 2) has 4 taps per box: rounds of 32 and 32 for 16 boxes, of 16 for the other 4. The
+    tile has 16 taps per box: 256 in the first batch, 64 in the second."""
     counts = model.tiles.count_tile(*lines(model, grid, [(1, 1, 3, 3)] * 20))
     assert (counts.batches, counts.rounds, counts.steps) == (2, 3, 80)
     assert counts.weight_taps == 3
 
 
 def test_a_pixel_of_many_taps_takes_rounds(model, grid):
-    """49 bins within a pixel: 32 taps, then 17."""
+    """49 bins read one pixel: a round of 32 taps, then one of 17."""
     case = replace(grid, output_size=7)
     counts = model.tiles.count_tile(*lines(model, case, [(2.2, 2.2, 3.2, 3.2)]))
     assert (counts.batches, counts.rounds, counts.steps, counts.weight_taps) == (1, 2, 49, 2)
@@ -269,7 +269,8 @@ def test_warps_take_bins_in_turn(model):
 
 
 def test_a_warp_has_all_bins_of_its_channels(model):
-    """49 bins are 13 times four; 16 taps at most, two for each of eight lanes; two stores of 32."""
+    """Four bins at a time: 13 passes over 49 bins. Eight lanes share the 16 taps of a bin.
+    Two stores of up to 32 bins."""
     patch = model.counts.Patch(np.full(49, 16), 196, model.kernels.PatchPlan(16, 7, 7))
     clocks = model.machine.clocks
     tally = model.counts.Tally()
@@ -278,7 +279,7 @@ def test_a_warp_has_all_bins_of_its_channels(model):
 
 
 def test_warps_share_the_bins_of_few_channels(model):
-    """Eight warps have 7 of 49 bins each: two times four."""
+    """Eight warps have 7 of 49 bins each, four at a time: two passes."""
     patch = model.counts.Patch(np.full(49, 16), 196, model.kernels.PatchPlan(16, 7, 7))
     clocks = model.machine.clocks
     tally = model.counts.Tally()
@@ -287,7 +288,7 @@ def test_warps_share_the_bins_of_few_channels(model):
 
 
 def test_time_by_hand(model):
-    """264 blocks of 1.7 us fill 132 multiprocessors once; 5.5 MB take the second level 1 us."""
+    """264 blocks of 1.7 us fill 132 multiprocessors once. The second level moves 5.5 MB in 1 us."""
     work = model.counts.Work("", np.full(264, 2890.0), 0.0, second_level=5.5e6, resident=2)
     limits = work.limits()
     assert limits["latency"] == limits["longest block"] == pytest.approx(1.7e-6)
@@ -300,7 +301,8 @@ def test_time_by_hand(model):
     [(80, 28288, 3, "registers"), (128, 25536, 2, "registers"), (80, 36736, 2, "shared memory")],
 )
 def test_blocks_per_multiprocessor_by_hand(model, registers, shared, blocks, by):
-    """65536 registers hold 25 warps of 80 a thread; 100 KB two blocks of 36 + 1."""
+    """65536 registers are enough for 25 warps with 80 registers per thread. 100 KB of shared memory
+    hold two blocks of 36 + 1 KB."""
     small = next(c for c in model.machine.CAPABILITIES if c.name.startswith("8.6"))
     limits = model.machine.blocks_by(model.machine.Footprint(registers, shared), small, 256)
     assert min(limits.values()) == blocks == limits[by]

@@ -48,7 +48,7 @@ VARIANTS = (
     Variant(BF16, F64, F32, "contiguous", 64, 2, "descending"),
 )
 
-# What fits into a block at once is not all there is.
+# More than a block processes at a time.
 CHUNKED = (
     make(
         "bin_of_more_pixels_than_a_patch_has",
@@ -88,8 +88,8 @@ CHUNKED = (
     *(make(f"channels_{n}_of_vectors", INSIDE[1:], channels=n) for n in (5, 96, 520)),
 )
 
-# Boxes over one tile, more than it works on at a time. Several have all their bins in a pixel, next
-# to pixels that few bins read.
+# More boxes over one tile than a block processes at a time. Several have all their bins in a
+# pixel, next to pixels that few bins read.
 CROWDED = make(
     "crowded",
     [

@@ -240,7 +240,7 @@ def test_the_grid_of_features_reaches_both_bounds_and_both_ways_to_find_boxes(
 def test_kernels_that_cannot_look_at_boxes_have_scratch(
     feature_grid: dict[FeatureShape, FeatureScratch],
 ) -> None:
-    """can_check_boxes: those of small tiles, and of coordinates in float64."""
+    """Kernels for small tiles or float64 coordinates can; see can_check_boxes."""
     large = [
         scratch.bytes
         for shape, scratch in feature_grid.items()
@@ -249,7 +249,8 @@ def test_kernels_that_cannot_look_at_boxes_have_scratch(
     assert large and all(large)
 
 
-# few_boxes, scratch, wanted_blocks: bits of large tiles; bits of small ones, none of either.
+# (few_boxes, scratch, wanted_blocks): bits for large tiles, bits for small tiles, no bits because
+# boxes are few, no bits for lack of scratch.
 WAYS = ((0, LEAST, 1), (0, LEAST, 1 << 20), (1 << 20, LEAST, 1 << 20), (0, 0, 1))
 
 

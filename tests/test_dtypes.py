@@ -125,7 +125,7 @@ def test_double_boxes_keep_their_precision_with_float_features(device: torch.dev
 
 
 class LargestCast(torch.utils._python_dispatch.TorchDispatchMode):
-    """Records the most elements any dtype conversion was applied to."""
+    """Records the number of elements of the largest dtype conversion."""
 
     elements = 0
 

@@ -160,7 +160,7 @@ def test_a_pixel_that_is_not_finite_reaches_only_the_bins_that_read_it(
             poisoned = features.clone(memory_format=torch.preserve_format)
             poisoned[0, 1, y, x] = bad
             reached = ~pool(poisoned).isfinite()
-            # A bin may read the pixel with the weight 0, if it reads one beside it.
+            # A bin that reads a neighbouring pixel may also read this pixel, with weight 0.
             around = torch.zeros_like(features)
             around[0, 1, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = 1
             assert not (reached & (pool(around) == 0)).any()
@@ -185,7 +185,7 @@ def test_a_gradient_that_is_not_finite_reaches_only_the_pixels_of_its_bin(
         bad[place], good[place] = float("nan"), 1.0
         (mine,) = torch.autograd.grad(output, leaf, bad, retain_graph=True)
         (reached,) = torch.autograd.grad(output, leaf, good, retain_graph=True)
-        # Of the bin's own channel, up to a pixel of weight 0 beside it.
+        # NaN may reach the pixels that the bin reads, and neighbours that it reads with weight 0.
         near = torch.nn.functional.max_pool2d(reached.abs(), 3, stride=1, padding=1) > 0
         assert not (mine.isnan() & ~near).any()
 

@@ -17,7 +17,7 @@ line="$(basename "$0") $*"
 echo "$line" >>"$CALLS"
 [[ -n $HANG && $line == *$HANG* ]] && sleep 30
 [[ -n $FAIL && $line == *$FAIL* ]] && exit 3
-[[ $line == *profile_kernels* ]] && cat >/dev/null # what reads its input must not eat the script's
+[[ $line == *profile_kernels* ]] && cat >/dev/null # must not consume the script's input
 case "$line" in
   *find_spec*)
     found=()

@@ -189,8 +189,8 @@ def test_exact_composition_from_torchvisions_parts(
 
 
 def test_mask_rcnns_28x28_masks_average_in_pairs() -> None:
-    """7 x 7 bins of 2 x 2 samples on a 28 x 28 map: avg_pool2d(P, 2) with pixel centres, P[1::2,
-    1::2] to the letter."""
+    """7 x 7 bins of 2 x 2 samples on a 28 x 28 map P. The samples read avg_pool2d(P, 2) if
+    map_aligned, else P[1::2, 1::2]."""
     for map_aligned in (True, False):
         case = make("28", MIXED, map_size=(28, 28), output_size=(7, 7), map_aligned=map_aligned)
         maps = torch.from_numpy(case.prob_maps)

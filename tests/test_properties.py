@@ -79,8 +79,8 @@ def test_maps_of_ones_change_nothing(case: Case) -> None:
     )
 )
 def test_without_maps_it_is_torchvisions_roi_align_to_the_side_of_every_jump(case: Case) -> None:
-    """Integer coordinates put samples on borders and counts on whole numbers: the order of
-    operations must agree."""
+    """With integer coordinates, samples lie on borders and adaptive counts at jumps of ceil. The
+    order of operations must be torchvision's."""
     call = to_call(case)
     call.prob_maps = None
     if (

@@ -212,7 +212,7 @@ def test_a_file_of_torchvisions_weights_detects_what_torchvisions_model_does(
         model = ours()
         model.load_state_dict(load_weights(path))
         assert_close_predictions(model(images), expected)
-        # What is saved anew is not the published file, and needs no such care.
+        # A newly saved file is not the published one; loading does not adapt its scales.
         save_model(model, tmp_path / "anew.pth")
         again = ours()
         again.load_state_dict(load_weights(tmp_path / "anew.pth"))

@@ -34,7 +34,7 @@ def fail():
 
 
 class Square(nn.Module):
-    """In process ``rank`` the third step is ``end``."""
+    """Calls ``end`` in the third step of process ``rank``."""
 
     def __init__(self, rank, end):
         super().__init__()

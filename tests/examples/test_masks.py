@@ -67,7 +67,8 @@ def test_boxes_beyond_the_border_are_cut_there():
     cells = torch.zeros(1, 1, 2, 2)
     cells[..., 1, 1] = 1
     pasted = paste_masks(cells, box, (8, 8))[0, 0]
-    # Row y reads the cells at (y + 0.5 + 4) / 16 * 2 - 0.5, column 2 beyond the last cell's centre.
+    # Row y reads the cells at (y + 0.5 + 4) / 16 * 2 - 0.5. Column 2 reads beyond the last cell's
+    # centre, where the map is clamped.
     assert pasted[4:, 2].tolist() == [0.5625, 0.6875, 0.8125, 0.9375]
     assert pasted[:, 4:].max() == 0
 

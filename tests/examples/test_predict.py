@@ -136,7 +136,7 @@ def test_torchvisions_weights_predict_what_torchvision_predicts(photograph, publ
     expected = published([pixels])[0]
     detections = records[0]["detections"]
     assert len(detections) == len(expected["scores"])
-    # Which of many like boxes survive suppression further down hangs on roundings.
+    # At lower scores, rounding decides which of many similar boxes survive suppression.
     surest = [d["score"] for d in detections[:20]]
     assert surest == pytest.approx(expected["scores"][:20].tolist(), abs=1e-3)
     assert all(d["category"] == COCO_CLASSES[d["category_id"]] for d in detections)

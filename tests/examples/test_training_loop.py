@@ -76,7 +76,7 @@ def test_training_stops_at_a_gradient_that_is_not_finite(clip_grad_norm):
 
 
 def test_a_step_whose_scaled_gradients_overflow_is_left_out():
-    """The scale of float16 starts at 65536 and halves then."""
+    """The scale of float16 starts at 65536; an overflow halves it."""
     model = Quadratic(1e35)
     training = Training(model, LOADER, Schedule(2, 0.1), Options(amp="float16"))
     training.step()

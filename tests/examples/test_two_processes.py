@@ -22,7 +22,7 @@ from training.data import CocoInstances, make_loader, make_transforms
 from training.engine import Options, Schedule, Training, train
 from training.evaluate import detect
 
-# Not from conftest: a spawned process may find that of another folder under this name.
+# Not from conftest: a spawned process may import another folder's conftest.
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORLD_SIZE = 2
 BATCH_SIZE = 4
