@@ -239,7 +239,7 @@ inline int64_t gather_blocks(const Params& params, const TileGrid& tiles) {
   return tiles.count() * params.num_images * ceil_div(params.channels, kChannelsPerWarp);
 }
 
-// Uses smaller tiles if tiles are few, because a multiprocessor holds two blocks.
+// Uses smaller tiles if there are too few to keep a GPU busy at two blocks per multiprocessor.
 inline TileGrid make_tiles(
     const Params& params, const FeatureGradients& gradients, const LaunchOptions& options) {
   const TileGrid tiles = make_tiles_of<kPixelsPerWarp>(params, gradients, options);

@@ -16,7 +16,7 @@ from training.metrics import MetricsWriter
 
 KIB = 1024
 DISK = 4096 * KIB
-WIDTH = 130  # of a model whose checkpoint has 1.2 MiB; three fit, one of them half written
+WIDTH = 130  # of a model whose checkpoint has 1.2 MiB; three fit, one of them being written
 
 
 class Disk:
