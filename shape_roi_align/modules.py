@@ -217,7 +217,8 @@ class MultiScaleRoIAlign(_MultiScaleBase):
     levels, no synchronisation.
 
     Args:
-        featmap_names (list[str]): the maps of ``x`` to pool from, finest first.
+        featmap_names (list[str]): names of the maps of ``x`` to pool from. ``x`` must hold them
+            finest first.
         output_size (int or (int, int)): height and width of the output in bins.
         sampling_ratio (int): sampling points per bin and direction; <= 0: adaptive.
         canonical_scale (int): box size, in image pixels, that is pooled from ``canonical_level``.

@@ -63,8 +63,8 @@ def mask_pool(
         method (str): "product" multiplies matrices, masks x pixels with pixels x channels. "sparse"
             adds up the features of the pixels that each mask touches; label maps always use
             "sparse", inside the tight box of each object. "auto" chooses "sparse" on CPUs for bool
-            and uint8 masks and channels_last features of at least 64 x 64 pixels, else "product".
-            Default: "auto"
+            and uint8 masks if the features are float32 or float64, channels_last, and have at least
+            64 x 64 pixels, else "product". Default: "auto"
 
     Returns:
         Tensor[N, Q, C] in the dtype of ``features``; for label maps :class:`LabelFeatures`

@@ -138,9 +138,9 @@ def out_of_reach() -> list[str]:
         f"Gradient of one small map in 80-120 us: the longest tile has {number(steps)} steps of "
         f"{STEPS['step'].clocks} clocks, {microseconds(steps * STEPS['step'].clocks / H100.clock)} "
         f"us, and {number(taps)} weights one after another.",
-        f"Gradient of p2_7x7 in 115 us: {number(of_p2.counts['batches'])} batches begin and end. "
-        f"This takes {of_batch} clocks per batch, {100 * in_batches:.0f} % of all clocks. Steps "
-        f"take {100 * of_p2.counts['step share']:.0f} %.",
+        f"Gradient of p2_7x7 in 115 us: there are {number(of_p2.counts['batches'])} batches. The "
+        f"start and end of each take {of_batch} clocks, together {100 * in_batches:.0f} % of all "
+        f"clocks. Steps take {100 * of_p2.counts['step share']:.0f} %.",
         f"Gradient of three channels as fast as torchvision's (6-10 us): the kernel computes the "
         f"weights of {number(few.counts['taps'] / 1000)} thousand taps for any number of channels. "
         f"The instructions alone take {microseconds(few.limits()['instructions'])} us.",

@@ -221,8 +221,8 @@ TEXT = """\
 
 **Nothing on this page was measured.** `python benchmarks/predict_cuda.py --write` generates the
 page from operation counts (`benchmarks/cuda_model/`) and the assumptions below. Measurements on a
-GPU can test it. Times are microseconds on an H100. *First* and *second level* are the L1 and L2
-caches. The time of a kernel is one launch plus the largest of:
+GPU can test the model. Times are microseconds on an H100. *First* and *second level* are the L1 and
+L2 caches. The time of a kernel is one launch plus the largest of:
 
 * bytes divided by bandwidth, for each level of memory;
 * *instructions* of all warps divided by the issue rate;
@@ -271,8 +271,8 @@ The last two columns are for the whole backward pass, channels_last / contiguous
 ## Predictions, before and after
 
 In the former kernels, one thread computed the weights of all taps of a pixel and a box, one thread
-planned a box, all tiles had the same size, empty tiles counted boxes too, and few boxes used bit
-sets too. The same model predicts both times.
+planned a box, all tiles had the same size, blocks of empty tiles counted boxes, and bit sets were
+used for any number of boxes. The same model predicts both times.
 
 {former}
 

@@ -169,8 +169,8 @@ def resnet_mask_rcnn(
         name: of the ResNet in ``torchvision.models``.
         num_classes: including the background.
         image_size: shorter side of the images in pixels.
-        deformable: sample the 3x3 convolutions of ``layer2`` to ``layer4`` where offsets point
-            (arXiv 1703.06211).
+        deformable: make the 3x3 convolutions of ``layer2`` to ``layer4`` deformable (arXiv
+            1703.06211).
         norm: ``"frozen"`` freezes the statistics of batch normalisation and the first two stages,
             for pretrained weights. ``"batch"`` trains everything, for a start from scratch.
         weights: the classifier's state dict, such as torchvision's for ImageNet.

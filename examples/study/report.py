@@ -43,8 +43,8 @@ TERMS = (
     "*Recommended* rows are trained with `RefineConfig.recommended()`. *Recommended first NMS* "
     "rows use the weights of the paper's settings, evaluated with the recommended NMS before "
     "refining. An object is *huddled* if the pixels of other objects in its box exceed 5 % of its "
-    "own pixels, and *isolated* otherwise. A claim is *seen* if its interval lies above 0, and "
-    "*undecided* if the interval contains 0.\n"
+    "own pixels, and *isolated* otherwise. A claim is *seen* if its interval lies above 0, "
+    "*undecided* if the interval contains 0, and *the contrary* is seen if it lies below 0.\n"
 )
 
 
@@ -84,7 +84,8 @@ def write_report(folder: Path) -> Path:
         _crowding_table(all_runs),
         "## Figure 1: recall by neighbour\n",
         "Percentage of the objects that a detection of the same class matches at IoU 0.5. A "
-        "neighbour is an object whose box has an IoU above 0.3 with the object's box.\n",
+        "neighbour is an object whose box has an IoU above 0.3 with the object's box. In "
+        "parentheses: number of objects, summed over seeds or folds.\n",
         *_each(all_runs, _recall_table),
         _section("Options, one seed", _difference_table(all_runs, OPTION_DIFFERENCES)),
         _section(
@@ -158,7 +159,8 @@ def _data_table(all_runs: list[DataRuns]) -> str:
         f"{name} {', '.join(sorted(_identities(all_runs, name)))}"
         for name in ("torch", "torchvision", "shape_roi_align")
     )
-    return _markdown(header, lines) + f"\nRun on {', '.join(devices)}; {versions}.\n"
+    notes = "Images and instances: of the first seed or fold."
+    return _markdown(header, lines) + f"\n{notes} Run on {', '.join(devices)}; {versions}.\n"
 
 
 def _identities(all_runs: list[DataRuns], key: str) -> set[str]:
@@ -305,7 +307,7 @@ def _claims(all_runs: list[DataRuns]) -> str:
     claims: list[tuple[str, Callable[..., Difference | None], str, str]] = [
         ("Table 1: MR R-CNN over Mask R-CNN", difference, PAPER, "control"),
         ("the same, recommended settings", difference, RECOMMENDED, "control"),
-        ("the same at equal time", difference, RECOMMENDED, "control_time"),
+        ("the same, recommended settings, equal time", difference, RECOMMENDED, "control_time"),
         ("Table 3: refining module over Mask R-CNN", difference, PLAIN, "control"),
         ("Table 3: SaRoIAlign over RoIAlign", difference, PAPER, PLAIN),
         ("the same, recommended settings", difference, RECOMMENDED, f"{PLAIN}_recommended"),
@@ -347,7 +349,7 @@ def _figure_2_claim(runs: DataRuns) -> str:
     ]
     if not all(values for _, values in falls):
         return ""
-    texts = [f"{mean_deviation(values)} points in {ROWS[name].title}" for name, values in falls]
+    texts = [f"{mean_deviation(values)} points in *{ROWS[name].title}*" for name, values in falls]
     return (
         f"Figure 2 on {_name(runs)}, without an interval: a neighbour lowers the probability of an "
         f"object's class by {' and by '.join(texts)}.\n"

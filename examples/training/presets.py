@@ -49,7 +49,7 @@ DEMO = Preset(
     vertical_flip=True,
     # More than half of all predicted boxes are positive, but only a quarter of the sample. Training
     # on 32 boxes per image is therefore four times as fast as on all 64. Refining every proposal
-    # costs little here.
+    # costs little here, because only the evaluation does it.
     config=RefineConfig(freeze_base=True, batch_size_per_image=32, inference="pre_nms"),
     base=Schedule(iterations=800, lr=2e-3),
     refine=Schedule(iterations=600, lr=1e-3, warmup=20),
