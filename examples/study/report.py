@@ -210,7 +210,7 @@ def _difference_table(all_runs: list[DataRuns], pairs: list[tuple[str, str]]) ->
         for runs in all_runs:
             found = [difference(runs, a, b, "all", iou_type) for iou_type in IOU_TYPES]
             if found[0] is not None:
-                title = f"{_short(a)} over {_short(b)}"
+                title = f"{_short(a)} *over* {_short(b)}"
                 lines.append([title, _name(runs), *map(_with_spread, found), str(found[0].runs)])
     return _markdown(["", "data", "box AP", "mask AP", "seeds or folds"], lines) if lines else ""
 
@@ -235,7 +235,7 @@ def _crowding_table(all_runs: list[DataRuns]) -> str:
                 for subset in ("q <= 0.05", "huddled")
             ]
             if cells[0] is not None:
-                title = f"{_short(a)} over {_short(b)}"
+                title = f"{_short(a)} *over* {_short(b)}"
                 lines.append([title, _name(runs), *map(str, cells)])
     header = ["", "data", "box AP, isolated", "huddled", "mask AP, isolated", "huddled"]
     return _markdown(header, lines) if lines else ""
