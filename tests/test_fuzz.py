@@ -63,3 +63,7 @@ def test_the_record_holds_runs_of_every_target_that_found_nothing(fuzz: ModuleTy
     assert {one["target"] for one in runs} == set(fuzz.TARGETS)
     assert all(set(one) == set(fuzz.Run._fields) for one in runs)
     assert all(one["findings"] == 0 and one["inputs"] > 0 < one["edges"] for one in runs)
+    total = sum(each["inputs"] for each in runs)
+    cuda = sum(each["inputs"] for each in runs if each["target"] == "cuda")
+    page = (RUN.parents[1] / "docs" / "reliability.md").read_text()
+    assert f"{total:,} inputs, {cuda:,} of them for the CUDA kernels, and no finding" in page
