@@ -16,7 +16,9 @@ CUDA_OPERATORS = OPERATORS.with_name("libshape_roi_align_cuda.so")
 _MINIMUM_TORCH = (2, 10)
 
 _obstacle: str | None = None  # why there are no CUDA operators, and the fix
-_refusals: torch.library.Library | None = None  # kept: its destructor deregisters the operators
+_missing_operators: torch.library.Library | None = (
+    None  # kept: its destructor deregisters the operators
+)
 
 
 def _torch_version() -> tuple[int, int]:
@@ -56,14 +58,14 @@ def _find_obstacle(torch_cuda: str) -> str | None:
 
 def _refuse_cuda(obstacle: str) -> None:
     """Calls on CUDA tensors raise RuntimeError."""
-    global _refusals
+    global _missing_operators
 
     def refuse(*_: object) -> NoReturn:
         raise RuntimeError(obstacle)
 
-    _refusals = torch.library.Library("shape_roi_align", "IMPL", "CUDA")
+    _missing_operators = torch.library.Library("shape_roi_align", "IMPL", "CUDA")
     for name in ("sa_roi_align", "_sa_roi_align_backward"):
-        _refusals.impl(name, refuse)
+        _missing_operators.impl(name, refuse)
 
 
 def _not_built() -> str:

@@ -33,7 +33,7 @@ from host_cuda.jobs import (
 
 pytestmark = pytest.mark.slow
 
-LEAST = 16 << 20  # bytes that scratch may always have
+MIN_SCRATCH = 16 << 20  # bytes that scratch may always have
 
 NUM_ROIS = (0, 1, 2, 10, 100, 511, 512, 1000, 100_000, 3_000_000)
 OUTPUT_SIZES = ((1, 1), (7, 7), (14, 14), (64, 64))
@@ -97,15 +97,15 @@ def test_scratch_is_at_most_16_mib_or_the_gradients_asked_for(
     grid: dict[Shape, Scratch],
 ) -> None:
     for shape, scratch in grid.items():
-        assert 0 <= scratch.bytes <= max(LEAST, shape.of_maps + shape.of_boxes), shape
+        assert 0 <= scratch.bytes <= max(MIN_SCRATCH, shape.of_maps + shape.of_boxes), shape
 
 
 def test_the_grid_reaches_both_bounds_and_each_way_to_keep_them(
     grid: dict[Shape, Scratch],
 ) -> None:
     used = [scratch.bytes for scratch in grid.values()]
-    assert 0 in used and max(used) > LEAST
-    assert any(LEAST / 2 < each <= LEAST for each in used)
+    assert 0 in used and max(used) > MIN_SCRATCH
+    assert any(MIN_SCRATCH / 2 < each <= MIN_SCRATCH for each in used)
     assert any(1 < s.boxes < shape.num_rois for shape, s in grid.items())
     cells = [(shape.map_size[0] * shape.map_size[1], s.cells) for shape, s in grid.items()]
     assert any(some < all_cells for all_cells, some in cells)
@@ -152,7 +152,8 @@ def test_results_do_not_depend_on_the_number_of_passes(
     assert len(several.rois) == 6
     for case in (several, one):
         jobs = [
-            Job(case, replace(variant, scratch=scratch), (False, *asked)) for scratch in (0, LEAST)
+            Job(case, replace(variant, scratch=scratch), (False, *asked))
+            for scratch in (0, MIN_SCRATCH)
         ]
         results = run(runner, jobs, tmp_path)
         jobs[0].check(results[0])
@@ -222,15 +223,15 @@ def test_scratch_of_features_is_at_most_16_mib_or_the_gradients_asked_for(
     feature_grid: dict[FeatureShape, FeatureScratch],
 ) -> None:
     for shape, scratch in feature_grid.items():
-        assert 0 <= scratch.bytes <= max(LEAST, shape.gradients), shape
+        assert 0 <= scratch.bytes <= max(MIN_SCRATCH, shape.gradients), shape
 
 
 def test_the_grid_of_features_reaches_both_bounds_and_both_ways_to_find_boxes(
     feature_grid: dict[FeatureShape, FeatureScratch],
 ) -> None:
     used = [scratch.bytes for scratch in feature_grid.values()]
-    assert 0 in used and max(used) > LEAST
-    assert any(LEAST / 2 < each <= LEAST for each in used)
+    assert 0 in used and max(used) > MIN_SCRATCH
+    assert any(MIN_SCRATCH / 2 < each <= MIN_SCRATCH for each in used)
     without = [(shape, s) for shape, s in feature_grid.items() if s.bytes == 0]
     assert any(shape.num_rois == 32 and shape.size == (25, 42) for shape, _ in without)
     assert any(shape.num_rois > 32 and shape.channels == 3 for shape, _ in without)
@@ -251,7 +252,12 @@ def test_kernels_that_cannot_look_at_boxes_have_scratch(
 
 # (few_boxes, scratch, wanted_blocks): bits for large tiles, bits for small tiles, no bits because
 # boxes are few, no bits for lack of scratch.
-WAYS = ((0, LEAST, 1), (0, LEAST, 1 << 20), (1 << 20, LEAST, 1 << 20), (0, 0, 1))
+LAUNCHES = (
+    (0, MIN_SCRATCH, 1),
+    (0, MIN_SCRATCH, 1 << 20),
+    (1 << 20, MIN_SCRATCH, 1 << 20),
+    (0, 0, 1),
+)
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -278,14 +284,16 @@ def test_features_do_not_depend_on_how_tiles_find_their_boxes(part: int, tmp_pat
             *types[number % 4], F32, layouts[number % 3], (96, 32, 256)[number % 3], 1 << 20
         )
         of_features = [*[True] * len(case.features), False, False]
-        for few_boxes, scratch, wanted_blocks in WAYS:
+        for few_boxes, scratch, wanted_blocks in LAUNCHES:
             way = replace(
                 variant, few_boxes=few_boxes, scratch=scratch, wanted_blocks=wanted_blocks
             )
             jobs.append(Job(case, way, of_features))
     results = run(runner, jobs, tmp_path)
     for job, first, *others in zip(
-        jobs[:: len(WAYS)], *(results[i :: len(WAYS)] for i in range(len(WAYS))), strict=True
+        jobs[:: len(LAUNCHES)],
+        *(results[i :: len(LAUNCHES)] for i in range(len(LAUNCHES))),
+        strict=True,
     ):
         for other in others:
             for name in first:

@@ -77,9 +77,9 @@ class BoxGradientWriter {
   template <typename T, typename roi_t>
   static void write_axis(
       const Axis<T>& axis, const AxisGradient<T>& gradient, T scale, roi_t* edge1, roi_t* edge2) {
-    const T of_extent = axis.extent_varies ? gradient.times_uv : T(0);
-    *edge1 = static_cast<roi_t>(scale * (gradient.sum - of_extent));
-    *edge2 = static_cast<roi_t>(scale * of_extent);
+    const T extent_gradient = axis.extent_varies ? gradient.times_uv : T(0);
+    *edge1 = static_cast<roi_t>(scale * (gradient.sum - extent_gradient));
+    *edge2 = static_cast<roi_t>(scale * extent_gradient);
   }
 };
 

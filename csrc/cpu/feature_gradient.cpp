@@ -138,17 +138,17 @@ class BandGradient {
       const Range<int32_t> span = y.bin_span[ph];
       const Range<int32_t> here{
           std::max(span.begin, touched.begin), std::min(span.end, touched.end)};
-      const coord_t* of_bin_row = weights.of_bin_row(ph, here);
+      const coord_t* row_weights = weights.of_bin_row(ph, here);
       for (int32_t row = here.begin; row < here.end; ++row) {
         const int64_t first_pixel = int64_t(y.touched[row] - band.begin) * width;
-        const coord_t* of_pixel_row = of_bin_row + int64_t(row - span.begin) * entries;
+        const coord_t* pixel_row_weights = row_weights + int64_t(row - span.begin) * entries;
         for (int32_t pw = 0; pw < x.num_bins(); ++pw) {
           const int64_t source = pooled_.is_in_place() ? pooled_.offset(k, ph * x.num_bins() + pw)
                                                        : (bin + pw) * block_;
           const Range<int32_t> columns = x.bin_span[pw];
           unsorted_taps_.add(
               first_pixel, x.touched.data() + columns.begin, columns.end - columns.begin, source,
-              of_pixel_row + x.entry_begin[pw]);
+              pixel_row_weights + x.entry_begin[pw]);
         }
       }
     }
@@ -159,14 +159,14 @@ class BandGradient {
   const acc_t* pack_bins(int64_t c, int32_t channels) {
     const int32_t bins_per_row = params_.options.pooled_width;
     int64_t num_bins = 0;
-    for (const BinRows& of_box : bin_rows_) {
-      num_bins += int64_t(of_box.rows.end - of_box.rows.begin) * bins_per_row;
+    for (const BinRows& bin_rows : bin_rows_) {
+      num_bins += int64_t(bin_rows.rows.end - bin_rows.rows.begin) * bins_per_row;
     }
     packed_bins_.resize(size_t(num_bins + kernels_.lanes) * block_);
     acc_t* to = packed_bins_.data();
-    for (const BinRows& of_box : bin_rows_) {
-      pooled_.pack(of_box.box, of_box.rows, c, channels, to, block_);
-      to += int64_t(of_box.rows.end - of_box.rows.begin) * bins_per_row * block_;
+    for (const BinRows& bin_rows : bin_rows_) {
+      pooled_.pack(bin_rows.box, bin_rows.rows, c, channels, to, block_);
+      to += int64_t(bin_rows.rows.end - bin_rows.rows.begin) * bins_per_row * block_;
     }
     return packed_bins_.data();
   }

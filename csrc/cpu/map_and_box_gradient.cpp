@@ -55,8 +55,8 @@ class MapAndBoxGradient {
   std::vector<coord_t> prob_map_row_;
   std::vector<coord_t> prob_map_gradient_;      // [prob_map_height, prob_map_width]
   std::vector<coord_t> prob_map_row_gradient_;  // [prob_map_width]: of one sample row
-  std::vector<coord_t> of_bin_row_;             // products, [touched rows][entries of x]
-  std::vector<coord_t> of_sample_row_;          // products interpolated along y, [entries of x]
+  std::vector<coord_t> bin_row_products_;       // products, [touched rows][entries of x]
+  std::vector<coord_t> sample_row_products_;    // products interpolated along y, [entries of x]
   std::vector<coord_t> slope_of_sample_row_;    // derivatives of the products along y
   AxisGradient<coord_t> along_y_;
   AxisGradient<coord_t> along_x_;
@@ -115,12 +115,12 @@ class MapAndBoxGradient {
     const AxisTaps<coord_t>& x = products.axes.x;
     const Range<int32_t> rows = products.axes.y.bin_span[ph];
     const int64_t entries = x.num_entries();
-    of_bin_row_.resize((rows.end - rows.begin) * entries);
+    bin_row_products_.resize((rows.end - rows.begin) * entries);
     for (int32_t pw = 0; pw < x.num_bins(); ++pw) {
       const acc_t* from = products.of_taps + products.taps.bin_begin[ph * x.num_bins() + pw];
       for (int32_t row = 0; row < rows.end - rows.begin; ++row) {
         for (int32_t entry = x.entry_begin[pw]; entry < x.entry_begin[pw + 1]; ++entry) {
-          of_bin_row_[row * entries + entry] = static_cast<coord_t>(*from++);
+          bin_row_products_[row * entries + entry] = static_cast<coord_t>(*from++);
         }
       }
     }
@@ -129,12 +129,13 @@ class MapAndBoxGradient {
   // first_row: index of the bin row's first touched row.
   void take_sample_row(const Products& products, const AxisSample<coord_t>& y, int32_t first_row) {
     const int64_t entries = products.axes.x.num_entries();
-    const coord_t* low = of_bin_row_.data() + (y.low_index - first_row) * entries;
-    const coord_t* high = of_bin_row_.data() + (y.high_index - first_row) * entries;
-    of_sample_row_.resize(entries);
+    const coord_t* low = bin_row_products_.data() + (y.low_index - first_row) * entries;
+    const coord_t* high = bin_row_products_.data() + (y.high_index - first_row) * entries;
+    sample_row_products_.resize(entries);
     slope_of_sample_row_.resize(entries);
     for (int64_t entry = 0; entry < entries; ++entry) {
-      of_sample_row_[entry] = y.pixels.low_weight * low[entry] + y.pixels.high_weight * high[entry];
+      sample_row_products_[entry] =
+          y.pixels.low_weight * low[entry] + y.pixels.high_weight * high[entry];
       slope_of_sample_row_[entry] = y.pixels.slope * (high[entry] - low[entry]);
     }
   }
@@ -147,7 +148,7 @@ class MapAndBoxGradient {
   // y: interpolation of the sample row in the probability map.
   void add_to_prob_map(const BoxAxes<coord_t>& axes, const Interpolation<coord_t>& y) {
     for (const AxisSample<coord_t>& x : axes.x.samples) {
-      const coord_t gradient = axes.share * interpolate(x, of_sample_row_);
+      const coord_t gradient = axes.share * interpolate(x, sample_row_products_);
       prob_map_row_gradient_[x.prob_map.low] += gradient * x.prob_map.low_weight;
       prob_map_row_gradient_[x.prob_map.high] += gradient * x.prob_map.high_weight;
     }
@@ -165,7 +166,7 @@ class MapAndBoxGradient {
   void add_to_box(const BoxAxes<coord_t>& axes, const AxisSample<coord_t>& y, P p) {
     for (const AxisSample<coord_t>& x : axes.x.samples) {
       const coord_t weight = p(x) * axes.share;
-      const coord_t slope = of_sample_row_[x.high_entry] - of_sample_row_[x.low_entry];
+      const coord_t slope = sample_row_products_[x.high_entry] - sample_row_products_[x.low_entry];
       along_y_.add(weight * interpolate(x, slope_of_sample_row_), y.uv);
       along_x_.add(weight * x.pixels.slope * slope, x.uv);
     }

@@ -66,7 +66,7 @@ class RowSumMapAndBoxGradient {
   std::vector<acc_t> products_;        // [touched rows of the bin row][lanes]
   std::vector<acc_t> slope_products_;  // the same, of the derivatives along x
   // [lanes]: products of a sample row, and their derivatives along y and x.
-  std::vector<acc_t> of_sample_row_[3];
+  std::vector<acc_t> sample_row_products_[3];
   std::vector<acc_t> grad_map_rows_;  // [prob_map_height][lanes]
   std::vector<acc_t> grad_map_;       // [prob_map_height][prob_map_width]
   std::vector<acc_t> sum_;
@@ -84,7 +84,7 @@ class RowSumMapAndBoxGradient {
     pixels_.assign(feature_map, box, channels_, taps_, columns_);
     grad_bins_.resize(size_t(channels_) * taps_.bin_lanes() + kRowSumPadding);
     grad_samples_.resize(size_t(channels_) * lanes_);
-    for (std::vector<acc_t>& row : of_sample_row_) {
+    for (std::vector<acc_t>& row : sample_row_products_) {
       row.resize(lanes_);
     }
     if (writer_.wants_prob_maps()) {
@@ -117,7 +117,7 @@ class RowSumMapAndBoxGradient {
     kernels_.add_products(grad_samples_.data(), pixels, channels_, lanes_, to);
   }
 
-  // Calls f(sample along y) for each sample row of bin row ph. of_sample_row_ then holds the
+  // Calls f(sample along y) for each sample row of bin row ph. sample_row_products_ then holds the
   // products of that sample row.
   template <typename F>
   void for_each_sample_row(int32_t ph, F f) {
@@ -126,10 +126,10 @@ class RowSumMapAndBoxGradient {
     if (taps_.reads_more_rows_than_samples()) {
       for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
         const Interpolation<coord_t>& at = y.samples[iy].pixels;
-        multiply(pixels_.at(at), of_sample_row_[0].data());
+        multiply(pixels_.at(at), sample_row_products_[0].data());
         if (wants_slopes) {
-          multiply(pixels_.slope_at(at), of_sample_row_[1].data());
-          multiply(pixel_slopes_.at(at), of_sample_row_[2].data());
+          multiply(pixels_.slope_at(at), sample_row_products_[1].data());
+          multiply(pixel_slopes_.at(at), sample_row_products_[2].data());
         }
         f(y.samples[iy]);
       }
@@ -150,10 +150,11 @@ class RowSumMapAndBoxGradient {
       const Interpolation<coord_t>& at = sample.pixels;
       const int64_t low = int64_t(sample.low_index - span.begin) * lanes_;
       const int64_t high = int64_t(sample.high_index - span.begin) * lanes_;
-      interpolate(products_, low, at.low_weight, high, at.high_weight, of_sample_row_[0]);
+      interpolate(products_, low, at.low_weight, high, at.high_weight, sample_row_products_[0]);
       if (wants_slopes) {
-        interpolate(products_, low, -at.slope, high, at.slope, of_sample_row_[1]);
-        interpolate(slope_products_, low, at.low_weight, high, at.high_weight, of_sample_row_[2]);
+        interpolate(products_, low, -at.slope, high, at.slope, sample_row_products_[1]);
+        interpolate(
+            slope_products_, low, at.low_weight, high, at.high_weight, sample_row_products_[2]);
       }
       f(sample);
     }
@@ -169,7 +170,7 @@ class RowSumMapAndBoxGradient {
 
   void add_to_map(const Interpolation<coord_t>& y) {
     kernels_.add_to_two(
-        of_sample_row_[0].data(), lanes_, static_cast<acc_t>(y.low_weight),
+        sample_row_products_[0].data(), lanes_, static_cast<acc_t>(y.low_weight),
         grad_map_rows_.data() + int64_t(y.low) * lanes_, static_cast<acc_t>(y.high_weight),
         grad_map_rows_.data() + int64_t(y.high) * lanes_);
   }
@@ -178,8 +179,8 @@ class RowSumMapAndBoxGradient {
     const acc_t* weights = weights_.of_sample_row(y.prob_map);
     coord_t along_y = 0;
     for (int32_t i = 0; i < taps_.results(); ++i) {
-      along_y += coord_t(weights[i]) * coord_t(of_sample_row_[1][i]);
-      along_x_.add(coord_t(weights[i]) * coord_t(of_sample_row_[2][i]), u_[i]);
+      along_y += coord_t(weights[i]) * coord_t(sample_row_products_[1][i]);
+      along_x_.add(coord_t(weights[i]) * coord_t(sample_row_products_[2][i]), u_[i]);
     }
     along_y_.add(along_y, y.uv);
   }

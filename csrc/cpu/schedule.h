@@ -181,9 +181,11 @@ class Scheduler {
 
   int64_t channels_per_item(int64_t parts) const {
     const int64_t all = job_.params.channels;
-    const int64_t fewest = std::min<int64_t>(kernels<T>().planar_block, all);
-    const int64_t of_part = (all + std::max<int64_t>(parts, 1) - 1) / std::max<int64_t>(parts, 1);
-    const int64_t channels = job_.divides_channels ? std::clamp(of_part, fewest, all) : all;
+    const int64_t min_channels = std::min<int64_t>(kernels<T>().planar_block, all);
+    const int64_t channels_per_part =
+        (all + std::max<int64_t>(parts, 1) - 1) / std::max<int64_t>(parts, 1);
+    const int64_t channels =
+        job_.divides_channels ? std::clamp(channels_per_part, min_channels, all) : all;
     return round_up(channels, kernels<T>().lanes);
   }
 };

@@ -14,8 +14,8 @@ from .coco_file import LISTED
 
 SMALLEST_SIDE = 0.01  # pixels; larger than float32's rounding when a large picture is resized
 ROUNDING = 1.0  # pixels between a box and the mask that it was made from
-FAR = 0.25  # fraction of the picture's side, beyond its border
-ALIKE = 0.3  # IoU of a box and its mask's extents
+MAX_BEYOND = 0.25  # fraction of the picture's side, beyond its border
+MIN_IOU = 0.3  # IoU of a box and its mask's extents
 BBOX = "bbox must be x, y, width, height in pixels"
 
 
@@ -51,13 +51,13 @@ def check_boxes(
     for name, reading in _other_readings(boxes).items():
         differs = ~_are_near(reading, corners)
         refuse_most(differs & ~fits & _are_near(reading, extents), differs, f"not {name}")
-    beyond = corners[:, 2:] - (1 + FAR) * sizes[:, ::-1]
+    beyond = corners[:, 2:] - (1 + MAX_BEYOND) * sizes[:, ::-1]
     far_out = beyond.max(axis=1) > ROUNDING
     refuse_most(far_out, every, "most of these reach far out of the picture")
     low, high = np.maximum(corners, extents)[:, :2], np.minimum(corners, extents)[:, 2:]
     common = (high - low).clip(min=0).prod(axis=1)
     union = _areas(corners) + _areas(extents) - common
-    unlike = ~fits & (common < ALIKE * union)
+    unlike = ~fits & (common < MIN_IOU * union)
     refuse_most(unlike, every, "around the segmentation: most of these overlap it little")
     apart = np.flatnonzero((low - high > ROUNDING).any(axis=1))
     annotations.refuse(f"{BBOX}, around the segmentation", apart, "bbox")

@@ -108,13 +108,14 @@ class PackedReader {
       return {1, false};
     }
     const int64_t num_boxes = static_cast<int64_t>(boxes.size());
-    int64_t of_item = std::clamp<int64_t>(
+    int64_t boxes_per_item = std::clamp<int64_t>(
         static_cast<int64_t>(kMaxTaps / (1 + taps) * double(num_boxes)), 1, num_boxes);
     if (!job.divides_channels) {
-      const int64_t of_part = (num_boxes + parts - 1) / parts;
-      of_item = std::min(of_item, std::clamp(of_part, std::min(kMinBoxes, num_boxes), num_boxes));
+      const int64_t boxes_per_part = (num_boxes + parts - 1) / parts;
+      boxes_per_item = std::min(
+          boxes_per_item, std::clamp(boxes_per_part, std::min(kMinBoxes, num_boxes), num_boxes));
     }
-    return {of_item, true};
+    return {boxes_per_item, true};
   }
 
   static int32_t channels_per_block(const Job& job, BoxSpan<coord_t> boxes) {

@@ -20,8 +20,8 @@ class BinWeights {
   // Reused by later boxes to save allocations.
   struct Memory {
     std::vector<T> prob_map_row;
-    std::vector<T> of_sample_row;
-    std::vector<T> of_bin_row;
+    std::vector<T> sample_row_weights;
+    std::vector<T> bin_row_weights;
   };
 
   // prob_map: [prob_map_height, prob_map_width] of the box, or null for p = 1. All arguments must
@@ -31,9 +31,9 @@ class BinWeights {
         memory_(memory),
         prob_map_rows_(prob_map, prob_map_width, axes.x, memory.prob_map_row) {
     if (prob_map_rows_.exist()) {
-      memory_.of_sample_row.assign(axes_.x.num_entries(), T(0));
+      memory_.sample_row_weights.assign(axes_.x.num_entries(), T(0));
     } else {  // the weights of all sample rows are the same
-      add_entry_weights(axes_.x, axes_.share, memory_.of_sample_row);
+      add_entry_weights(axes_.x, axes_.share, memory_.sample_row_weights);
     }
   }
 
@@ -43,8 +43,8 @@ class BinWeights {
     const AxisTaps<T>& y = axes_.y;
     const Range<int32_t> span = y.bin_span[ph];
     const int32_t entries = axes_.x.num_entries();
-    memory_.of_bin_row.assign(size_t(span.end - span.begin) * entries, T(0));
-    T* weights = memory_.of_bin_row.data();
+    memory_.bin_row_weights.assign(size_t(span.end - span.begin) * entries, T(0));
+    T* weights = memory_.bin_row_weights.data();
     for (int32_t iy = y.sample_begin[ph]; iy < y.sample_begin[ph + 1]; ++iy) {
       const AxisSample<T>& sample = y.samples[iy];
       if (sample.high_index < wanted.begin || sample.low_index >= wanted.end) {
@@ -72,7 +72,7 @@ class BinWeights {
   const ProbMapRows<T> prob_map_rows_;
 
   void weigh_sample_row(const ProbMapRow<T>& prob_map_row) {
-    std::vector<T>& weights = memory_.of_sample_row;
+    std::vector<T>& weights = memory_.sample_row_weights;
     std::fill(weights.begin(), weights.end(), T(0));
     for (const AxisSample<T>& sample : axes_.x.samples) {
       const T w = axes_.share * prob_map_row.at(sample.prob_map);
@@ -82,8 +82,8 @@ class BinWeights {
   }
 
   void add_sample_row(T scale, T* to) const {
-    const T* from = memory_.of_sample_row.data();
-    const size_t entries = memory_.of_sample_row.size();
+    const T* from = memory_.sample_row_weights.data();
+    const size_t entries = memory_.sample_row_weights.size();
     for (size_t i = 0; i < entries; ++i) {
       to[i] += scale * from[i];
     }
