@@ -11,7 +11,7 @@ from typing import Any
 from training.evaluate import IOU_TYPES, METRICS
 
 from .neighbours import KINDS
-from .rows import ALPHAS, MAIN, OPTIONS, PLACEBO, ROWS
+from .rows import ALPHAS, BASE, MAIN, OPTIONS, PLACEBO, ROWS
 from .summary import (
     DIFFERENCES,
     OPTION_DIFFERENCES,
@@ -87,7 +87,7 @@ def write_report(folder: Path) -> Path:
         "neighbour is an object whose box has an IoU above 0.3 with the object's box. In "
         "parentheses: number of objects, summed over seeds or folds.\n",
         *_each(all_runs, _recall_table),
-        _section("Options, one seed", _difference_table(all_runs, OPTION_DIFFERENCES)),
+        _section("Options", _difference_table(all_runs, OPTION_DIFFERENCES)),
         _section(
             "Tables 4 and 5: one checkpoint of RM + SaRoIAlign, evaluated in several ways",
             *_each(all_runs, _table_4_and_5),
@@ -189,7 +189,12 @@ def _held_out_gain(runs: DataRuns) -> str:
 
 
 def _detection_table(runs: DataRuns) -> str:
-    header = ["", *(f"{k} {m}" for k in KIND_NAMES.values() for m in METRICS), "iterations"]
+    header = [
+        "",
+        *(f"{k} {m}" for k in KIND_NAMES.values() for m in METRICS),
+        "iterations",
+        "seeds or folds",
+    ]
     lines = []
     for name in [*MAIN, *PLACEBO]:
         records = list(runs.rows.get(name, {}).values())
@@ -200,7 +205,9 @@ def _detection_table(runs: DataRuns) -> str:
                 for metric in METRICS
             ]
             counts = [r["iterations"] for r in records if "iterations" in r]
-            lines.append([ROWS[name].title, *cells, mean_deviation(counts, digits=0)])
+            lines.append(
+                [ROWS[name].title, *cells, mean_deviation(counts, digits=0), str(len(records))]
+            )
     return _markdown(header, lines)
 
 
@@ -250,6 +257,7 @@ def _recall_table(runs: DataRuns) -> str:
                 [
                     ROWS[name].title,
                     *(mean_deviation(r["recall"][kind][0] for r in records) for kind in KINDS),
+                    str(len(records)),
                 ]
             )
     counts = [
@@ -259,36 +267,42 @@ def _recall_table(runs: DataRuns) -> str:
     header = [
         "",
         *(f"{what} ({n})" for what, n in zip(("no neighbour", *KINDS[1:]), counts, strict=True)),
+        "seeds or folds",
     ]
     return _markdown(header, lines)
 
 
 def _table_4_and_5(runs: DataRuns) -> str:
-    if not any(f"alpha={alpha:g}" in runs.rows for alpha in ALPHAS):
-        return ""
+    """Of the runs that have every column: averages over other runs could not be compared."""
     names = {
-        "base": "mask_r_cnn",
+        "base": BASE,
         "CLS only": "cls",
         "REG only (alpha = 0)": "alpha=0",
         **{f"alpha = {a:g}": f"alpha={a:g}" if a != 1 else PAPER for a in ALPHAS if a},
     }
+    common = set.intersection(*(set(runs.rows.get(name, {})) for name in names.values()))
     lines = [
         [
             KIND_NAMES[iou_type],
             *(
                 mean_deviation(
-                    r["scores"]["all"][iou_type]["AP"] for r in runs.rows.get(name, {}).values()
+                    runs.rows[name][n]["scores"]["all"][iou_type]["AP"] for n in sorted(common)
                 )
                 for name in names.values()
             ),
+            str(len(common)),
         ]
         for iou_type in IOU_TYPES
     ]
-    return _markdown(["AP", *names], lines)
+    return _markdown(["AP", *names, "seeds or folds"], lines) if common else ""
 
 
 def _probe_table(runs: DataRuns) -> str:
-    header = ["", "own, alone", "beside", "neighbour's, alone", "beside", "right, alone", "beside"]
+    header = [
+        "",
+        *("own, alone", "beside", "neighbour's, alone", "beside", "right, alone", "beside"),
+        "seeds or folds",
+    ]
     lines = []
     for name in MAIN:
         probed = [r["probe"] for r in runs.rows.get(name, {}).values() if "probe" in r]
@@ -298,7 +312,7 @@ def _probe_table(runs: DataRuns) -> str:
                 for what in ("own", "neighbour", "right")
                 for where in ("alone", "beside")
             ]
-            lines.append([ROWS[name].title, *cells])
+            lines.append([ROWS[name].title, *cells, str(len(probed))])
     return _markdown(header, lines) if lines else ""
 
 

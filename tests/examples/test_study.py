@@ -19,7 +19,7 @@ from mrrcnn.weights import load_weights
 from study.bootstrap import SERIES, STEP, resample
 from study.datasets.huddle import HuddleConfig
 from study.report import mean_deviation, verdict, write_report
-from study.rows import MAIN, ROWS
+from study.rows import GROUPS, MAIN, ROWS
 from study.settings import PRESETS
 from study.summary import crowding_gain, difference, load_runs
 from study_mrrcnn import main
@@ -184,7 +184,7 @@ def test_rows_of_other_settings_are_not_mixed_in(made, monkeypatch):
 
 
 def test_the_report_has_every_table_and_picture(made):
-    run(made, "--rows", "rm_roialign", "rm_saroialign_frozen", "detached")
+    run(made, "--rows", "rm_roialign", "rm_saroialign_frozen", "detached", "evaluations")
     text = (made / "results" / "README.md").read_text()
     for heading in (
         "Data, and how far the base has converged",
@@ -314,6 +314,22 @@ def test_a_gain_on_huddled_objects_is_compared_with_that_on_isolated_ones(tmp_pa
     runs.draws["rm_saroialign"][0][SERIES.index(("q <= 0.05", "bbox"))] += 2
     gain = crowding_gain(runs, "rm_saroialign", "control")
     assert (gain.mean, gain.low, gain.high) == pytest.approx((3.0, 2.0, 4.0))
+
+
+def test_evaluations_of_one_checkpoint_are_averaged_over_the_same_runs(tmp_path):
+    names = ["mask_r_cnn", "rm_saroialign", *GROUPS["evaluations"]]
+    draws = np.full(1000, 30.0)
+    for number, box in ((0, 30.0), (1, 40.0)):
+        made = names if number == 0 else names[:2]
+        write_run(
+            tmp_path / "runs",
+            number,
+            dict.fromkeys(made, (box, 20.0)),
+            dict.fromkeys(made, (draws, draws)),
+        )
+    text = write_report(tmp_path).read_text()
+    (line,) = (each for each in text.splitlines() if each.startswith("| box |"))
+    assert line.split("|")[2:-1] == [" 30.0 "] * 10 + [" 1 "]
 
 
 def test_the_summary_has_every_difference(tmp_path):
