@@ -155,6 +155,7 @@ def evidence(_: Recorded) -> str:
     data_sets = {
         "shape": ("generated, class by shape", "seed"),
         "bin": ("photographs of heaps, 20 classes", "fold"),
+        "mushrooms": ("photographs of mushrooms", "fold"),
     }
     found = {
         (each["data"], each["b"]): each
