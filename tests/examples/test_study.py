@@ -32,11 +32,15 @@ DRAWS = 40
 
 @pytest.fixture(scope="module", autouse=True)
 def short():
-    """Few draws and timed steps."""
+    """Few draws and timed steps. One thread: threads that wait for one another take processor time,
+    most of all beside other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study.run, "resample", partial(resample, draws=DRAWS))
-        patch.setattr(study.run, "COST_ROUNDS", 2)
+        patch.setattr(study.run, "COST_ROUNDS", 5)
         yield
+    torch.set_num_threads(threads)
 
 
 def run(folder, *arguments):
