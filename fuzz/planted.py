@@ -39,8 +39,8 @@ DEFECTS = {
         Defect(
             "last_bin",
             "cuda/forward.cuh",
-            "return {begin, least(begin + bins, patch.bins())};",
-            "return {begin, least(begin + bins, patch.bins() - 1)};",
+            "return {begin, min_of(begin + bins, patch.bins())};",
+            "return {begin, min_of(begin + bins, patch.bins() - 1)};",
         ),
         # Computes wrong values, only at the border of the feature map.
         Defect(
