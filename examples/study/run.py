@@ -116,11 +116,9 @@ class Run:
 
     def _check_base(self) -> None:
         """The weights may be of a training that was repeated because ``work_dir`` was lost."""
-        results = self._detect(self._model(BASE), self.splits.val, BASE)
-        actual = average_precisions(self.splits.val.coco, results, {"all": None})["all"]
         kept = self.rows[BASE]["scores"]["all"]
-        for iou_type in IOU_TYPES:
-            ap, kept_ap = actual[iou_type]["AP"], kept[iou_type]["AP"]
+        for iou_type, ap in self._precisions(self._model(BASE), self.splits.val, BASE).items():
+            kept_ap = kept[iou_type]["AP"]
             if abs(ap - kept_ap) > SAME_WEIGHTS:
                 raise SystemExit(
                     f"{self.file}: the rows are of a {BASE} with {iou_type} AP {kept_ap:.2f}, but "
@@ -138,7 +136,7 @@ class Run:
         scores, drawn = self._evaluate(model, name)
         record |= scores
         if name in (BASE, "control"):
-            record["held_out"] = self._held_out(model)
+            record["held_out"] = self._precisions(model, self.splits.held_out, "held out")
         if not row.weights_of and self.setting.generated is not None:
             pairs = make_pairs(self.setting.generated, self.setting.probe_pairs)
             record["probe"] = neighbour_effect(model, pairs)
@@ -305,9 +303,10 @@ class Run:
             ]
         )
 
-    def _held_out(self, model: MaskRCNN) -> dict[str, float]:
-        results = self._detect(model, self.splits.held_out, "held out")
-        scores = average_precisions(self.splits.held_out.coco, results, {"all": None})["all"]
+    def _precisions(self, model: MaskRCNN, data: CocoInstances, name: str) -> dict[str, float]:
+        """Box and mask AP in percent."""
+        results = self._detect(model, data, name)
+        scores = average_precisions(data.coco, results, {"all": None})["all"]
         return {iou_type: scores[iou_type]["AP"] for iou_type in IOU_TYPES}
 
     def picture(self) -> None:
