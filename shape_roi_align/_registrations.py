@@ -139,14 +139,15 @@ def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *option
 # batched checks of gradcheck use a vmap older than torch.func's. Its dispatch key is ``Batched``.
 
 
+_BATCHED = torch._C._parse_dispatch_key("Batched")
+
+
 class _BatchInfo(NamedTuple):
     batch_size: int
 
 
-def _current_level() -> int:
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    return level
+def _is_batched(tensor: Tensor) -> bool:
+    return torch._C._dispatch_keys(tensor).has(_BATCHED)
 
 
 def _expose_batch(tensor: Tensor | None, level: int) -> tuple[Tensor | None, int | None]:
@@ -159,14 +160,22 @@ def _expose_batch(tensor: Tensor | None, level: int) -> tuple[Tensor | None, int
     return (tensor, None) if exposed.shape[0] == 0 else (exposed, 0)
 
 
+def _innermost_level(tensor: Tensor) -> int:
+    """The highest level that batches the tensor; 0 if none does. Asks the tensor, because the count
+    of PyTorch is per thread, and backward passes on a GPU run in threads of their own."""
+    level = 0
+    while _is_batched(tensor):
+        level += 1
+        tensor, _ = _expose_batch(tensor, level)
+    return level
+
+
 def _innermost_batch(tensors: Sequence[Tensor | None]) -> tuple[int, int, list, list]:
     """``level, batch size, tensors, dims`` of the innermost level that batches a tensor."""
-    for level in range(_current_level(), 0, -1):
-        pairs = [_expose_batch(tensor, level) for tensor in tensors]
-        sizes = [t.shape[0] for t, dim in pairs if t is not None and dim is not None]
-        if sizes:
-            return level, sizes[0], [t for t, _ in pairs], [dim for _, dim in pairs]
-    raise RuntimeError("sa_roi_align: a batched tensor has left the vmap that made it")
+    level = max(_innermost_level(tensor) for tensor in tensors if tensor is not None)
+    pairs = [_expose_batch(tensor, level) for tensor in tensors]
+    size = next(tensor.shape[0] for tensor, dim in pairs if dim is not None)
+    return level, size, [tensor for tensor, _ in pairs], [dim for _, dim in pairs]
 
 
 def _batched_forward(inputs, rois, levels, prob_maps, *options):

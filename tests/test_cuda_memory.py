@@ -82,8 +82,8 @@ def test_scratch_of_the_backward_pass(
 def test_scratch_of_few_boxes_with_large_maps(
     map_dtype: torch.dtype, dtype: torch.dtype, channels_last: bool, device: torch.device
 ) -> None:
-    features, rois, _ = make_leaves(dtype, channels_last, device)
-    rois = rois.detach()[:10].requires_grad_()
+    features, rois, _ = (leaf.detach() for leaf in make_leaves(dtype, channels_last, device))
+    rois = rois[:10].requires_grad_()
     maps = torch.rand(10, 800, 1333, device=device, dtype=map_dtype, requires_grad=True)
     out = sa_roi_align(features, rois, maps, BINS, sampling_ratio=SAMPLES)
     grad = torch.ones_like(out)

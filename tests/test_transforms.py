@@ -4,11 +4,14 @@ derivatives, or raises an error if it has none."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._vmap_internals import _vmap
 from torch.autograd import forward_ad
 from torch.autograd.functional import hessian as autograd_hessian
 from torch.autograd.functional import jacobian
@@ -337,6 +340,23 @@ def test_batched_upstream_gradients_equal_a_loop(device: torch.device) -> None:
         singles = [torch.autograd.grad(out, inputs, g, retain_graph=True) for g in upstream]
         for got, want in zip(batched, zip(*singles, strict=True), strict=True):
             torch.testing.assert_close(got, torch.stack(want), rtol=1e-12, atol=1e-12)
+
+
+def test_batched_upstream_gradients_in_another_thread() -> None:
+    """Autograd runs backward passes on a GPU in a thread of its own."""
+    function, inputs = differentiable(torch.device("cpu"))
+    out = function(*inputs)
+
+    def in_a_thread(upstream: Tensor) -> tuple[Tensor, ...]:
+        with ThreadPoolExecutor(1) as threads:
+            grad = partial(torch.autograd.grad, out, inputs, upstream, retain_graph=True)
+            return threads.submit(grad).result()
+
+    upstream = torch.randn(3, *out.shape, dtype=out.dtype)
+    batched = _vmap(in_a_thread)(upstream)
+    singles = [torch.autograd.grad(out, inputs, g, retain_graph=True) for g in upstream]
+    for got, want in zip(batched, zip(*singles, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(want), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])

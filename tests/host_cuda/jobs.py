@@ -87,7 +87,8 @@ def kernels_of(program: Path) -> set[str]:
 
 def channels_last(x: Tensor) -> Tensor:
     """A channels_last copy with default strides, also for dimensions of size 1."""
-    return torch.empty(x.shape, dtype=x.dtype, memory_format=torch.channels_last).copy_(x)
+    copy = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return copy.copy_(x)
 
 
 def lay_out(x: Tensor, layout: str) -> Tensor:

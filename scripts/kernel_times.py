@@ -1,0 +1,126 @@
+"""Times every CUDA kernel of forward and backward passes, beside torchvision's.
+
+python scripts/kernel_times.py --case p2_7x7 c4 --json kernels.jsonl
+
+A row has the median time of one kernel, or of one copy or fill, in microseconds, from
+torch.profiler. Each pass starts with a cold L2 cache.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from cases import SINGLE_LEVEL, Case, make_inputs
+from providers import OURS, YARDSTICK, single_level
+from report import describe_run
+from runner import DTYPES, LAYOUTS, deterministic_algorithms
+from timing import copy_bandwidth, larger_than_the_cache, make_call
+
+PASSES = ("forward", "backward")
+FLUSH = "CUDAFunctorOnSelf_add<unsigned char>"  # the kernel that overwrites the cache
+
+
+def main() -> None:
+    arguments = parse()
+    device = torch.device("cuda")
+    identity = describe_run(device, copy_bandwidth(device))
+    with arguments.json.open("w") as file:
+        for case, dtype, layout in product(arguments.case, arguments.dtype, arguments.layout):
+            for row in times_of(BY_NAME[case], dtype, layout, arguments, device):
+                file.write(json.dumps(row | {"identity": identity}) + "\n")
+                print(
+                    f"{row['case']} {dtype} {layout} {row['provider']} {row['pass']}: "
+                    f"{row['microseconds']:.1f} us x {row['launches']}  {row['kernel'][:90]}",
+                    flush=True,
+                )
+            file.flush()
+
+
+BY_NAME = {case.name: case for case in SINGLE_LEVEL}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--case",
+        nargs="+",
+        choices=BY_NAME,
+        metavar="CASE",
+        default=["p2_7x7"],
+        help=f"among {', '.join(BY_NAME)}; default: p2_7x7",
+    )
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])
+    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument(
+        "--provider", nargs="+", default=[OURS, YARDSTICK], help="default: ours and torchvision's"
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="use torch's deterministic algorithms"
+    )
+    parser.add_argument("--rounds", type=int, default=10, help="passes; default: %(default)s")
+    parser.add_argument("--json", type=Path, required=True, help="JSON lines file to write")
+    return parser.parse_args()
+
+
+def times_of(
+    case: Case, dtype: str, layout: str, arguments: argparse.Namespace, device: torch.device
+) -> list[dict[str, object]]:
+    inputs = make_inputs(case, dtype=DTYPES[dtype], device=device, memory_format=LAYOUTS[layout])
+    rows: list[dict[str, object]] = []
+    with deterministic_algorithms(arguments.deterministic):
+        for provider in single_level():
+            if provider.name not in arguments.provider or not provider.takes(
+                case, DTYPES[dtype], device
+            ):
+                continue
+            for mode in PASSES:
+                call = make_call(provider.build(case), provider.prepare(inputs), mode)
+                for kernel, times in kernels_of(call, arguments.rounds, device).items():
+                    rows.append(
+                        {
+                            "case": case.name,
+                            "problem": case.problem(),
+                            "provider": provider.name,
+                            "pass": mode,
+                            "dtype": dtype,
+                            "layout": layout,
+                            "deterministic": arguments.deterministic,
+                            "kernel": kernel,
+                            "launches": len(times) / arguments.rounds,
+                            "microseconds": round(statistics.median(times), 3),
+                        }
+                    )
+    return rows
+
+
+def kernels_of(call, rounds: int, device: torch.device) -> dict[str, list[float]]:  # type: ignore[no-untyped-def]
+    """Microseconds of each launch, by kernel."""
+    cache = larger_than_the_cache(device)
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(rounds):
+            cache.add_(1)
+            call()
+        torch.cuda.synchronize(device)
+    times = defaultdict(list)
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA and FLUSH not in event.name:
+            times[event.name].append(event.device_time)
+    return times
+
+
+if __name__ == "__main__":
+    main()
