@@ -95,7 +95,9 @@ def jobs_of(case: Case, number: int) -> list[Job]:
     return [
         Job(
             case,
-            Variant(*types, SCALAR_TYPES[i % 4], layout, 256, (1 << 31) - 1, wanted_blocks=512),
+            Variant(
+                *types, SCALAR_TYPES[i % 4], layout, 256, (1 << 31) - 1, wanted_blocks=512, copies=1
+            ),
         )
         for i, (types, layout) in enumerate(both, start=number)
     ]

@@ -91,6 +91,14 @@ __device__ void write_by_pixels(
     feature_t* image, bool is_read, const acc_t (&sum)[pixels_per_warp][per_lane], acc_t* staged) {
   constexpr int32_t kPitch = kTilePixels<pixels_per_warp> + 1;  // channels in different banks
   constexpr int32_t kAtOnce = channels_staged<acc_t>(per_lane, kPitch);
+  // A thread writes one pixel of every kRows-th row of the tile's channels.
+  constexpr int32_t kRows = kWarp / pixels_per_warp;
+  const int32_t pixel = threadIdx.x % tile.pixels();
+  const int32_t first_row = threadIdx.x / tile.pixels();
+  const bool is_in_map = tile.has(gradient, pixel);
+  const int64_t first_channel = slab * kWarp * per_lane;
+  feature_t* const to =
+      image + first_channel * gradient.channel_stride + tile.offset(gradient, pixel);
 #pragma unroll
   for (int32_t first = 0; first < per_lane; first += kAtOnce) {
     if (is_read) {
@@ -105,18 +113,16 @@ __device__ void write_by_pixels(
       }
       __syncthreads();
     }
-#pragma unroll 1
-    for (int32_t i = threadIdx.x; i < kAtOnce * kWarp * tile.pixels(); i += blockDim.x) {
-      const int32_t staged_row = i / tile.pixels();
-      const int32_t lane = staged_row % kWarp;
-      const int32_t c = first + staged_row / kWarp;
-      const int64_t channel =
-          slab * kWarp * per_lane + c / width * kWarp * width + lane * width + c % width;
-      const int32_t pixel = i % tile.pixels();
-      if (channel < num_channels && tile.has(gradient, pixel)) {
-        store(
-            is_read ? staged[staged_row * kPitch + pixel] : acc_t(0),
-            image + channel * gradient.channel_stride + tile.offset(gradient, pixel));
+    if (is_in_map) {
+#pragma unroll 2  // more would spill
+      for (int32_t row = first_row; row < kAtOnce * kWarp; row += kRows) {
+        const int32_t c = first + row / kWarp;
+        const int32_t channel = c / width * kWarp * width + row % kWarp * width + c % width;
+        if (first_channel + channel < num_channels) {
+          store(
+              is_read ? staged[row * kPitch + pixel] : acc_t(0),
+              to + channel * gradient.channel_stride);
+        }
       }
     }
   }

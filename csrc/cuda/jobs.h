@@ -1,4 +1,4 @@
-// The three jobs of the CUDA operators on a stream. Each job has a source file of its own, so that
+// The jobs of the CUDA operators on a stream. Each job has a source file of its own, so that
 // they compile in parallel.
 #pragma once
 
@@ -6,10 +6,11 @@
 
 #include "cuda/launch.h"
 #include "cuda/launch_map_and_box_gradient.h"
+#include "cuda/launch_transpose.h"
 
 namespace shape_roi_align::cuda {
 
-// Contracts: launch.h and launch_map_and_box_gradient.h.
+// Contracts: launch.h, launch_map_and_box_gradient.h and launch_transpose.h.
 void forward_on(cudaStream_t stream, const Params& params, const PooledTensor& output);
 
 void feature_gradient_on(
@@ -19,5 +20,7 @@ void feature_gradient_on(
 void map_and_box_gradient_on(
     cudaStream_t stream, const Params& params, const PooledTensor& grad,
     const MapAndBoxGradients& gradients, void* scratch);
+
+void transpose_on(cudaStream_t stream, const TransposedCopy& copy, ScalarType type);
 
 }  // namespace shape_roi_align::cuda

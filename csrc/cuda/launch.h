@@ -30,6 +30,12 @@ struct LaunchOptions {
   // With at most this many boxes, and few tiles, each tile of the gradient of the features checks
   // all boxes itself, which saves two launches.
   int64_t few_boxes = kBoxesPerWord;
+  // For the gradients of the maps and of the boxes, feature maps with pixels innermost are copied
+  // first if they have at most so many times the elements of the pooled tensor. On an H200 and with
+  // features of 4 bytes, a copy takes 2.7 us per million elements and saves 13 to 22 us per million
+  // elements of the pooled tensor. The forward pass makes no copies: the result of a box would
+  // depend on the number of boxes.
+  double copied = 6;
 };
 
 constexpr int64_t bytes_of(ScalarType type) {
@@ -94,9 +100,9 @@ inline bool has_channels_innermost(const FeatureMap& feature_map) {
 }
 
 // Whether to have channels in the lanes. Few channels would leave most lanes of a warp idle.
+constexpr int64_t kMinChannelsInLanes = 8;
 inline bool reads_channels_in_lanes(const Params& params) {
-  constexpr int64_t kMinChannels = 8;
-  return params.channels >= kMinChannels &&
+  return params.channels >= kMinChannelsInLanes &&
          std::all_of(params.levels, params.levels + params.num_levels, has_channels_innermost);
 }
 

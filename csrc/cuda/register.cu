@@ -29,6 +29,33 @@ void check_counts(const Params& params) {
       params.options.pooled_width, " bins");
 }
 
+// The arguments of a call, with copies of the feature maps if copies_features.
+class CopiedFeatures {
+ public:
+  Params params;
+
+  explicit CopiedFeatures(const CheckedOperands& call) : params(call.params) {
+    if (!cuda::copies_features(params, {})) {
+      return;
+    }
+    for (int32_t l = 0; l < params.num_levels; ++l) {
+      FeatureMap& map = params.levels[l];
+      if (cuda::is_copied(map)) {
+        const Tensor& input = call.inputs[l];
+        copies_.push_back(empty(size_of(input), input.scalar_type(), input));
+        void* const copy = copies_.back().data_ptr();
+        cuda::transpose_on(
+            current_stream(input), cuda::copy_of(map, params.num_images, params.channels, copy),
+            params.feature_type);
+        map = cuda::with_channels_innermost(map, params.channels, copy);
+      }
+    }
+  }
+
+ private:
+  std::vector<Tensor> copies_;
+};
+
 Tensor forward_cuda(const CheckedOperands& call) {
   check_counts(call.params);
   const Tensor& input = call.inputs[0];
@@ -77,11 +104,12 @@ std::pair<Tensor, Tensor> map_and_box_gradients(
       empty_gradient(wants_prob_maps, call.prob_maps.has_value() ? *call.prob_maps : call.rois);
   Tensor of_rois = empty_gradient(wants_rois, call.rois);
   if (wants_prob_maps || wants_rois) {
-    const cuda::MapAndBoxScratch sizes(
-        call.params, wants_prob_maps, wants_rois, cuda::LaunchOptions{});
+    const CopiedFeatures features(call);
+    const Params& params = features.params;
+    const cuda::MapAndBoxScratch sizes(params, wants_prob_maps, wants_rois, cuda::LaunchOptions{});
     const Tensor scratch = empty({sizes.bytes()}, Byte, grad);
     cuda::map_and_box_gradient_on(
-        current_stream(grad), call.params, to_pooled_tensor(grad),
+        current_stream(grad), params, to_pooled_tensor(grad),
         {wants_prob_maps ? of_prob_maps.data_ptr() : nullptr,
          wants_rois ? of_rois.data_ptr() : nullptr},
         scratch.data_ptr());
@@ -89,20 +117,32 @@ std::pair<Tensor, Tensor> map_and_box_gradients(
   return {of_prob_maps, of_rois};
 }
 
+// A gradient of the output with channels innermost: a copy, or the gradient itself.
+Tensor with_channels_innermost(const Tensor& grad, const Params& params) {
+  if (has_dense_strides(grad, {1, 3, 2, 0})) {
+    return grad;
+  }
+  Tensor copy = empty(size_of(grad), grad.scalar_type(), grad, MemoryFormat::ChannelsLast);
+  cuda::transpose_on(
+      current_stream(grad), cuda::copy_of(to_pooled_tensor(grad), params, copy.data_ptr()),
+      params.feature_type);
+  return copy;
+}
+
 Gradients backward_cuda(const CheckedBackwardOperands& call) {
   const Params& params = call.params;
   check_counts(params);
   const DeviceGuard guard(call.grad.get_device_index());
-  const bool wants_channels_innermost = cuda::prefers_channels_innermost(params);
-  const bool needs_channels_innermost =
-      call.wants_any_input() ||
-      ((call.wants_prob_maps() || call.wants_rois()) && wants_channels_innermost);
+  const bool wants_maps_or_rois = call.wants_prob_maps() || call.wants_rois();
+  const bool maps_prefer_channels_innermost =
+      cuda::prefers_channels_innermost(params) || cuda::copies_features(params, {});
   const Tensor grad_channels_innermost =
-      needs_channels_innermost ? torch::stable::contiguous(call.grad, MemoryFormat::ChannelsLast)
-                               : call.grad;
+      call.wants_any_input() || (wants_maps_or_rois && maps_prefer_channels_innermost)
+          ? with_channels_innermost(call.grad, params)
+          : call.grad;
   std::vector<Tensor> grad_inputs = feature_gradients(call, grad_channels_innermost);
-  auto [grad_prob_maps, grad_rois] =
-      map_and_box_gradients(call, wants_channels_innermost ? grad_channels_innermost : call.grad);
+  auto [grad_prob_maps, grad_rois] = map_and_box_gradients(
+      call, maps_prefer_channels_innermost ? grad_channels_innermost : call.grad);
   return {grad_inputs, grad_prob_maps, grad_rois};
 }
 

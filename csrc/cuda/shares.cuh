@@ -47,7 +47,7 @@ __device__ void sum_shares(const SharesOfGradient& of, int32_t shares) {
 #pragma unroll 1
   for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < of.size; i += step) {
     T sum = sums[i];
-#pragma unroll 1
+#pragma unroll 8  // loads of several shares are in flight
     for (int32_t share = 1; share < shares; ++share) {
       sum += sums[share * of.size + i];
     }

@@ -51,6 +51,8 @@ class Variant:
     # In the gradient of the features:
     few_channels: int = 32  # with up to so many channels, each lane has one channel
     few_boxes: int = 32  # with up to so many boxes and few tiles, each tile checks all boxes
+    # Multiplies the size up to which feature maps are copied for the gradients of maps and boxes.
+    copies: float = 0
 
 
 @cache
@@ -117,6 +119,9 @@ class JobWriter:
     def integers(self, *values: int) -> None:
         self.data += struct.pack(f"{len(values)}q", *values)
 
+    def doubles(self, *values: float) -> None:
+        self.data += struct.pack(f"{len(values)}d", *values)
+
     def array(self, data: bytes) -> None:
         self.integers(len(data))
         self.data += data
@@ -132,7 +137,7 @@ class JobWriter:
 
     def feature_map(self, tensor: Tensor, spatial_scale: float) -> None:
         self.integers(*tensor.stride(), *tensor.shape[2:])
-        self.data += struct.pack("d", spatial_scale)
+        self.doubles(spatial_scale)
 
 
 class Job:
@@ -161,6 +166,7 @@ class Job:
         to.array(f"{self.case.name}: {variant}".encode())
         to.integers(variant.threads, variant.blocks, variant.wanted_blocks, variant.scratch)
         to.integers(variant.few_channels, variant.few_boxes)
+        to.doubles(variant.copies)
         to.integers(variant.far_factor)
         to.integers(ORDERS.index(variant.order), len(call.inputs))
         to.integers(*call.inputs[0].shape[:2], len(call.rois))
@@ -177,10 +183,8 @@ class Job:
             to.integers(asked)
         to.integers(*self.asked[-2:])
         to.integers(*self.result_like(self.grad, variant.dtype).stride())
-        unaligned = variant.layout == "channels_last_unaligned"
-        for grad in (self.grad, self.grad if unaligned else channels_last(self.grad)):
-            to.integers(*grad.stride())
-            to.elements(grad)
+        to.integers(*self.grad.stride())
+        to.elements(self.grad)
         return bytes(to.data)
 
     def results(self) -> dict[str, Tensor]:

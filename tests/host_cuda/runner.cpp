@@ -5,6 +5,7 @@
 #include "cuda_on_host.h"
 
 #include "cuda/launch_map_and_box_gradient.h"
+#include "cuda/launch_transpose.h"
 
 #include <cstring>
 #include <list>
@@ -118,6 +119,7 @@ class Job {
     options_.scratch = file.read<int64_t>();
     options_.few_channels = file.read_int();
     options_.few_boxes = file.read_int();
+    options_.copied *= file.read<double>();
     far_factor_ = file.read<int64_t>();
     cuda_on_host::order = static_cast<cuda_on_host::Order>(file.read_int());
     params_.num_levels = file.read_int();
@@ -152,9 +154,6 @@ class Job {
     grad_ = read_pooled_tensor(file);
     grad_.data = read_elements(file);
     move_apart(grad_);
-    grad_by_channels_ = read_pooled_tensor(file);
-    grad_by_channels_.data = read_elements(file);
-    move_apart(grad_by_channels_);
   }
 
   const std::string& name() const {
@@ -172,6 +171,13 @@ class Job {
     bring_back();
     results.write(output);
 
+    PooledTensor grad_by_channels = grad_;
+    if (grad_.channel_stride != 1) {
+      arrays_.emplace_back(output.bytes());
+      grad_by_channels = with_channels_innermost(arrays_.back().data());
+      transpose(cuda::copy_of(grad_, params_, grad_by_channels.data), launch);
+      move_apart(grad_by_channels);
+    }
     std::vector<Array> arrays = allocate_gradients(feature_size);
     const FeatureGradients gradients = feature_gradients(arrays);
     const cuda::FeatureGradientPlan scratch(params_, gradients, options_);
@@ -179,7 +185,7 @@ class Job {
     Array images = zeroed(scratch.images);
     Array bits = zeroed(scratch.bits);
     cuda::feature_gradient(
-        params_, grad_by_channels_, gradients, boxes.data(), images.data(), bits.data(), options_,
+        params_, grad_by_channels, gradients, boxes.data(), images.data(), bits.data(), options_,
         launch);
     bring_back();
     for (int32_t l = 0; l < params_.num_levels; ++l) {
@@ -188,14 +194,16 @@ class Job {
       }
     }
 
-    const cuda::MapAndBoxScratch sizes(params_, asks_maps_, asks_rois_, options_);
+    const Params copied =
+        cuda::copies_features(params_, options_) ? copy_features(launch) : params_;
+    const cuda::MapAndBoxScratch sizes(copied, asks_maps_, asks_rois_, options_);
     const int64_t map_cells = params_.num_rois * params_.prob_map_height * params_.prob_map_width;
     Array of_maps(asks_maps_ ? map_cells * cuda::bytes_of(params_.prob_map_type) : 0);
     Array of_rois(asks_rois_ ? params_.num_rois * 5 * cuda::bytes_of(params_.roi_type) : 0);
     Array partial(sizes.bytes());
     if (asks_maps_ || asks_rois_) {
       cuda::map_and_box_gradient(
-          params_, cuda::prefers_channels_innermost(params_) ? grad_by_channels_ : grad_,
+          copied, cuda::prefers_channels_innermost(copied) ? grad_by_channels : grad_,
           {asks_maps_ ? of_maps.data() : nullptr, asks_rois_ ? of_rois.data() : nullptr},
           partial.data(), options_, launch);
     }
@@ -213,7 +221,6 @@ class Job {
   bool asks_rois_;
   PooledTensor output_;
   PooledTensor grad_;
-  PooledTensor grad_by_channels_;
   std::vector<Array> arrays_;
   int64_t far_factor_;  // 1: tensors stay as they are
   std::list<cuda_on_host::FarTensor> far_;
@@ -246,6 +253,32 @@ class Job {
     for (const auto& far : far_) {
       far.bring_back();
     }
+  }
+
+  // The arguments with copies of the features. The copies outlive the job.
+  Params copy_features(const HostLauncher& launch) {
+    Params copied = params_;
+    for (int32_t l = 0; l < params_.num_levels; ++l) {
+      FeatureMap& map = copied.levels[l];
+      if (cuda::is_copied(map)) {
+        arrays_.emplace_back(
+            params_.num_images * params_.channels * map.height * map.width *
+            cuda::bytes_of(params_.feature_type));
+        void* const copy = arrays_.back().data();
+        transpose(cuda::copy_of(map, params_.num_images, params_.channels, copy), launch);
+        map = cuda::with_channels_innermost(map, params_.channels, copy);
+      }
+    }
+    return copied;
+  }
+
+  void transpose(const cuda::TransposedCopy& copy, const HostLauncher& launch) const {
+    cuda::transpose(copy, params_.feature_type, options_, launch);
+  }
+
+  PooledTensor with_channels_innermost(void* data) const {
+    const int64_t row = params_.channels * params_.options.pooled_width;
+    return {data, row * params_.options.pooled_height, 1, row, params_.channels};
   }
 
   static Array zeroed(size_t bytes) {
