@@ -96,7 +96,7 @@ def jobs_of(case: Case, number: int) -> list[Job]:
         Job(
             case,
             Variant(
-                *types, SCALAR_TYPES[i % 4], layout, 256, (1 << 31) - 1, wanted_blocks=512, copies=1
+                *types, SCALAR_TYPES[i % 4], layout, 256, (1 << 31) - 1, wanted_blocks=512, copied=6
             ),
         )
         for i, (types, layout) in enumerate(both, start=number)

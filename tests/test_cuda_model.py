@@ -40,7 +40,7 @@ def grid(model: SimpleNamespace) -> object:
 
 def constants_of_the_source() -> dict[str, int]:
     source = "".join(path.read_text() for path in sorted(CUDA.rglob("*.*h")))
-    pattern = r"\b(?:constexpr )?int(?:32|64)_t\s+(k[A-Z]\w+|wanted_blocks)\s*=\s*([^;]+);"
+    pattern = r"\b(?:constexpr )?int(?:32|64)_t\s+(k[A-Z]\w+|wanted_blocks|copied)\s*=\s*([^;]+);"
     definitions = dict(re.findall(pattern, source))
     found: dict[str, int] = {}
     while True:
@@ -96,9 +96,9 @@ def test_few_boxes_are_shared_among_blocks(model, boxes, shares, bins):
 def test_a_slab_fits_into_half_the_cache(model):
     """64 channels of two images of 100 x 168 take 8.6 MB, so 3 x 64 fit into 26.2 MB. On 200 x 336,
     64 channels do not fit. 4 slabs x 128 boxes are exactly the 512 blocks that are wanted."""
-    assert model.kernels.channels_per_slab(512, 256, 2 * 100 * 168, 4) == 3 * 64
-    assert model.kernels.channels_per_slab(512, 256, 2 * 200 * 336, 4) == 64
-    assert model.kernels.channels_per_slab(128, 256, 10, 4) == 64
+    assert model.kernels.channels_per_slab(512, 256, 2 * 100 * 168, 4, 512) == 3 * 64
+    assert model.kernels.channels_per_slab(512, 256, 2 * 200 * 336, 4, 512) == 64
+    assert model.kernels.channels_per_slab(128, 256, 10, 4, 512) == 64
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,17 @@ def test_a_bin_of_many_taps_has_a_patch_of_its_own(model):
 def test_bins_that_no_patch_holds_are_refused(model):
     with pytest.raises(NotImplementedError):
         model.kernels.bin_extent(1.0, 40, 100.0)
+
+
+def test_features_are_copied_if_they_are_small_beside_the_output(model):
+    """512 boxes of 49 bins are 25088 bins for each channel."""
+    copies = model.kernels.copies_features
+    assert copies(256, 6 * 25088, 512, 49) and not copies(256, 6 * 25088 + 1, 512, 49)
+    assert not copies(7, 1, 512, 49)
+
+
+def test_boxes_of_many_bins_want_more_blocks_in_forward(model):
+    assert [model.kernels.wanted_in_forward(bins) for bins in (97, 98, 196)] == [512, 1024, 1024]
 
 
 # Boxes
@@ -249,7 +260,15 @@ def test_boxes_are_looked_at_where_they_and_the_tiles_are_few(model, size, boxes
     ("name", "channels_last", "launches"),
     [
         ("ten_boxes", True, ["gather", "map_and_box", "sum_shares"]),
-        ("ten_boxes", False, ["copy", "gather", "map_and_box", "sum_shares"]),
+        ("ten_boxes", False, ["transpose", "gather", "map_and_box", "sum_shares"]),
+        (
+            "c4",
+            False,
+            [
+                *["transpose", "zeros", "touched_tiles", "gather"],
+                *["transpose", "map_and_box", "sum_shares"],
+            ],
+        ),
         ("channels_3", True, ["zeros", "touched_tiles", "gather", "map_and_box"]),
     ],
 )

@@ -34,14 +34,14 @@ from host_cuda.jobs import (
 
 pytestmark = pytest.mark.slow
 
-ALWAYS = 1e9  # Variant.copies
+ALWAYS = 1 << 20  # Variant.copied
 VARIANTS = (
     Variant(F64, F64, F64, "contiguous", 256, 1 << 20, few_boxes=0),
     Variant(F64, F32, F16, "channels_last", 96, 3, "shuffled", wanted_blocks=30),
     Variant(F32, F32, F32, "channels_last", 64, 1 << 20, "descending"),
-    Variant(F32, F32, F32, "contiguous", 32, 2, wanted_blocks=512, few_boxes=0, copies=ALWAYS),
+    Variant(F32, F32, F32, "contiguous", 32, 2, wanted_blocks=512, few_boxes=0, copied=ALWAYS),
     Variant(F32, F32, F64, "channels_last_unaligned", 64, 5, "shuffled"),
-    Variant(F32, F64, BF16, "sliced", 96, 5, "shuffled", wanted_blocks=30, copies=ALWAYS),
+    Variant(F32, F64, BF16, "sliced", 96, 5, "shuffled", wanted_blocks=30, copied=ALWAYS),
     Variant(F16, F32, F64, "contiguous", 64, 1 << 20, "descending"),
     Variant(F16, F64, F16, "channels_last", 128, 7),
     Variant(F16, F32, F16, "channels_last", 256, 1 << 20, wanted_blocks=512),
@@ -174,7 +174,7 @@ def random_job(seed: int) -> Job:
     warps, blocks, wanted_blocks = (int(n) for n in rng.integers(1, (4, 9, 40)))
     variant = Variant(F64, F64, F64, layout, 32 * warps, blocks, order)
     variant = replace(variant, wanted_blocks=wanted_blocks, few_boxes=seed % 2 * 32)
-    return Job(case, replace(variant, copies=seed // 2 % 2 * ALWAYS))
+    return Job(case, replace(variant, copied=seed // 2 % 2 * ALWAYS))
 
 
 @pytest.mark.parametrize("batch", range(4))
@@ -194,10 +194,10 @@ def test_kernels_have_no_data_race(name: str, racing_runner: Path, tmp_path: Pat
         Job(
             case,
             Variant(
-                dtype, F32, F32, layout, threads, 4, wanted_blocks=n, few_boxes=100, copies=copies
+                dtype, F32, F32, layout, threads, 4, wanted_blocks=n, few_boxes=100, copied=copied
             ),
         )
-        for dtype, layout, threads, n, copies in (
+        for dtype, layout, threads, n, copied in (
             (F32, "contiguous", 64, 1, 0),
             (F16, "contiguous", 96, 1, ALWAYS),
             (F16, "channels_last", 96, 1, 0),

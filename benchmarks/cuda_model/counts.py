@@ -27,6 +27,7 @@ from cuda_model.kernels import (
     reads_channels_in_lanes,
     taps_in_flight,
     vector_width,
+    wanted_in_forward,
 )
 from cuda_model.machine import (
     CAPABILITIES,
@@ -205,12 +206,13 @@ def forward(case: Case, channels_last: bool, element_size: int, design: Design =
     channels_in_lanes = reads_channels_in_lanes(case.channels, channels_last)
     bins = case.output_size**2
     pixels = case.num_images * sum(height * width for height, width, _ in case.levels)
+    wanted = wanted_in_forward(bins)
     slab = (
         CHANNELS_PER_WARP
         if channels_in_lanes
-        else channels_per_slab(case.num_rois, case.channels, pixels, element_size)
+        else channels_per_slab(case.num_rois, case.channels, pixels, element_size, wanted)
     )
-    grid = make_box_grid(case.num_rois, case.channels, slab, bins)
+    grid = make_box_grid(case.num_rois, case.channels, slab, bins, wanted)
     type_ = TYPES[element_size]
     width = vector_width(case.channels, element_size)
     in_flight = taps_in_flight(element_size, width)

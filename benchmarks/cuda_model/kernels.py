@@ -31,6 +31,8 @@ CONSTANTS = {
     "kFewSamples": 4,
     "kCacheBytes": 25 << 20,
     "kMaxAtOnce": 4,
+    "kManyBins": 98,
+    "copied": 6,
     "wanted_blocks": 512,
 }
 WARP = CONSTANTS["kWarp"]
@@ -79,24 +81,38 @@ class BoxGrid:
         return self.slabs * self.num_rois * self.shares
 
 
-def make_box_grid(num_rois: int, channels: int, slab_channels: int, bins: int) -> BoxGrid:
+def wanted_in_forward(bins: int) -> int:
+    """options_of_forward"""
+    return WANTED_BLOCKS * (2 if bins >= CONSTANTS["kManyBins"] else 1)
+
+
+def make_box_grid(
+    num_rois: int, channels: int, slab_channels: int, bins: int, wanted: int = WANTED_BLOCKS
+) -> BoxGrid:
     """make_box_grid"""
     slabs = ceil_div(channels, slab_channels)
-    shares = min(max(WANTED_BLOCKS // max(1, num_rois * slabs), 1), bins)
+    shares = min(max(wanted // max(1, num_rois * slabs), 1), bins)
     return BoxGrid(num_rois, slabs, slab_channels, shares, ceil_div(bins, shares))
 
 
-def channels_per_slab(num_rois: int, channels: int, pixels: int, element_size: int) -> int:
+def channels_per_slab(
+    num_rois: int, channels: int, pixels: int, element_size: int, wanted: int
+) -> int:
     """channels_per_slab; pixels: of all levels and images."""
     at_once = WARPS * CHANNELS_PER_LANE
     fit = CONSTANTS["kCacheBytes"] // max(1, pixels * at_once * element_size)
     blocks = num_rois * ceil_div(channels, at_once)
-    return at_once * min(max(min(fit, blocks // WANTED_BLOCKS), 1), CONSTANTS["kMaxAtOnce"])
+    return at_once * min(max(min(fit, blocks // wanted), 1), CONSTANTS["kMaxAtOnce"])
 
 
 def reads_channels_in_lanes(channels: int, channels_last: bool) -> bool:
     """reads_channels_in_lanes"""
     return channels_last and channels >= CHANNELS_PER_LANE
+
+
+def copies_features(channels: int, pixels: int, num_rois: int, bins: int) -> bool:
+    """copies_features, of contiguous features; pixels: of all levels and images."""
+    return channels >= CHANNELS_PER_LANE and pixels <= CONSTANTS["copied"] * num_rois * bins
 
 
 def vector_width(channels: int, element_size: int) -> int:

@@ -35,7 +35,7 @@ struct LaunchOptions {
   // features of 4 bytes, a copy takes 2.7 us per million elements and saves 13 to 22 us per million
   // elements of the pooled tensor. The forward pass makes no copies: the result of a box would
   // depend on the number of boxes.
-  double copied = 6;
+  int32_t copied = 6;
 };
 
 constexpr int64_t bytes_of(ScalarType type) {
@@ -179,14 +179,23 @@ int64_t channels_per_slab(const Params& params, const LaunchOptions& options) {
              std::min(kCacheBytes / bytes, blocks / options.wanted_blocks), 1, kMaxAtOnce);
 }
 
+// Boxes of many bins are divided among twice as many blocks. On an H200, this takes 0.8 of the time
+// with 14 x 14 bins, and 1.1 to 1.7 with 7 x 7.
+inline LaunchOptions options_of_forward(const Params& params, LaunchOptions options) {
+  constexpr int64_t kManyBins = 98;
+  options.wanted_blocks *= num_bins(params) >= kManyBins ? 2 : 1;
+  return options;
+}
+
 // output: [K, C, PH, PW] of params.feature_type, every element is written.
 template <typename Launcher>
 void forward(
-    const Params& params, const PooledTensor& output, const LaunchOptions& options,
+    const Params& params, const PooledTensor& output, const LaunchOptions& all_options,
     Launcher launch) {
   if (params.num_rois == 0 || params.channels == 0) {
     return;
   }
+  const LaunchOptions options = options_of_forward(params, all_options);
   const bool channels_in_lanes = reads_channels_in_lanes(params) && output.channel_stride == 1;
   dispatch(params, [&](auto feature, auto coordinate) {
     using feature_t = decltype(feature);

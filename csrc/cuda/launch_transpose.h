@@ -59,7 +59,7 @@ inline int64_t copied_elements(const Params& params) {
 }
 
 // Whether the gradients of the maps and of the boxes are computed from copies of the features.
-// Compares in floating point, because the products may exceed 64 bits.
+// Compares in floating point, because products may exceed 64 bits.
 inline bool copies_features(const Params& params, const LaunchOptions& options) {
   const double pooled = double(params.num_rois) * num_bins(params) * params.channels;
   const double copied = double(copied_elements(params));

@@ -51,8 +51,9 @@ class Variant:
     # In the gradient of the features:
     few_channels: int = 32  # with up to so many channels, each lane has one channel
     few_boxes: int = 32  # with up to so many boxes and few tiles, each tile checks all boxes
-    # Multiplies the size up to which feature maps are copied for the gradients of maps and boxes.
-    copies: float = 0
+    # Feature maps of up to so many times the output's elements are copied for the gradients of maps
+    # and boxes. The library's default is 6.
+    copied: int = 0
 
 
 @cache
@@ -119,9 +120,6 @@ class JobWriter:
     def integers(self, *values: int) -> None:
         self.data += struct.pack(f"{len(values)}q", *values)
 
-    def doubles(self, *values: float) -> None:
-        self.data += struct.pack(f"{len(values)}d", *values)
-
     def array(self, data: bytes) -> None:
         self.integers(len(data))
         self.data += data
@@ -137,7 +135,7 @@ class JobWriter:
 
     def feature_map(self, tensor: Tensor, spatial_scale: float) -> None:
         self.integers(*tensor.stride(), *tensor.shape[2:])
-        self.doubles(spatial_scale)
+        self.data += struct.pack("d", spatial_scale)
 
 
 class Job:
@@ -165,8 +163,7 @@ class Job:
         call, variant, to = self.call, self.variant, JobWriter()
         to.array(f"{self.case.name}: {variant}".encode())
         to.integers(variant.threads, variant.blocks, variant.wanted_blocks, variant.scratch)
-        to.integers(variant.few_channels, variant.few_boxes)
-        to.doubles(variant.copies)
+        to.integers(variant.few_channels, variant.few_boxes, variant.copied)
         to.integers(variant.far_factor)
         to.integers(ORDERS.index(variant.order), len(call.inputs))
         to.integers(*call.inputs[0].shape[:2], len(call.rois))

@@ -119,7 +119,7 @@ class Job {
     options_.scratch = file.read<int64_t>();
     options_.few_channels = file.read_int();
     options_.few_boxes = file.read_int();
-    options_.copied *= file.read<double>();
+    options_.copied = file.read_int();
     far_factor_ = file.read<int64_t>();
     cuda_on_host::order = static_cast<cuda_on_host::Order>(file.read_int());
     params_.num_levels = file.read_int();
