@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from providers import OURS, YARDSTICK
 from report import RESULTS, Row, read_rows
@@ -33,13 +33,35 @@ FEW_CHANNELS = (
 DETECTORS = ("p3_7x7", "p2_7x7", "p2_14x14", "c4", "refine_training", "refine_inference")
 ONE_THREAD = ("channels_96", "channels_130", "ten_boxes", "one_box")
 HALVES = ("float16", "bfloat16")
+ON_GPU = (
+    "p3_7x7",
+    "p2_7x7",
+    "p3_14x14",
+    "p2_14x14",
+    "c4",
+    "large_boxes",
+    "p2_1000_boxes_7x7",
+    "p2_1000_boxes_14x14",
+    "channels_96",
+    "channels_130",
+    "six_boxes",
+    "ten_boxes",
+    "one_box",
+    "channels_3",
+    "tiny",
+)
 FLOAT32_FEATURES = f"{YARDSTICK}, float32 features"
 
 
 class Recorded:
     """The recorded rows, indexed by what they measured."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.on_gpu = {
+            (row.case, row.provider, row.mode, row.layout): row
+            for row in rows
+            if row.identity["device_kind"] == "cuda"
+        }
         self.rows = {
             (
                 row.case,
@@ -52,6 +74,7 @@ class Recorded:
                 bool(row.identity["keeps_memory"]),
             ): row
             for row in rows
+            if row.identity["device_kind"] == "cpu"
         }
 
     def row(
@@ -302,7 +325,66 @@ def few_channels_ratios(rows: Recorded) -> str:
     )
 
 
+def gpu(rows: Recorded) -> str:
+    """Times of graph replays, and their ratios to torchvision."""
+    modes = ("forward", "forward+backward")
+
+    def seconds(case: str, provider: str, mode: str, layout: str) -> float:
+        found = rows.on_gpu[case, provider, mode, layout].graph_seconds
+        assert found is not None, (case, provider, mode, layout)
+        return found
+
+    def cells(case: str, layout: str) -> Iterator[str]:
+        for provider in (OURS, OURS_PLAIN):
+            ours = {mode: seconds(case, provider, mode, layout) for mode in modes}
+            if provider == OURS:
+                yield " / ".join(f"{time * 1e6:.0f}" for time in ours.values())
+            yield both_modes(lambda mode: seconds(case, YARDSTICK, mode, layout) / ours[mode])  # noqa: B023
+
+    columns = ("us", "with maps", "plain")
+    titles = ["", *(f"{layout}: {column}" for layout in LAYOUTS for column in columns)]
+    return markdown(
+        titles, ([case, *(cell for at in LAYOUTS for cell in cells(case, at))] for case in ON_GPU)
+    )
+
+
+def gpu_since(_: Recorded) -> str:
+    """Device times of the passes that changed after the rows of `gpu` were recorded."""
+    text = (RESULTS / "recorded-kernels-cuda.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    first = rows[0]["identity"]["commit"]
+
+    def total(of: tuple[str, str, str], provider: str, blocks: int, *, is_first: bool) -> str:
+        found = [
+            row["microseconds"] * row["launches"]
+            for row in rows
+            if (row["case"], row["layout"], row["pass"]) == of
+            and (row["provider"], row["wanted_blocks"]) == (provider, blocks)
+            and (row["identity"]["commit"] == first) == is_first
+        ]
+        return f"{sum(found):.0f}"
+
+    changed = [
+        *((case, "contiguous", "backward", 512) for case in ("p3_7x7", "p2_7x7", "c4", "one_box")),
+        *(("c4", layout, "forward", 1024) for layout in LAYOUTS),
+    ]
+    lines = []
+    for case, layout, direction, blocks in changed:
+        of = (case, layout, direction)
+        lines.append(
+            [
+                ", ".join(of),
+                total(of, OURS, 512, is_first=True),
+                total(of, OURS, blocks, is_first=False),
+                total(of, YARDSTICK, 512, is_first=True),
+            ]
+        )
+    return markdown(["us on the device", "then", "now", "torchvision"], lines)
+
+
 TABLES = {
+    "gpu": gpu,
+    "gpu_since": gpu_since,
     "speed": speed,
     "evidence": evidence,
     "detectors": detectors,
@@ -321,7 +403,7 @@ def with_tables(text: str, rows: Recorded) -> str:
 
 def recorded_rows() -> Recorded:
     files = sorted(RESULTS.glob("recorded-*.jsonl"))
-    return Recorded(row for file in files for row in read_rows(file) if not row.curve)
+    return Recorded([row for file in files for row in read_rows(file) if not row.curve])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -135,8 +135,10 @@ def repeats_of(call: Call) -> int:
     return min(max(math.ceil(SHORTEST_SPAN / time_calls(call, 1, torch.device("cpu"))), 1), 1000)
 
 
-def describe(error: Exception) -> str:
-    """The error in one line."""
+def describe(error: BaseException) -> str:
+    """The first error of a chain, in one line. A failed capture of a graph hides what failed."""
+    while error.__context__ is not None:
+        error = error.__context__
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

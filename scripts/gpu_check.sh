@@ -12,6 +12,7 @@
 # STEP_SECONDS   limit of a step; default: 600
 # TOTAL_SECONDS  limit for all steps, so that the report is always complete; default: none
 # RECORD=1       also keep the rows as benchmarks/results/recorded-*-cuda.jsonl
+# WORKERS        run the tests in so many processes, which needs pytest-xdist; default: one
 # WHEELS         folder of wheels to use beside PYTHON's packages; default: wheels, if there is one
 # PYTHON, FOLDER in place of the arguments; defaults: python3, gpu-check
 #
@@ -155,7 +156,8 @@ ptxas() {
 cuda_tests() { # cuda_tests STEP OPTIONS...
   local name=$1
   shift
-  step "$name" "$python" -m pytest -q -m cuda -p no:cacheprovider "$@"
+  step "$name" "$python" -m pytest -q -m cuda -p no:cacheprovider \
+    ${WORKERS:+-n "$WORKERS" --dist worksteal} "$@"
 }
 
 sanitize() { # sanitize TOOL: every instance of every kernel, forward and backward
@@ -204,8 +206,8 @@ END
 }
 
 kernels() {
-  times() { "$python" "$@" --times; }
-  each_kernel times
+  "$python" scripts/kernel_times.py --json "$folder/kernels.jsonl" \
+    --case p3_7x7 p2_7x7 p2_14x14 c4 large_boxes channels_3 one_box ten_boxes
 }
 
 counters() { # bytes moved, share of the peaks, occupancy, and what warps wait for

@@ -8,6 +8,7 @@ torch.profiler. Each pass starts with a cold L2 cache.
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections import defaultdict
@@ -23,7 +24,7 @@ from cases import SINGLE_LEVEL, Case, make_inputs
 from providers import OURS, YARDSTICK, single_level
 from report import describe_run
 from runner import DTYPES, LAYOUTS, deterministic_algorithms
-from timing import copy_bandwidth, larger_than_the_cache, make_call
+from timing import Call, copy_bandwidth, larger_than_the_cache, make_call
 
 PASSES = ("forward", "backward")
 FLUSH = "CUDAFunctorOnSelf_add<unsigned char>"  # the kernel that overwrites the cache
@@ -38,8 +39,8 @@ def main() -> None:
             for row in times_of(BY_NAME[case], dtype, layout, arguments, device):
                 file.write(json.dumps(row | {"identity": identity}) + "\n")
                 print(
-                    f"{row['case']} {dtype} {layout} {row['provider']} {row['pass']}: "
-                    f"{row['microseconds']:.1f} us x {row['launches']}  {row['kernel'][:90]}",
+                    f"{case} {dtype} {layout} {row['provider']} {row['pass']}: "
+                    f"{row['microseconds']:.1f} us x {row['launches']:g}  {row['kernel']}",
                     flush=True,
                 )
             file.flush()
@@ -60,10 +61,26 @@ def parse() -> argparse.Namespace:
         default=["p2_7x7"],
         help=f"among {', '.join(BY_NAME)}; default: p2_7x7",
     )
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])
-    parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument(
-        "--provider", nargs="+", default=[OURS, YARDSTICK], help="default: ours and torchvision's"
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=["float32"],
+        help="dtypes of the features; default: float32",
+    )
+    parser.add_argument(
+        "--layout",
+        nargs="+",
+        choices=LAYOUTS,
+        default=list(LAYOUTS),
+        help="memory formats of the features; default: both",
+    )
+    parser.add_argument(
+        "--provider",
+        nargs="+",
+        metavar="NAME",
+        default=[OURS, YARDSTICK],
+        help="implementations to time; default: this library and torchvision",
     )
     parser.add_argument(
         "--deterministic", action="store_true", help="use torch's deterministic algorithms"
@@ -104,7 +121,7 @@ def times_of(
     return rows
 
 
-def kernels_of(call, rounds: int, device: torch.device) -> dict[str, list[float]]:  # type: ignore[no-untyped-def]
+def kernels_of(call: Call, rounds: int, device: torch.device) -> dict[str, list[float]]:
     """Microseconds of each launch, by kernel."""
     cache = larger_than_the_cache(device)
     for _ in range(3):
@@ -118,8 +135,15 @@ def kernels_of(call, rounds: int, device: torch.device) -> dict[str, list[float]
     times = defaultdict(list)
     for event in profiler.events():
         if event.device_type == torch.autograd.DeviceType.CUDA and FLUSH not in event.name:
-            times[event.name].append(event.device_time)
+            times[short_name(event.name)].append(event.device_time)
     return times
+
+
+def short_name(kernel: str) -> str:
+    """Without arguments and namespaces; of torch's kernels, without template arguments too."""
+    name = kernel.removeprefix("void ").replace("(anonymous namespace)::", "")
+    end = "<" if name.startswith("at::") else "("
+    return re.sub(r"^(shape_roi_align::cuda|vision::ops)::", "", name.split(end)[0].strip())
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """Runs one forward and one backward pass of a benchmark case for a profiler.
 
-python scripts/profile_kernels.py p2_7x7 --times
 ncu --profile-from-start off python scripts/profile_kernels.py p2_7x7 --dtype float16
 """
 
 import argparse
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -39,11 +36,6 @@ def main() -> None:
         "--deterministic", action="store_true", help="use torch's deterministic algorithms"
     )
     parser.add_argument("--device", default="cuda", help="cuda or cpu; default: %(default)s")
-    parser.add_argument(
-        "--times",
-        action="store_true",
-        help="print kernel times from torch.profiler; does not work inside ncu",
-    )
     arguments = parser.parse_args()
     case = next(case for case in SINGLE_LEVEL if case.name == arguments.case)
     device = torch.device(arguments.device)
@@ -54,7 +46,6 @@ def main() -> None:
         memory_format=LAYOUTS[arguments.layout],
     )
     is_cuda = device.type == "cuda"
-    activity = ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU
     with deterministic_algorithms(arguments.deterministic):
         calls = [make_call(ours(case), inputs, mode) for mode in ("forward", "backward")]
         for call in calls:
@@ -62,17 +53,13 @@ def main() -> None:
         if is_cuda:
             torch.cuda.synchronize(device)
             torch.cuda.profiler.start()
-        with profile(activities=[activity]) if arguments.times else nullcontext() as times:
-            for call in calls:
-                call()
-            if is_cuda:
-                torch.cuda.synchronize(device)
+        for call in calls:
+            call()
         if is_cuda:
+            torch.cuda.synchronize(device)
             torch.cuda.profiler.stop()
     print(f"{case.name}, {arguments.dtype}, {arguments.layout}", end="")
     print(", deterministic" if arguments.deterministic else "")
-    if times:
-        print(times.key_averages().table(row_limit=20, max_name_column_width=80))
 
 
 if __name__ == "__main__":

@@ -139,30 +139,25 @@ def _vmap_backward(info, in_dims, grad, inputs, rois, levels, prob_maps, *option
 # batched checks of gradcheck use a vmap older than torch.func's. Its dispatch key is ``Batched``.
 
 
-_BATCHED = torch._C._parse_dispatch_key("Batched")
-
-
 class _BatchInfo(NamedTuple):
     batch_size: int
 
 
 def _is_batched(tensor: Tensor) -> bool:
-    return torch._C._dispatch_keys(tensor).has(_BATCHED)
+    return torch._C._dispatch_keys(tensor).has("Batched")
 
 
-def _expose_batch(tensor: Tensor | None, level: int) -> tuple[Tensor | None, int | None]:
+def _expose_batch(tensor: Tensor, level: int) -> tuple[Tensor, int | None]:
     """The tensor with the batch dimension of ``level`` in front, and 0; or the tensor itself, and
     None."""
-    if tensor is None:
-        return None, None
     exposed = torch._remove_batch_dim(tensor, level, 0, 0)
     # A tensor that is not batched at `level` gains a dimension of size 0.
     return (tensor, None) if exposed.shape[0] == 0 else (exposed, 0)
 
 
 def _innermost_level(tensor: Tensor) -> int:
-    """The highest level that batches the tensor; 0 if none does. Asks the tensor, because the count
-    of PyTorch is per thread, and backward passes on a GPU run in threads of their own."""
+    """The highest level that batches the tensor; 0 if none does. Asks the tensor, because PyTorch
+    counts the levels per thread, and backward passes on a GPU run in threads of their own."""
     level = 0
     while _is_batched(tensor):
         level += 1
@@ -173,9 +168,9 @@ def _innermost_level(tensor: Tensor) -> int:
 def _innermost_batch(tensors: Sequence[Tensor | None]) -> tuple[int, int, list, list]:
     """``level, batch size, tensors, dims`` of the innermost level that batches a tensor."""
     level = max(_innermost_level(tensor) for tensor in tensors if tensor is not None)
-    pairs = [_expose_batch(tensor, level) for tensor in tensors]
-    size = next(tensor.shape[0] for tensor, dim in pairs if dim is not None)
-    return level, size, [tensor for tensor, _ in pairs], [dim for _, dim in pairs]
+    pairs = [(None, None) if t is None else _expose_batch(t, level) for t in tensors]
+    size = next(t.shape[0] for t, dim in pairs if t is not None and dim is not None)
+    return level, size, [t for t, _ in pairs], [dim for _, dim in pairs]
 
 
 def _batched_forward(inputs, rois, levels, prob_maps, *options):
