@@ -4,6 +4,7 @@
 #include "call.h"
 #include "check.h"
 #include "cuda/launch_map_and_box_gradient.h"
+#include "cuda/launch_transpose.h"
 
 using namespace shape_roi_align;
 
@@ -37,24 +38,8 @@ cuda::LaunchOptions make_options(fuzz::Bytes& bytes) {
   options.few_channels = few % 2 == 0 ? cuda::kWarp : 0;
   options.few_boxes = few / 2 % 2 == 0 ? cuda::kBoxesPerWord : 0;
   cuda_on_host::order = static_cast<cuda_on_host::Order>(few / 4 % 3);
+  options.copied = few / 12 % 2 == 0 ? options.copied : 0;
   return options;
-}
-
-// A copy with channels innermost, as the operator's contiguous(ChannelsLast) makes it.
-fuzz::Tensor by_channels(const fuzz::Tensor& tensor) {
-  fuzz::Tensor copy(
-      tensor.type, tensor.sizes, fuzz::dense_strides(tensor.sizes, fuzz::kChannelsLast));
-  int64_t at = 0;
-  for (int64_t i = 0; i < tensor.sizes[0]; ++i) {
-    for (int64_t k = 0; k < tensor.sizes[2]; ++k) {
-      for (int64_t l = 0; l < tensor.sizes[3]; ++l) {
-        for (int64_t j = 0; j < tensor.sizes[1]; ++j) {
-          copy.set_stored(at++, tensor.get(i, j, k, l));
-        }
-      }
-    }
-  }
-  return copy;
 }
 
 fuzz::Block zeroed(int64_t bytes) {
@@ -63,12 +48,21 @@ fuzz::Block zeroed(int64_t bytes) {
   return block;
 }
 
+// Dense tensors with channels innermost, as the operator allocates them.
+fuzz::Tensor with_channels_innermost(const fuzz::Tensor& like) {
+  return {like.type, like.sizes, fuzz::dense_strides(like.sizes, fuzz::kChannelsLast)};
+}
+
 void run(const fuzz::Call& call, const fuzz::Results& results, const cuda::LaunchOptions& options) {
   const Params& params = call.params;
   const HostLauncher launch;
+  const auto transpose = [&](const cuda::TransposedCopy& copy) {
+    cuda::transpose(copy, params.feature_type, options, launch);
+  };
   cuda::forward(params, fuzz::to_pooled_tensor(results.output), options, launch);
-  const fuzz::Tensor channels_last = by_channels(call.grad);
+  const fuzz::Tensor channels_last = with_channels_innermost(call.grad);
   const PooledTensor grad = fuzz::to_pooled_tensor(channels_last);
+  transpose(cuda::copy_of(fuzz::to_pooled_tensor(call.grad), params, grad.data));
   if (call.asks_any_level()) {
     const FeatureGradients gradients = results.feature_gradients(call);
     const cuda::FeatureGradientPlan plan(params, gradients, options);
@@ -79,10 +73,21 @@ void run(const fuzz::Call& call, const fuzz::Results& results, const cuda::Launc
         params, grad, gradients, boxes.data(), images.data(), bits.data(), options, launch);
   }
   if (call.asks_prob_maps || call.asks_rois) {
-    const cuda::MapAndBoxScratch sizes(params, call.asks_prob_maps, call.asks_rois, options);
+    Params copied = params;
+    std::vector<fuzz::Tensor> copies;
+    copies.reserve(params.num_levels);
+    for (int32_t l = 0; l < params.num_levels && cuda::copies_features(params, options); ++l) {
+      FeatureMap& map = copied.levels[l];
+      if (cuda::is_copied(map)) {
+        void* const copy = copies.emplace_back(with_channels_innermost(call.inputs[l])).data();
+        transpose(cuda::copy_of(map, params.num_images, params.channels, copy));
+        map = cuda::with_channels_innermost(map, params.channels, copy);
+      }
+    }
+    const cuda::MapAndBoxScratch sizes(copied, call.asks_prob_maps, call.asks_rois, options);
     const fuzz::Block scratch(sizes.bytes());
     cuda::map_and_box_gradient(
-        params, cuda::prefers_channels_innermost(params) ? grad : fuzz::to_pooled_tensor(call.grad),
+        copied, cuda::prefers_channels_innermost(copied) ? grad : fuzz::to_pooled_tensor(call.grad),
         {call.asks_prob_maps ? results.prob_maps.data() : nullptr,
          call.asks_rois ? results.rois.data() : nullptr},
         scratch.data(), options, launch);

@@ -164,6 +164,8 @@ def test_every_kernel_equals_the_oracle(number: int, runner: Path, tmp_path: Pat
         left_out = ("forward", "touched_tiles", "map_and_box_gradient", "sum_shares", "transpose")
     elif case.name == "many_boxes":
         left_out = ("forward_bins_in_lanes", "map_and_box_gradient", "sum_shares", "transpose")
+    elif case.name == "bins_in_several_patches":  # one bin: the gradient has channels innermost
+        left_out = ("transpose",)
     elif case.name == "ragged_channels":
         left_out = ("1, 1, 4>",)  # one channel in a lane
     assert launched == {

@@ -256,4 +256,6 @@ def shared_bytes(kernel: str, pixels_per_warp: int = CONSTANTS["kPixelsPerWarp"]
         lists = LISTED_BOXES * 4 + LISTED_BOXES // WARP * 4
         batch = boxes * (BOX + 8 * lines + 4 * WARPS * pixels_per_warp)
         return lists + batch + CONSTANTS["kTileTaps"] * TAP
+    if kernel == "transpose_kernel":  # of up to 4 bytes
+        return WARP * (2 * WARP + 1) * 4
     return 0

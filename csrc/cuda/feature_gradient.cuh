@@ -93,12 +93,6 @@ __device__ void write_by_pixels(
   constexpr int32_t kAtOnce = channels_staged<acc_t>(per_lane, kPitch);
   // A thread writes one pixel of every kRows-th row of the tile's channels.
   constexpr int32_t kRows = kWarp / pixels_per_warp;
-  const int32_t pixel = threadIdx.x % tile.pixels();
-  const int32_t first_row = threadIdx.x / tile.pixels();
-  const bool is_in_map = tile.has(gradient, pixel);
-  const int64_t first_channel = slab * kWarp * per_lane;
-  feature_t* const to =
-      image + first_channel * gradient.channel_stride + tile.offset(gradient, pixel);
 #pragma unroll
   for (int32_t first = 0; first < per_lane; first += kAtOnce) {
     if (is_read) {
@@ -113,16 +107,26 @@ __device__ void write_by_pixels(
       }
       __syncthreads();
     }
-    if (is_in_map) {
-#pragma unroll 2  // more would spill
-      for (int32_t row = first_row; row < kAtOnce * kWarp; row += kRows) {
-        const int32_t c = first + row / kWarp;
-        const int32_t channel = c / width * kWarp * width + row % kWarp * width + c % width;
-        if (first_channel + channel < num_channels) {
-          store(
-              is_read ? staged[row * kPitch + pixel] : acc_t(0),
-              to + channel * gradient.channel_stride);
-        }
+    // Opaque, because values computed before the loops would take registers there.
+    int32_t thread = threadIdx.x;
+    asm volatile("" : "+r"(thread));
+    const int32_t pixel = thread % tile.pixels();
+    const int32_t first_row = thread / tile.pixels();
+    const int64_t first_channel = slab * kWarp * per_lane;
+    const int32_t channels =
+        tile.has(gradient, pixel)
+            ? static_cast<int32_t>(min_of<int64_t>(num_channels - first_channel, kWarp * per_lane))
+            : 0;
+    feature_t* const to =
+        image + first_channel * gradient.channel_stride + tile.offset(gradient, pixel);
+#pragma unroll 4
+    for (int32_t row = first_row; row < kAtOnce * kWarp; row += kRows) {
+      const int32_t c = first + row / kWarp;
+      const int32_t channel = c / width * kWarp * width + row % kWarp * width + c % width;
+      if (channel < channels) {
+        store(
+            is_read ? staged[row * kPitch + pixel] : acc_t(0),
+            to + channel * gradient.channel_stride);
       }
     }
   }
