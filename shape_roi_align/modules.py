@@ -1,6 +1,7 @@
 """Modules that hold the options of the functions."""
 
-from __future__ import annotations
+# No `from __future__ import annotations`: torch 2.11 cannot pickle the symbolic trace of a forward
+# whose annotations are strings.
 
 import math
 import sys
@@ -61,7 +62,7 @@ class RoIAlign(_RoIAlignBase):
         )
 
 
-def _shaped_repr(module: SaRoIAlign | MultiScaleSaRoIAlign) -> str:
+def _shaped_repr(module: "SaRoIAlign | MultiScaleSaRoIAlign") -> str:
     return (
         f"map_aligned={module.map_aligned}, reduction={module.reduction!r}, "
         f"return_weight_sum={module.return_weight_sum}"
@@ -231,7 +232,7 @@ class MultiScaleRoIAlign(_MultiScaleBase):
     the models of ``torchvision.models.detection`` require.
     """
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> MultiScaleRoIAlign:
+    def __new__(cls, *args: Any, **kwargs: Any) -> "MultiScaleRoIAlign":
         if cls is MultiScaleRoIAlign and "torchvision.ops.poolers" in sys.modules:
             from . import _torchvision
 
