@@ -28,16 +28,14 @@
 # CUDA graph; jit: kernels compiled from PTX; driver: too old; devices: skips with fewer than two);
 # the sanitizers, over every kernel instance; times and ratios to peers; hardware counters.
 #
-# Where a command may take ten minutes, run these one by one with TOTAL_SECONDS=580:
+# On an H200 with 16 processors, the build took 62 s, the tests 61 s (WORKERS=8), racecheck 69 s, each
+# other sanitizer 16 s, bench 30 s, kernels 13 s and ncu half a minute per case. Where a command may
+# take ten minutes, TOTAL_SECONDS=580 and in turn:
 #
-#   STEPS="machine build ptxas instances capture driver devices"
-#   STEPS="build tests"
-#   STEPS="build gradcheck jit"
-#   STEPS="build memcheck racecheck"
-#   STEPS="build initcheck synccheck"
-#   STEPS="build bench multiscale kernels ncu"
-#   STEPS="build half deterministic curves"
-#   STEPS="build compiled model"
+#   WORKERS=8 STEPS="machine build ptxas instances tests gradcheck capture jit driver devices"
+#   STEPS="build memcheck racecheck initcheck synccheck"
+#   STEPS="build bench half multiscale deterministic curves kernels compiled"
+#   STEPS="build ncu model"
 set -uo pipefail
 python=${1:-${PYTHON:-python3}}
 folder=${2:-${FOLDER:-gpu-check}}
