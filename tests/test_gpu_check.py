@@ -279,7 +279,11 @@ def test_environment_of_the_tests(check: Check) -> None:
 
 def test_the_splits_of_its_documentation_cover_all_steps() -> None:
     lines = (ROOT / "scripts" / "gpu_check.sh").read_text().splitlines()
-    splits = [line.split('"')[1].split() for line in lines if line.startswith('#   STEPS="')]
+    splits = [
+        line.split('"')[1].split()
+        for line in lines
+        if re.match(r'#   (WORKERS=\d+ )?STEPS="', line)
+    ]
     assert {step for split in splits for step in split} >= {*STEPS, "model"}
     assert all("build" in split for split in splits)
 
