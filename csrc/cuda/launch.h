@@ -180,7 +180,7 @@ int64_t channels_per_slab(const Params& params, const LaunchOptions& options) {
 }
 
 // Boxes of many bins are divided among twice as many blocks. On an H200, this takes 0.8 of the time
-// with 14 x 14 bins, and 1.1 to 1.7 with 7 x 7.
+// with 14 x 14 bins, and 1.0 to 1.7 with 7 x 7.
 inline LaunchOptions options_of_forward(const Params& params, LaunchOptions options) {
   constexpr int64_t kManyBins = 98;
   options.wanted_blocks *= num_bins(params) >= kManyBins ? 2 : 1;
