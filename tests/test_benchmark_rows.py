@@ -1,5 +1,6 @@
 """Benchmark rows: compares ratios to peers with recorded ratios, and draws pictures."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,6 +201,21 @@ def test_an_overview_has_the_fastest_other_peer_and_the_limit(bench):
         f"{OURS}: contiguous": [1.0],
     }
     assert found == expected
+
+
+def test_an_overview_of_a_gpu_has_its_name_and_the_times_of_graph_replays(bench):
+    rows = [
+        replace(
+            row,
+            graph_seconds=row.median_seconds / 2,
+            identity=row.identity | {"device_kind": "cuda", "device": "a GPU"},
+        )
+        for row in made_up(bench, {OURS: 4e-3, PEER: 6e-3})
+    ]
+    (panel,) = bench.plot.draw_overview(rows).axes
+    found = {line.get_label(): list(line.get_xdata()) for line in panel.get_lines()}
+    assert found[f"{OURS}: contiguous"] == [2.0] and found[PEER] == [3.0]
+    assert panel.get_title() == "a GPU, float32"
 
 
 def test_the_tables_of_the_pages_are_those_of_the_recorded_rows(bench):
