@@ -177,6 +177,7 @@ def evidence(_: Recorded) -> str:
     }
     data_sets = {
         "shape": ("generated, class by shape", "seed"),
+        "color": ("generated, class by colour", "seed"),
         "bin": ("photographs of heaps, 20 classes", "fold"),
         "mushrooms": ("photographs of mushrooms", "fold"),
     }
