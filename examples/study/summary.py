@@ -149,7 +149,9 @@ def _mean_over_runs(gains: list[tuple[float, np.ndarray]]) -> Difference | None:
     tail = (100 - LEVEL) / 2
     low, high = np.nanpercentile(drawn, [tail, 100 - tail])
     spread = statistics.stdev(values) if len(values) > 1 else None
-    return Difference(statistics.mean(values), float(low), float(high), spread, len(values))
+    # Rounded here, so that the page and summary.json print the same digits.
+    mean, low, high = (round(float(v), 3) for v in (statistics.mean(values), low, high))
+    return Difference(mean, low, high, spread, len(values))
 
 
 def summarise(all_runs: list[DataRuns]) -> list[Record]:
@@ -170,7 +172,7 @@ def summarise(all_runs: list[DataRuns]) -> list[Record]:
                     "time": "equal_time" if b == "control_time" else "equal_iterations",
                     "seeds": found[0].runs,
                     **{
-                        kind: [round(v, 3) for v in (d.mean, d.low, d.high)]
+                        kind: [d.mean, d.low, d.high]
                         for kind, d in zip(("box", "mask"), found, strict=True)
                         if d is not None
                     },
