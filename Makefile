@@ -64,7 +64,7 @@ study: $(VENV)/built
 
 # Two processes of about the same running time: tests of the CUDA kernels on the host with a few slow
 # files, and all other tests.
-HOST_TESTS = $(shell grep -l host_cuda tests/test_*.py) tests/test_build.py tests/examples/test_coco_size.py
+HOST_TESTS = $(shell grep -l host_cuda tests/test_*.py) tests/test_build.py
 # Threads that wait do not spin, because they would take the processors from the other process.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: $(VENV)/built
