@@ -325,6 +325,24 @@ def choose_providers(suite: Suite, arguments: argparse.Namespace) -> list[Provid
     ]
 
 
+def add_feature_arguments(parser: argparse.ArgumentParser) -> None:
+    """--dtype and --layout."""
+    parser.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=["float32"],
+        help="dtypes of the features; default: float32",
+    )
+    parser.add_argument(
+        "--layout",
+        nargs="+",
+        choices=LAYOUTS,
+        default=list(LAYOUTS),
+        help="memory formats of the features; default: both",
+    )
+
+
 def parse(suite: Suite, argv: Sequence[str] | None) -> argparse.Namespace:
     listing = "\n".join(
         f"  {case.name:<22} {case.source}{WHERE[case.devices]}" for case in suite.cases
@@ -367,20 +385,7 @@ A peer that cannot run a case gets a row with the reason.""",
     parser.add_argument("--curve", choices=CURVES, default="", help="vary one size of a case")
     parser.add_argument("--provider", nargs="+", metavar="NAME", help="peers to time; default: all")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument(
-        "--dtype",
-        nargs="+",
-        choices=DTYPES,
-        default=["float32"],
-        help="dtypes of the features; default: float32",
-    )
-    parser.add_argument(
-        "--layout",
-        nargs="+",
-        choices=LAYOUTS,
-        default=list(LAYOUTS),
-        help="memory formats of the features; default: both",
-    )
+    add_feature_arguments(parser)
     parser.add_argument(
         "--deterministic",
         nargs="+",

@@ -137,7 +137,7 @@ def repeats_of(call: Call) -> int:
 
 def describe(error: BaseException) -> str:
     """The first error of a chain, in one line. A failed capture of a graph hides what failed."""
-    while error.__context__ is not None:
+    while error.__context__ is not None and not error.__suppress_context__:
         error = error.__context__
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -73,17 +73,11 @@ void run(const fuzz::Call& call, const fuzz::Results& results, const cuda::Launc
         params, grad, gradients, boxes.data(), images.data(), bits.data(), options, launch);
   }
   if (call.asks_prob_maps || call.asks_rois) {
-    Params copied = params;
     std::vector<fuzz::Tensor> copies;
-    copies.reserve(params.num_levels);
-    for (int32_t l = 0; l < params.num_levels && cuda::copies_features(params, options); ++l) {
-      FeatureMap& map = copied.levels[l];
-      if (cuda::is_copied(map)) {
-        void* const copy = copies.emplace_back(with_channels_innermost(call.inputs[l])).data();
-        transpose(cuda::copy_of(map, params.num_images, params.channels, copy));
-        map = cuda::with_channels_innermost(map, params.channels, copy);
-      }
-    }
+    const auto allocate = [&](int32_t level) {
+      return copies.emplace_back(with_channels_innermost(call.inputs[level])).data();
+    };
+    const Params copied = cuda::with_copied_features(params, options, allocate, transpose);
     const cuda::MapAndBoxScratch sizes(copied, call.asks_prob_maps, call.asks_rois, options);
     const fuzz::Block scratch(sizes.bytes());
     cuda::map_and_box_gradient(

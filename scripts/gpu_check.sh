@@ -204,7 +204,7 @@ END
 }
 
 kernels() {
-  "$python" scripts/kernel_times.py --json "$folder/kernels.jsonl" \
+  "$python" scripts/kernel_times.py --json "$folder/kernels.jsonl" --dtype float32 bfloat16 \
     --case p3_7x7 p2_7x7 p2_14x14 c4 large_boxes channels_3 one_box ten_boxes
 }
 

@@ -2,7 +2,7 @@
 
 python scripts/kernel_times.py --case p2_7x7 c4 --json kernels.jsonl
 
-A row has the median time of one kernel, or of one copy or fill, in microseconds, from
+A row has the median time of one launch of a kernel, or of one copy or fill, in microseconds, from
 torch.profiler. Each pass starts with a cold L2 cache.
 """
 
@@ -12,6 +12,7 @@ import re
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from cases import SINGLE_LEVEL, Case, make_inputs
 from providers import OURS, YARDSTICK, single_level
 from report import describe_run
-from runner import DTYPES, LAYOUTS, deterministic_algorithms
+from runner import DTYPES, LAYOUTS, add_feature_arguments, deterministic_algorithms
 from timing import Call, copy_bandwidth, larger_than_the_cache, make_call
 
 PASSES = ("forward", "backward")
@@ -40,7 +41,7 @@ def main() -> None:
                 file.write(json.dumps(row | {"identity": identity}) + "\n")
                 print(
                     f"{case} {dtype} {layout} {row['provider']} {row['pass']}: "
-                    f"{row['microseconds']:.1f} us x {row['launches']:g}  {row['kernel']}",
+                    f"{row['microseconds']:.1f} us  {row['kernel']}",
                     flush=True,
                 )
             file.flush()
@@ -61,20 +62,7 @@ def parse() -> argparse.Namespace:
         default=["p2_7x7"],
         help=f"among {', '.join(BY_NAME)}; default: p2_7x7",
     )
-    parser.add_argument(
-        "--dtype",
-        nargs="+",
-        choices=DTYPES,
-        default=["float32"],
-        help="dtypes of the features; default: float32",
-    )
-    parser.add_argument(
-        "--layout",
-        nargs="+",
-        choices=LAYOUTS,
-        default=list(LAYOUTS),
-        help="memory formats of the features; default: both",
-    )
+    add_feature_arguments(parser)
     parser.add_argument(
         "--provider",
         nargs="+",
@@ -103,7 +91,7 @@ def times_of(
                 continue
             for mode in PASSES:
                 call = make_call(provider.build(case), provider.prepare(inputs), mode)
-                for kernel, times in kernels_of(call, arguments.rounds, device).items():
+                for kernel, microseconds in medians_of(call, arguments.rounds, device):
                     rows.append(
                         {
                             "case": case.name,
@@ -114,15 +102,15 @@ def times_of(
                             "layout": layout,
                             "deterministic": arguments.deterministic,
                             "kernel": kernel,
-                            "launches": len(times) / arguments.rounds,
-                            "microseconds": round(statistics.median(times), 3),
+                            "launches": 1,
+                            "microseconds": round(microseconds, 3),
                         }
                     )
     return rows
 
 
-def kernels_of(call: Call, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Microseconds of each launch, by kernel."""
+def medians_of(call: Call, rounds: int, device: torch.device) -> Iterator[tuple[str, float]]:
+    """The kernel and the microseconds of each launch of a call."""
     cache = larger_than_the_cache(device)
     for _ in range(3):
         call()
@@ -133,10 +121,18 @@ def kernels_of(call: Call, rounds: int, device: torch.device) -> dict[str, list[
             call()
         torch.cuda.synchronize(device)
     times = defaultdict(list)
-    for event in profiler.events():
+    for event in sorted(profiler.events(), key=lambda event: event.time_range.start):
         if event.device_type == torch.autograd.DeviceType.CUDA and FLUSH not in event.name:
             times[short_name(event.name)].append(event.device_time)
-    return times
+    for kernel, durations in times.items():
+        for of_launch in by_launch(durations, rounds):
+            yield kernel, statistics.median(of_launch)
+
+
+def by_launch(durations: list[float], rounds: int) -> list[list[float]]:
+    """The durations of `rounds` equal calls, in order, for each launch of a call."""
+    launches = len(durations) // rounds
+    return [durations[i::launches] for i in range(launches)]
 
 
 def short_name(kernel: str) -> str:

@@ -1,11 +1,14 @@
 """Benchmark rows: compares ratios to peers with recorded ratios, and draws pictures."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from scripts_by_path import load_script
 
 
 def made_up(bench: SimpleNamespace, times: dict[str, float | None], **changes: Any) -> list[Any]:
@@ -201,6 +204,16 @@ def test_an_overview_has_the_fastest_other_peer_and_the_limit(bench):
         f"{OURS}: contiguous": [1.0],
     }
     assert found == expected
+
+
+def test_launches_of_one_kernel_are_told_apart(bench, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))  # the script adds benchmarks/
+    script = load_script("scripts/kernel_times.py")
+    assert script.by_launch([1, 8, 2, 9, 3, 7], rounds=3) == [[1, 2, 3], [8, 9, 7]]
+    name = "void shape_roi_align::cuda::sum_shares_kernel<float>(Shares, int)"
+    assert script.short_name(name) == "sum_shares_kernel<float>"
+    name = "void at::native::elementwise_kernel<128, 2, (anonymous namespace)::copy>(int)"
+    assert script.short_name(name) == "at::native::elementwise_kernel"
 
 
 def test_an_overview_of_a_gpu_has_its_name_and_the_times_of_graph_replays(bench):

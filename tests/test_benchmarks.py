@@ -212,6 +212,23 @@ def test_peak_memory_counts_what_is_freed_before_the_end_of_the_call(bench):
     assert 0.95 * size <= peak < 1.5 * size
 
 
+def test_the_first_error_of_a_chain_is_described(bench):
+    try:
+        try:
+            raise ValueError("the kernel\nfailed")
+        finally:
+            raise RuntimeError("the capture failed")
+    except RuntimeError as error:
+        assert bench.timing.describe(error) == "ValueError: the kernel"
+    try:
+        try:
+            raise ValueError("hidden")
+        except ValueError:
+            raise RuntimeError("meant to be seen") from None
+    except RuntimeError as error:
+        assert bench.timing.describe(error) == "RuntimeError: meant to be seen"
+
+
 def test_least_traffic_of_one_box_by_hand(bench):
     case = replace(
         bench.cases.SMOKE, channels=3, num_images=1, boxes_per_image=1, output_size=2, map_size=5

@@ -79,6 +79,23 @@ def test_scratch_of_the_backward_pass(
     assert extra <= copies + of_maps + SCRATCH + 4 * ROUNDING
 
 
+def test_features_much_larger_than_the_output_are_not_copied(
+    dtype: torch.dtype, channels_last: bool, device: torch.device
+) -> None:
+    features, rois, maps = (leaf.detach() for leaf in make_leaves(dtype, channels_last, device))
+    few = NUM_ROIS // 8  # the features have more than ten times the elements of the output
+    rois, maps = rois[:few], maps[:few].requires_grad_()
+    out = sa_roi_align(features, rois, maps, BINS, sampling_ratio=SAMPLES)
+    grad = torch.ones_like(out)
+
+    def call() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(out, (maps,), grad, retain_graph=True)
+
+    copies = 0 if channels_last else grad.numel() * grad.element_size()
+    of_maps = 512 * maps.numel() * 4 // few  # of the shares
+    assert beyond_results(call, device) <= copies + of_maps + 4 * ROUNDING
+
+
 @pytest.mark.parametrize("map_dtype", [torch.float32, torch.float16])
 def test_scratch_of_few_boxes_with_large_maps(
     map_dtype: torch.dtype, dtype: torch.dtype, channels_last: bool, device: torch.device

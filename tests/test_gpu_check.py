@@ -153,6 +153,8 @@ def test_every_file_option_and_case_it_names_exists(check: Check) -> None:
             source += (ROOT / "examples" / "training" / "options.py").read_text()
         if words[1].startswith("benchmarks/bench_"):
             source = (ROOT / "benchmarks" / "runner.py").read_text()
+        if words[1] == "scripts/kernel_times.py":
+            source += (ROOT / "benchmarks" / "runner.py").read_text()
         for name in re.findall(r"\bp\d\w*|\bc4\b", line):
             assert f"\n  {name} " in cases, line
         for option in (word for word in words[2:] if word.startswith("--")):

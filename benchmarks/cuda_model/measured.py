@@ -33,13 +33,14 @@ def works_of(case: Case, channels_last: bool) -> dict[str, Work]:
 
 def kernel_times() -> dict[tuple[str, str, str], float]:
     """Microseconds by case, layout and job, with as many blocks as the kernels want now."""
-    newest = max(row["identity"]["time"] for row in read("kernels"))[:15]  # within ten minutes
+    rows = read("kernels")
+    newest = rows[-1]["identity"]["commit"]
     times = {}
-    for row in read("kernels"):
+    for row in rows:
         job = next((job for job in JOBS if row["kernel"].startswith(job)), None)
         bins = ALL[row["case"]].output_size ** 2
         wanted = wanted_in_forward(bins) if job == "forward" else WANTED_BLOCKS
-        is_current = row["identity"]["time"] >= newest and row["wanted_blocks"] == wanted
+        is_current = row["identity"]["commit"] == newest and row["wanted_blocks"] == wanted
         if job is not None and is_current and row["provider"] == "shape_roi_align":
             times[row["case"], row["layout"], job] = row["microseconds"]
     return times
@@ -68,8 +69,6 @@ def counter_rows() -> list[str]:
         if job is None:
             continue
         work = works_of(ALL[row["case"]], LAYOUTS[row["layout"]])[job]
-        if not work.kernel.startswith(row["kernel"].split("<")[0]):
-            continue
         waits = row["warp_cycles_per_instruction"]
         longest = sorted(waits, key=waits.__getitem__, reverse=True)[:2]
         cycles = sum(waits.values())

@@ -66,6 +66,26 @@ inline bool copies_features(const Params& params, const LaunchOptions& options) 
   return params.channels >= kMinChannelsInLanes && copied > 0 && copied <= options.copied * pooled;
 }
 
+// The arguments of a call whose map_and_box_gradient reads copies, where they pay. allocate(level)
+// returns memory for a copy of the level; transpose is called with each TransposedCopy.
+template <typename Allocate, typename Transpose>
+Params with_copied_features(
+    const Params& params, const LaunchOptions& options, Allocate allocate, Transpose transpose) {
+  Params copied = params;
+  if (!copies_features(params, options)) {
+    return copied;
+  }
+  for (int32_t l = 0; l < params.num_levels; ++l) {
+    FeatureMap& map = copied.levels[l];
+    if (is_copied(map)) {
+      void* const data = allocate(l);
+      transpose(copy_of(map, params.num_images, params.channels, data));
+      map = with_channels_innermost(map, params.channels, data);
+    }
+  }
+  return copied;
+}
+
 // Writes every element of copy.to. type: of the elements.
 template <typename Launcher>
 void transpose(

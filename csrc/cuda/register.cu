@@ -29,33 +29,6 @@ void check_counts(const Params& params) {
       params.options.pooled_width, " bins");
 }
 
-// The arguments of a call, with copies of the feature maps if copies_features.
-class CopiedFeatures {
- public:
-  Params params;
-
-  explicit CopiedFeatures(const CheckedOperands& call) : params(call.params) {
-    if (!cuda::copies_features(params, {})) {
-      return;
-    }
-    for (int32_t l = 0; l < params.num_levels; ++l) {
-      FeatureMap& map = params.levels[l];
-      if (cuda::is_copied(map)) {
-        const Tensor& input = call.inputs[l];
-        copies_.push_back(empty(size_of(input), input.scalar_type(), input));
-        void* const copy = copies_.back().data_ptr();
-        cuda::transpose_on(
-            current_stream(input), cuda::copy_of(map, params.num_images, params.channels, copy),
-            params.feature_type);
-        map = cuda::with_channels_innermost(map, params.channels, copy);
-      }
-    }
-  }
-
- private:
-  std::vector<Tensor> copies_;
-};
-
 Tensor forward_cuda(const CheckedOperands& call) {
   check_counts(call.params);
   const Tensor& input = call.inputs[0];
@@ -104,8 +77,16 @@ std::pair<Tensor, Tensor> map_and_box_gradients(
       empty_gradient(wants_prob_maps, call.prob_maps.has_value() ? *call.prob_maps : call.rois);
   Tensor of_rois = empty_gradient(wants_rois, call.rois);
   if (wants_prob_maps || wants_rois) {
-    const CopiedFeatures features(call);
-    const Params& params = features.params;
+    std::vector<Tensor> copies;
+    const Params params = cuda::with_copied_features(
+        call.params, {},
+        [&](int32_t level) {
+          const Tensor& input = call.inputs[level];
+          return copies.emplace_back(empty(size_of(input), input.scalar_type(), input)).data_ptr();
+        },
+        [&](const cuda::TransposedCopy& copy) {
+          cuda::transpose_on(current_stream(grad), copy, call.params.feature_type);
+        });
     const cuda::MapAndBoxScratch sizes(params, wants_prob_maps, wants_rois, cuda::LaunchOptions{});
     const Tensor scratch = empty({sizes.bytes()}, Byte, grad);
     cuda::map_and_box_gradient_on(

@@ -194,8 +194,14 @@ class Job {
       }
     }
 
-    const Params copied =
-        cuda::copies_features(params_, options_) ? copy_features(launch) : params_;
+    const auto allocate = [&](int32_t level) {
+      const FeatureMap& map = params_.levels[level];
+      const int64_t pixels = params_.num_images * map.height * map.width;
+      return arrays_.emplace_back(pixels * params_.channels * feature_size).data();
+    };
+    const Params copied = cuda::with_copied_features(
+        params_, options_, allocate,
+        [&](const cuda::TransposedCopy& copy) { transpose(copy, launch); });
     const cuda::MapAndBoxScratch sizes(copied, asks_maps_, asks_rois_, options_);
     const int64_t map_cells = params_.num_rois * params_.prob_map_height * params_.prob_map_width;
     Array of_maps(asks_maps_ ? map_cells * cuda::bytes_of(params_.prob_map_type) : 0);
@@ -253,23 +259,6 @@ class Job {
     for (const auto& far : far_) {
       far.bring_back();
     }
-  }
-
-  // The arguments with copies of the features. The copies outlive the job.
-  Params copy_features(const HostLauncher& launch) {
-    Params copied = params_;
-    for (int32_t l = 0; l < params_.num_levels; ++l) {
-      FeatureMap& map = copied.levels[l];
-      if (cuda::is_copied(map)) {
-        arrays_.emplace_back(
-            params_.num_images * params_.channels * map.height * map.width *
-            cuda::bytes_of(params_.feature_type));
-        void* const copy = arrays_.back().data();
-        transpose(cuda::copy_of(map, params_.num_images, params_.channels, copy), launch);
-        map = cuda::with_channels_innermost(map, params_.channels, copy);
-      }
-    }
-    return copied;
   }
 
   void transpose(const cuda::TransposedCopy& copy, const HostLauncher& launch) const {
