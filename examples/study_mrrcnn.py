@@ -43,7 +43,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--preset",
         choices=sorted(PRESETS),
         default="cpu",
-        help="sizes of models and schedules; smoke takes seconds, for a trial; default %(default)s",
+        help="sizes of models and schedules; long: bin with a base of twice the iterations; smoke "
+        "takes seconds, for a trial; default %(default)s",
     )
     parser.add_argument(
         "--data",
@@ -92,7 +93,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--report-only", action="store_true", help="write the tables from the existing rows"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    available = PRESETS[args.preset]
+    if not args.report_only and not available.keys() >= set(args.data):
+        parser.error(f"the data of preset {args.preset} are {', '.join(available)}")
+    return args
 
 
 def run(args: argparse.Namespace) -> None:

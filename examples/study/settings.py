@@ -83,6 +83,8 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "bin": _photographs(SMALL, 144, 5000),
         "mushrooms": _photographs(SMALL, 160, 1500),
     },
+    # Is the base of the photographs converged? The same with twice the iterations.
+    "long": {"bin": _photographs(SMALL, 144, 10000)},
     "gpu": {
         **{k: replace(RESNET50, generated=_huddle(k, (17600, 2000), 256)) for k in GENERATED},
         "bin": _photographs(RESNET50, 384, 5000),

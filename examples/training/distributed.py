@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import secrets
@@ -40,8 +41,8 @@ def process_group(device: str) -> Iterator[torch.device]:
     Every process of a machine takes the GPU of its local rank. A GPU becomes the current one, whose
     random state checkpoints hold.
 
-    When a process ends by an error or is killed, the others end within ``GRACE`` seconds, whatever
-    they are doing.
+    When a process ends by an error or is killed, the others end with status 1 within ``GRACE``
+    seconds, whatever they are doing.
 
     Raises:
         ProcessLost: an operation failed for lack of another process; the message names it.
@@ -89,6 +90,7 @@ class _Watch:
         self.lost = threading.Event()
         self.leaving = threading.Event()
         self.message = ""
+        atexit.register(self._exit_if_lost)
         self.links = _connect()
         self.threads = [
             threading.Thread(target=self._wait_for, args=(other, link), daemon=True)
@@ -112,6 +114,14 @@ class _Watch:
             print(f"process {rank()} ends: {self.message}", file=sys.stderr, flush=True)
             os._exit(1)
 
+    def _exit_if_lost(self) -> None:
+        """Exit before the interpreter is torn down. Gloo's threads survive a failed operation, and
+        may abort the process if they still run then, which would hide its status."""
+        if self.lost.is_set():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+
     def take_leave(self) -> None:
         """Send ``FAREWELL``, and wait until every other process has sent it or is gone."""
         self.leaving.set()
@@ -130,6 +140,8 @@ class _Watch:
             thread.join()
         for link in self.links.values():
             link.close()
+        if not self.lost.is_set():
+            atexit.unregister(self._exit_if_lost)
 
 
 def _connect() -> dict[int, socket.socket]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import os
 import signal
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LONGEST = 60  # seconds
 LONG = 600  # seconds of work that nobody waits for
+AT_EXIT = "functions of atexit ran"
 LOST = "process {} of 2 has ended before its time"
 
 
@@ -77,15 +79,25 @@ CASES = {
 }
 
 
+class AbortsAtTeardown:
+    """As a thread of gloo may."""
+
+    def __del__(self, abort=os.abort):
+        abort()
+
+
 def work(rank, name, port, log):
     os.environ.update(
         RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port)
     )
+    if rank != CASES[name][1]:
+        sys.aborts = AbortsAtTeardown()  # lives until the interpreter is torn down
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
     os.dup2(file, 2)
     faulthandler.enable()  # the log then has the stacks of an abort
     torch.set_num_threads(1)
     with distributed.process_group("cpu"):
+        atexit.register(print, AT_EXIT, file=sys.stderr)
         CASES[name][0]()
 
 
@@ -110,8 +122,9 @@ def test_the_process_that_is_left_ends_and_says_why(tmp_path, name):
         process.join()
     log = logs[1 - dying].read_text()
     assert processes[dying].exitcode == (1 if "error" in name else -signal.SIGKILL)
-    assert left.exitcode == 1, (left.exitcode, seconds, log[-2000:])
+    assert left.exitcode == 1, f"{seconds:.3f} seconds later:\n{log}"
     assert message in log
+    assert AT_EXIT in log or f"process {1 - dying} ends: {message}" in log
 
 
 def descendants(process):
