@@ -22,11 +22,12 @@
 #endif
 #endif
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 #ifndef CUDA_ON_HOST_THREADS
-#include <ucontext.h>
+#include "context.h"
 #endif
 
 namespace cuda_on_host {
@@ -226,14 +227,14 @@ class Block {
   }
 
  private:
-  // Small, because AddressSanitizer clears the shadow of a stack at each switch.
+  // Small, because AddressSanitizer's shadow of it is cleared for each block.
   static constexpr size_t kStackBytes = 128 << 10;
 
   enum class State { kReady, kWaiting, kFinished };
 
   struct Fiber {
     char* stack;
-    ucontext_t context;
+    Context context;
     Barrier barrier;
     State state;
     void* fake_stack;
@@ -250,7 +251,7 @@ class Block {
   std::vector<Fiber> fibers_;
   const std::function<void(int)>* function_ = nullptr;
   std::mt19937 random_;
-  ucontext_t scheduler_;
+  Context scheduler_;
   void* scheduler_fake_stack_ = nullptr;
   const void* scheduler_stack_ = nullptr;
   size_t scheduler_stack_bytes_ = 0;
@@ -261,11 +262,10 @@ class Block {
 
   static void prepare(Fiber& fiber) {
     fiber.state = State::kReady;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = kStackBytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &Block::enter, 0);
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(fiber.stack, kStackBytes);  // of frames that never returned
+#endif
+    fiber.context.start(fiber.stack, kStackBytes, &Block::enter);
   }
 
   static void enter() {
@@ -286,7 +286,7 @@ class Block {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(&scheduler_fake_stack_, fiber.stack, kStackBytes);
 #endif
-    swapcontext(&scheduler_, &fiber.context);
+    scheduler_.switch_to(fiber.context);
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(scheduler_fake_stack_, nullptr, nullptr);
 #endif
@@ -298,7 +298,7 @@ class Block {
     __sanitizer_start_switch_fiber(
         for_good ? nullptr : &fiber.fake_stack, scheduler_stack_, scheduler_stack_bytes_);
 #endif
-    swapcontext(&fiber.context, &scheduler_);
+    fiber.context.switch_to(scheduler_);
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_stack_, &scheduler_stack_bytes_);
 #endif
