@@ -184,7 +184,7 @@ def evidence(_: Recorded) -> str:
     found = {
         (each["data"], each["b"]): each
         for each in json.loads((ROOT / "examples" / "results" / "summary.json").read_text())
-        if each["a"] == "rm_saroialign_recommended"
+        if each["a"] == "rm_saroialign_recommended" and each["preset"] == "cpu"
     }
 
     def gain(data: str, row: str) -> str:

@@ -46,6 +46,10 @@ TERMS = (
     "own pixels, and *isolated* otherwise. A claim is *seen* if its interval lies above 0, "
     "*undecided* if the interval contains 0, and *the contrary* is seen if it lies below 0.\n"
 )
+TERM_OF_LONG = (
+    "Preset long trains the base, and refines, for twice the iterations: the base of `bin` had not "
+    "converged.\n"
+)
 
 
 def write_report(folder: Path) -> Path:
@@ -66,6 +70,7 @@ def write_report(folder: Path) -> Path:
         "how much the difference varies with the images, not with the seeds. `summary.json` has "
         "all differences.\n",
         TERMS,
+        TERM_OF_LONG if any(runs.preset == "long" for runs in all_runs) else "",
         ATTRIBUTION,
         "## Data, and how far the base has converged\n",
         _data_table(all_runs),
