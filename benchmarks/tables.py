@@ -188,8 +188,12 @@ def evidence(_: Recorded) -> str:
     }
 
     def gain(data: str, row: str) -> str:
-        values = (found[data, row][kind] for kind in ("box", "mask"))
-        return " / ".join(f"{mean:+.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in values)
+        difference = found[data, row]
+        texts = []
+        for mean, low, high in (difference["box"], difference["mask"]):
+            interval = f" [{low:.1f}, {high:.1f}]" if difference["interval"] else ""
+            texts.append(f"{mean:+.1f}{interval}")
+        return " / ".join(texts)
 
     def title(data: str) -> str:
         name, unit = data_sets[data]
