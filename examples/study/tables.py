@@ -111,7 +111,7 @@ def _rows_of_equal_runs(
     runs: DataRuns, names: Iterable[str], key: str
 ) -> list[tuple[str, list[Record]]]:
     """(title, records) of the rows whose records have ``key``. A row that only some runs have can
-    be compared with rows of the same runs only. Such rows come last, below the row with the paper's
+    be compared with rows of the same runs only. Such rows come last, below a row with the paper's
     settings of their runs."""
     made = {
         name: {n: r for n, r in sorted(runs.rows.get(name, {}).items()) if key in r}
@@ -125,7 +125,8 @@ def _rows_of_equal_runs(
     for numbers in sorted(by_runs, key=len, reverse=True):
         group = by_runs[numbers]
         if len(numbers) < len(runs.heads) and made.get(PAPER, {}).keys() > set(numbers):
-            group = [PAPER, *group]
+            title = f"{ROWS[PAPER].title}: of the rows below"
+            lines.append((title, [made[PAPER][n] for n in numbers]))
         lines += [(ROWS[name].title, [made[name][n] for n in numbers]) for name in group]
     return lines
 

@@ -391,7 +391,7 @@ def test_a_row_that_some_runs_lack_is_shown_beside_rows_of_the_same_runs(tmp_pat
     assert [[cell.strip() for cell in line] for line in lines] == [
         [ROWS["mask_r_cnn"].title, "40.0 ± 14.1"],
         [paper, "41.0 ± 14.1"],
-        [paper, "31.0"],
+        [f"{paper}: of the rows below", "31.0"],
         [time, "32.0"],
     ]
 
