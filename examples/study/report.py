@@ -54,8 +54,8 @@ TERM_OF_LONG = (
     "had not converged.\n"
 )
 PARTIAL = (
-    "Rows that some seeds or folds lack come last, here and below, under a row of the same seeds or "
-    "folds with which they can be compared.\n"
+    "Rows that some seeds or folds lack come last, here and below, under a row of the same seeds "
+    "or folds with which they can be compared.\n"
 )
 
 
