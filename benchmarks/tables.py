@@ -185,13 +185,13 @@ def evidence(_: Recorded) -> str:
         "mushrooms": ("photographs of mushrooms", "fold"),
     }
     found = {
-        (each["data"], each["a"], each["b"]): each
+        (each["data"], (each["a"], each["b"])): each
         for each in json.loads((ROOT / "examples" / "results" / "summary.json").read_text())
         if each["preset"] == "cpu"
     }
 
     def gain(data: str, rows: tuple[str, str]) -> str:
-        difference = found[(data, *rows)]
+        difference = found[data, rows]
         texts = []
         for mean, low, high in (difference["box"], difference["mask"]):
             interval = f" [{low:.1f}, {high:.1f}]" if difference["interval"] else ""
@@ -200,7 +200,7 @@ def evidence(_: Recorded) -> str:
 
     def title(data: str) -> str:
         name, unit = data_sets[data]
-        counts = {found[(data, *rows)]["seeds"] for rows in gains.values()}
+        counts = {found[data, rows]["seeds"] for rows in gains.values()}
         count = " to ".join(map(str, sorted(counts)))
         return f"{name}, {count} {unit}{'' if counts == {1} else 's'}"
 
