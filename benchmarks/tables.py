@@ -162,8 +162,7 @@ def speed(rows: Recorded) -> str:
     )
     notes = (
         f"The smallest speed-up is {smallest}: forward, one box, contiguous features, one thread. "
-        f"Forward + backward of the first row "
-        f"takes {small} of memory. The same function, "
+        f"Forward + backward of the first row takes {small} of memory. The same function, "
         f"composed of torchvision's operators, takes {large}."
     )
     return f"{markdown(['', 'forward / forward + backward'], lines)}\n\n{notes}"

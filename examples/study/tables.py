@@ -46,10 +46,10 @@ def data_table(all_runs: list[DataRuns]) -> str:
                 f"{head['settings']['image_size']}",
                 f"{head['settings']['base']['iterations']}",
                 f"{head['settings']['refine']['iterations']}",
-                _of_both(_held_out(runs, BASE, iou_type) for iou_type in IOU_TYPES),
-                _of_both(_held_out(runs, "control", iou_type) for iou_type in IOU_TYPES),
-                _of_both(_held_out_gain(runs, iou_type) for iou_type in IOU_TYPES),
-                _listed(runs.heads),
+                " / ".join(_held_out(runs, BASE, iou_type) for iou_type in IOU_TYPES),
+                " / ".join(_held_out(runs, "control", iou_type) for iou_type in IOU_TYPES),
+                " / ".join(_held_out_gain(runs, iou_type) for iou_type in IOU_TYPES),
+                ", ".join(map(str, sorted(runs.heads))),
             ]
         )
     header = [
@@ -97,14 +97,6 @@ def _held_out_gain(runs: DataRuns, iou_type: str) -> str:
         ),
         sign=True,
     )
-
-
-def _of_both(cells: Iterable[str]) -> str:
-    return " / ".join(cells)
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, sorted(numbers)))
 
 
 def _rows_of_equal_runs(
@@ -156,13 +148,9 @@ def difference_table(all_runs: list[DataRuns], pairs: list[tuple[str, str]]) -> 
         for runs in all_runs:
             found = [difference(runs, a, b, "all", iou_type) for iou_type in IOU_TYPES]
             if found[0] is not None:
-                title = f"{_short(a)} *over* {_short(b)}"
+                title = f"{ROWS[a].title} *over* {ROWS[b].title}"
                 lines.append([title, name_of(runs), *map(_with_spread, found), str(found[0].runs)])
     return markdown(["", "data", "box AP", "mask AP", "seeds or folds"], lines) if lines else ""
-
-
-def _short(name: str) -> str:
-    return ROWS[name].title
 
 
 def _with_spread(found: Difference | None) -> str:
@@ -181,7 +169,7 @@ def crowding_table(all_runs: list[DataRuns]) -> str:
                 for subset in ("q <= 0.05", "huddled")
             ]
             if cells[0] is not None:
-                title = f"{_short(a)} *over* {_short(b)}"
+                title = f"{ROWS[a].title} *over* {ROWS[b].title}"
                 lines.append([title, name_of(runs), *map(str, cells)])
     header = ["", "data", "box AP, isolated", "huddled", "mask AP, isolated", "huddled"]
     return markdown(header, lines) if lines else ""
@@ -252,7 +240,7 @@ def probe_table(runs: DataRuns) -> str:
 
 def claims(all_runs: list[DataRuns]) -> str:
     """Each claim of the paper and its verdict here."""
-    claims: list[tuple[str, Callable[..., Difference | None], str, str]] = [
+    of_paper: list[tuple[str, Callable[..., Difference | None], str, str]] = [
         ("Table 1: MR R-CNN over Mask R-CNN", difference, PAPER, "control"),
         ("the same, recommended settings", difference, RECOMMENDED, "control"),
         ("the same, recommended settings, equal time", difference, RECOMMENDED, "control_time"),
@@ -272,7 +260,7 @@ def claims(all_runs: list[DataRuns]) -> str:
         ("the same, recommended settings", crowding_gain, RECOMMENDED, "control"),
     ]
     lines = []
-    for claim, gain, a, b in claims:
+    for claim, gain, a, b in of_paper:
         for runs in all_runs:
             found = [gain(runs, a, b, iou_type=iou_type) for iou_type in IOU_TYPES]
             cells = [f"{verdict(d)}: {d}" if d else ABSENT for d in found]
@@ -309,9 +297,13 @@ def verdict(found: Difference) -> str:
 
 
 def mean_deviation(values: Iterable[float], *, digits: int = 1, sign: bool = False) -> str:
-    """Such as ``12.3 ± 0.4``, mean and sample standard deviation; the mean alone for one value."""
+    """Such as ``12.3 ± 0.4``, mean and sample standard deviation; the mean alone for one value.
+
+    Args:
+        sign: print the sign of the mean: the values are differences, not AP.
+    """
     values = list(values)
-    if not values or min(values) == NO_INSTANCE:
+    if not values or (not sign and min(values) == NO_INSTANCE):
         return ABSENT
     text = f"{statistics.mean(values):{'+' if sign else ''}.{digits}f}"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
