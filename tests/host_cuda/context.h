@@ -1,5 +1,5 @@
-// Switches between stacks. ucontext.h would do a system call per switch, which takes most of the time
-// of a kernel on the host.
+// Switches between stacks. ucontext.h would do a system call per switch, which takes most of the
+// time of a kernel on the host.
 #pragma once
 
 #include <algorithm>
