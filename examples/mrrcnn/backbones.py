@@ -198,7 +198,7 @@ def resnet50_mask_rcnn(num_classes: int, image_size: int = 800, **options: Any) 
 
 
 def resnet50_from_scratch(num_classes: int, image_size: int = 256) -> MaskRCNN:
-    """ResNet-50-FPN that learns from random weights, for square images of a few hundred pixels.
+    """ResNet-50-FPN that learns from random weights, for images of a few hundred pixels.
 
     Anchors are in proportion to ``image_size``.
     """
@@ -207,7 +207,6 @@ def resnet50_from_scratch(num_classes: int, image_size: int = 256) -> MaskRCNN:
         num_classes,
         image_size,
         norm="batch",
-        max_size=image_size,
         image_mean=[0.5] * 3,
         image_std=[0.25] * 3,
         rpn_anchor_generator=AnchorGenerator(

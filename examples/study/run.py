@@ -192,6 +192,9 @@ class Run:
         model = build_mask_rcnn(
             self.setting.backbone, self.splits.train.num_classes, self.setting.image_size
         )
+        if self.device != "cpu":
+            # The order in which the tensor cores take convolutions of 16-bit types.
+            model = model.to(memory_format=torch.channels_last)
         return model.to(self.device)
 
     def _refined(self, model: MaskRCNN, row: Row) -> MaskRCNN:

@@ -10,7 +10,13 @@ from torch import nn
 from torchvision.models import resnet18, resnet50
 from torchvision.ops import FrozenBatchNorm2d
 
-from mrrcnn.backbones import BUILDERS, DeformableConv, build_mask_rcnn, make_deformable
+from mrrcnn.backbones import (
+    BUILDERS,
+    DeformableConv,
+    build_mask_rcnn,
+    make_deformable,
+    resnet50_from_scratch,
+)
 from mrrcnn.model import MRRCNN, RefineConfig
 from training.engine import Schedule, train
 
@@ -81,6 +87,13 @@ def test_from_scratch_everything_trains():
     body = build_mask_rcnn("resnet50", 3, IMAGE_SIZE, norm="batch").backbone.body
     assert all(p.requires_grad for p in body.parameters())
     assert any(isinstance(m, nn.BatchNorm2d) for m in body.modules())
+
+
+def test_from_scratch_photographs_keep_their_size():
+    """Photographs of 4:3 whose shorter side is as asked are not shrunk to a square's side."""
+    transform = resnet50_from_scratch(3, image_size=48).transform
+    images, _ = transform([torch.rand(3, 48, 64)])
+    assert images.image_sizes == [(48, 64)]
 
 
 def test_an_unknown_normalisation_is_refused():
