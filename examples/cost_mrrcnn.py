@@ -42,6 +42,7 @@ VANILLA = "Mask R-CNN"
 INFERENCE = {
     "RM + RoIAlign": RefineConfig(guide="none"),
     "RM + SaRoIAlign": RefineConfig(),
+    "RM + SaRoIAlign, recommended": RefineConfig.recommended(),
     "RM + SaRoIAlign, every proposal": RefineConfig(inference="pre_nms"),
 }
 TRAINING = {
