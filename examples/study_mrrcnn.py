@@ -43,8 +43,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--preset",
         choices=sorted(PRESETS),
         default="cpu",
-        help="sizes of models and schedules; long: bin with a base of twice the iterations; smoke "
-        "takes seconds, for a trial; default %(default)s",
+        help="sizes of models and schedules; short: bin with half the iterations; smoke takes "
+        "seconds, for a trial; default %(default)s",
     )
     parser.add_argument(
         "--data",
