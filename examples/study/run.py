@@ -192,10 +192,7 @@ class Run:
         model = build_mask_rcnn(
             self.setting.backbone, self.splits.train.num_classes, self.setting.image_size
         )
-        if self.device != "cpu":
-            # The order in which the tensor cores take convolutions of 16-bit types.
-            model = model.to(memory_format=torch.channels_last)
-        return model.to(self.device)
+        return to_device(model, self.device)
 
     def _refined(self, model: MaskRCNN, row: Row) -> MaskRCNN:
         if row.options is None:
@@ -326,6 +323,14 @@ class Run:
         chosen = self.splits.val.holding(self.bins["q > 0.8"]) or range(len(self.splits.val))
         figure5 = folder / f"{self.name}-figure5.png"
         compare(self.splits.val, chosen[:PICTURED_IMAGES], models, figure5)
+
+
+def to_device(model: MaskRCNN, device: str) -> MaskRCNN:
+    """On a GPU also channels_last, the order in which tensor cores take convolutions of 16-bit
+    types."""
+    if device != "cpu":
+        model = model.to(memory_format=torch.channels_last)
+    return model.to(device)
 
 
 def _rounded(value: Any) -> Any:

@@ -241,6 +241,17 @@ def test_the_gpu_preset_starts(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "work")  # half a gigabyte of weights
 
 
+@pytest.mark.parametrize("device, channels_last", [("cpu", False), ("meta", True)])
+def test_models_are_channels_last_on_a_gpu(device, channels_last):
+    """The meta device stands for a GPU."""
+    model = study.run.to_device(backbones.build_mask_rcnn("small", 3, 64), device)
+    assert {parameter.device.type for parameter in model.parameters()} == {device}
+    wide = [p for p in model.parameters() if p.dim() == 4 and min(p.shape) > 1]
+    assert wide
+    for weight in wide:
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
 def test_photographs_without_a_licence_are_not_pictured(tmp_path, monkeypatch):
     pictured = []
 
