@@ -200,6 +200,15 @@ class BuildLibraries(BuildExtension):
         write_build_facts()
         super().run()
 
+    def build_extensions(self) -> None:
+        # Some Pythons link all extensions with an rpath to their own folder.
+        of_python = " ".join(map(str, sysconfig.get_config_vars("LDSHARED", "LDCXXSHARED"))).split()
+        for linker in ("linker_so", "linker_so_cxx"):
+            command = getattr(self.compiler, linker, [])
+            words = [w for w in command if not (w in of_python and w.startswith("-Wl,-rpath"))]
+            setattr(self.compiler, linker, words)
+        super().build_extensions()
+
     def get_ext_filename(self, ext_name: str) -> str:
         *packages, name = ext_name.split(".")
         if name.startswith("lib"):  # torch loads it: the name needs no Python ABI

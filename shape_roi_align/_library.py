@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import torch
 
-from ._build_info import OPERATORS, build_info
+from ._build_info import OPERATORS, build_info, cpu_capability
 from ._cuda_support import REBUILD, driver_obstacle, driver_version, gpu_obstacle, parse_version
 
 CUDA_OPERATORS = OPERATORS.with_name("libshape_roi_align_cuda.so")
@@ -88,6 +88,10 @@ def load() -> None:
 
     If the CUDA operators were not built, or the driver is too old for them, calls on CUDA tensors
     raise RuntimeError with the cause and the fix.
+
+    Raises:
+        ImportError: torch is too old, or the CPU operators are missing or of another version.
+        ValueError: ``SHAPE_ROI_ALIGN_CPU_CAPABILITY`` is unknown.
     """
     global _obstacle
     if _torch_version() < _MINIMUM_TORCH:
@@ -99,6 +103,7 @@ def load() -> None:
         raise ImportError(_not_built())
     _load(OPERATORS)
     build_info()  # refuses a library of another version
+    cpu_capability()  # refuses an unknown one; torch 2.15 reports the kernels' as RuntimeError
     if torch.version.cuda is None:
         return
     _obstacle = _find_obstacle(torch.version.cuda)

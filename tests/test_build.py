@@ -7,11 +7,14 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from setuptools import Distribution
+from torch.utils.cpp_extension import BuildExtension
 
 import shape_roi_align
 from shape_roi_align import _C, _cuda_support, _library
@@ -180,6 +183,21 @@ def test_the_oldest_torch_is_the_same_for_the_build_the_package_and_its_import(
     required = re.findall(r"torch>=(\d+)\.(\d+)", (ROOT / "pyproject.toml").read_text())
     assert {(int(major), int(minor)) for major, minor in required} == {names["OLDEST_TORCH"]}
     assert names["OLDEST_TORCH"] == _library._MINIMUM_TORCH
+
+
+def test_an_rpath_of_the_python_is_not_linked_in(monkeypatch, fake_compiler):
+    """Pythons of pyenv ask for one, from 3.13 on in C++ too."""
+    rpath, other = "-Wl,-rpath,/opt/python/lib", "-Wl,-rpath,/opt/other"  # other: of LDFLAGS
+    names = read_decisions(monkeypatch, cuda="0", compiler=fake_compiler())
+    build = names["BuildLibraries"](Distribution())
+    build.compiler = SimpleNamespace(
+        linker_so=["gcc", "-shared", rpath, other], linker_so_cxx=["g++", "-shared", rpath, rpath]
+    )
+    monkeypatch.setattr(sysconfig, "get_config_vars", lambda *_: [None, f"g++ -shared {rpath}"])
+    monkeypatch.setattr(BuildExtension, "build_extensions", lambda _: None)
+    build.build_extensions()
+    assert build.compiler.linker_so == ["gcc", "-shared", other]
+    assert build.compiler.linker_so_cxx == ["g++", "-shared"]
 
 
 def test_the_library_knows_the_version_of_the_package_and_the_python_module_agrees():

@@ -52,13 +52,8 @@ def test_kernels_of_every_instruction_set_equal_the_oracle(capability: str) -> N
 
 
 @pytest.mark.parametrize("name", ["avx", "AVX2"])
-def test_an_unknown_instruction_set_is_an_error_that_lists_those_known(name: str) -> None:
+def test_import_refuses_an_unknown_instruction_set_and_lists_the_known_ones(name: str) -> None:
     message = f"SHAPE_ROI_ALIGN_CPU_CAPABILITY must be one of portable, avx2, avx512, got '{name}'"
-    pool = (
-        "import torch, shape_roi_align as s; "
-        "s.sa_roi_align(torch.zeros(1, 1, 4, 4), torch.zeros(1, 5), None, 2)"
-    )
-    for code in (pool, NAME):
-        process = run(name, "-c", code)
-        assert process.returncode == 1
-        assert f"ValueError: {message}" in process.stderr
+    process = run(name, "-c", "import shape_roi_align")
+    assert process.returncode == 1
+    assert f"ValueError: {message}" in process.stderr
