@@ -61,9 +61,11 @@ def check_output_size(
     if height is None or width is None:
         raise ValueError(f"{name} must be an int or a pair (height, width), got {output_size!r}")
     if not (height >= 1 and width >= 1 and height * width <= _MAX_INT32):
+        # Dynamo prints symbolic numbers, but no tuples of them.
+        pair = isinstance(output_size, tuple | list)
         raise ValueError(
             f"{name} must be at least 1 in both directions and hold less than 2^31 bins, "
-            f"got {output_size!r}"
+            f"got {f'({height}, {width})' if pair else output_size}"
         )
     return height, width
 
@@ -74,7 +76,7 @@ def check_scale(scale: float, name: str = "spatial_scale") -> float:
     if value is None:
         raise TypeError(f"{name} must be a number, got {scale!r}")
     if not 0 < value < inf:
-        raise ValueError(f"{name} must be positive and finite, got {scale!r}")
+        raise ValueError(f"{name} must be positive and finite, got {scale}")
     return value
 
 

@@ -4,6 +4,7 @@ fake tensors, autocast."""
 import copy
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -190,8 +191,45 @@ def test_compile_with_a_scale_that_is_symbolic(device: torch.device) -> None:
     for width, stride in ((11, 2.0), (13, 4.0), (14, 3.0)):
         inputs = leaves(device, size=(9, width))
         torch.testing.assert_close(compiled(*inputs, stride), pool(*inputs, stride))
-    with pytest.raises(Exception, match="spatial_scale must be positive and finite"):
-        compiled(*inputs, -2.0)
+
+
+@pytest.mark.slow
+@compiles
+@pytest.mark.parametrize(
+    "pool, good, bad, message",
+    [
+        (
+            lambda x, rois, scale: roi_align(x, rois, 2, scale, 2),
+            (0.5, 0.25),
+            -2.0,
+            "spatial_scale must be positive and finite",
+        ),
+        (lambda x, rois, size: roi_align(x, rois, size, 0.5, 2), (2, 3), -3, "at least 1 in both"),
+        (
+            lambda x, rois, width: roi_align(x, rois, (2, width), 0.5, 2),
+            (2, 3),
+            -3,
+            "at least 1 in both directions",
+        ),
+        (
+            lambda x, rois, ratio: roi_align(x, rois, 2, 0.5, ratio),
+            (2, 3),
+            2**20,
+            "sampling_ratio must be at most",
+        ),
+    ],
+    ids=["scale", "size", "width", "ratio"],
+)
+def test_compile_reports_a_symbolic_argument_that_is_out_of_range(
+    device: torch.device, pool: Any, good: Any, bad: Any, message: str
+) -> None:
+    """Dynamo cannot print every symbolic number."""
+    compiled = torch.compile(pool, fullgraph=True, dynamic=True, backend="aot_eager")
+    x, rois, _ = (t.detach() for t in leaves(device))
+    for argument in good:
+        torch.testing.assert_close(compiled(x, rois, argument), pool(x, rois, argument))
+    with pytest.raises(Exception, match=message):
+        compiled(x, rois, bad)
 
 
 def test_export_with_a_dynamic_number_of_boxes(device: torch.device) -> None:
