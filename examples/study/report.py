@@ -49,11 +49,6 @@ VERDICTS = (
     f"of each row. With fewer than {MIN_GROUPS} groups of validation images there is no interval "
     "and no verdict.\n"
 )
-TERM_OF_SHORT = (
-    "Preset short trains the base of `bin`, and refines, for half the iterations of preset cpu. "
-    "Its base has not converged. Options, placebos and evaluations of one checkpoint start from "
-    "it.\n"
-)
 PARTIAL = (
     "Rows that some seeds or folds lack come last, here and below, under a row of the same seeds "
     "or folds with which they can be compared.\n"
@@ -78,7 +73,6 @@ def write_report(folder: Path) -> Path:
         "the difference varies with the images, not with the training. `summary.json` has all "
         "differences.\n",
         TERMS,
-        TERM_OF_SHORT if any(runs.preset == "short" for runs in all_runs) else "",
         ATTRIBUTION,
         "## Data, and how far the base has converged\n",
         data_table(all_runs),

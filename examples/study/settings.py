@@ -83,8 +83,6 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "bin": _photographs(SMALL, 144, 10000),
         "mushrooms": _photographs(SMALL, 160, 1500),
     },
-    # Its base has not converged. Rows of bin that preset cpu lacks, such as options, start from it.
-    "short": {"bin": _photographs(SMALL, 144, 5000)},
     "gpu": {
         **{k: replace(RESNET50, generated=_huddle(k, (17600, 2000), 256)) for k in GENERATED},
         "bin": _photographs(RESNET50, 384, 5000),
