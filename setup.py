@@ -205,7 +205,7 @@ class BuildLibraries(BuildExtension):
         of_python = " ".join(map(str, sysconfig.get_config_vars("LDSHARED", "LDCXXSHARED"))).split()
         for linker in ("linker_so", "linker_so_cxx"):
             command = getattr(self.compiler, linker, [])
-            words = [w for w in command if not (w in of_python and w.startswith("-Wl,-rpath"))]
+            words = [w for w in command if not (w in of_python and w.startswith("-Wl,-rpath,"))]
             setattr(self.compiler, linker, words)
         super().build_extensions()
 

@@ -103,7 +103,7 @@ def load() -> None:
         raise ImportError(_not_built())
     _load(OPERATORS)
     build_info()  # refuses a library of another version
-    cpu_capability()  # refuses an unknown one; torch 2.15 reports the kernels' as RuntimeError
+    cpu_capability()  # ValueError for an unknown one; of a kernel, torch 2.15 makes RuntimeError
     if torch.version.cuda is None:
         return
     _obstacle = _find_obstacle(torch.version.cuda)

@@ -61,8 +61,8 @@ def check_output_size(
     if height is None or width is None:
         raise ValueError(f"{name} must be an int or a pair (height, width), got {output_size!r}")
     if not (height >= 1 and width >= 1 and height * width <= _MAX_INT32):
-        # Dynamo prints symbolic numbers, but no tuples of them.
-        pair = isinstance(output_size, tuple | list)
+        # Dynamo can format a symbolic number, but not a tuple of them.
+        pair = isinstance(output_size, (tuple, list))
         raise ValueError(
             f"{name} must be at least 1 in both directions and hold less than 2^31 bins, "
             f"got {f'({height}, {width})' if pair else output_size}"

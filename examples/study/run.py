@@ -326,8 +326,8 @@ class Run:
 
 
 def to_device(model: MaskRCNN, device: str) -> MaskRCNN:
-    """On a GPU also channels_last, the order in which tensor cores take convolutions of 16-bit
-    types."""
+    """Moves ``model`` to ``device``; on a GPU in channels_last, the layout in which tensor cores
+    take 16-bit convolutions."""
     if device != "cpu":
         model = model.to(memory_format=torch.channels_last)
     return model.to(device)
