@@ -202,7 +202,8 @@ class BuildLibraries(BuildExtension):
 
     def build_extensions(self) -> None:
         # Some Pythons link all extensions with an rpath to their own folder.
-        of_python = " ".join(map(str, sysconfig.get_config_vars("LDSHARED", "LDCXXSHARED"))).split()
+        commands = filter(None, sysconfig.get_config_vars("LDSHARED", "LDCXXSHARED"))
+        of_python = " ".join(commands).split()
         for linker in ("linker_so", "linker_so_cxx"):
             command = getattr(self.compiler, linker, [])
             words = [w for w in command if not (w in of_python and w.startswith("-Wl,-rpath,"))]
